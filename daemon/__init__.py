@@ -1,0 +1,1 @@
+"""The service that watches a camera's output folder all night."""

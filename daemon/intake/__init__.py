@@ -1,0 +1,1 @@
+"""Finding out that a frame has arrived, whole."""

@@ -1,0 +1,1 @@
+"""One light frame, from raw pixels to stars: pure functions on arrays."""

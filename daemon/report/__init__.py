@@ -1,0 +1,1 @@
+"""What people look at: the status, the preview, the log."""

@@ -1,0 +1,1 @@
+"""A sky and a camera whose truth is known, for the demonstration and the tests."""

@@ -1,0 +1,1 @@
+"""Many lights of one target in one image."""
