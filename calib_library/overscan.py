@@ -23,7 +23,7 @@ class Section:
     y1: int
 
     def of(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The rectangle of an image `(ny, nx)`, as a view.
+        """Cut the rectangle out of an image `(ny, nx)`, as a view.
 
         Raises HeaderError where the section reaches beyond the image.
         """
@@ -62,7 +62,7 @@ def parse_section(text: str) -> Section:
 
 
 def sections_of(cards: Sequence[Card]) -> Sections:
-    """The sections of a header. A blank card says nothing; raises HeaderError for a broken one."""
+    """Read a header's sections; a blank card says nothing. Raises HeaderError for a broken one."""
     texts = {card.keyword: card.value for card in cards if isinstance(card.value, str)}
 
     def section(*keywords: str) -> Section | None:
@@ -75,7 +75,7 @@ def sections_of(cards: Sequence[Card]) -> Sections:
 def subtract(
     image: npt.NDArray[np.float32], overscan: Section, *, by_line: bool
 ) -> npt.NDArray[np.float32]:
-    """The image `(ny, nx)` in ADU without the level of its overscan, as a new array.
+    """Take the level of its overscan off an image `(ny, nx)`, in ADU, into a new array.
 
     With `by_line`, each line along the strip's short side has its own median taken off (for a
     level that drifts during the read-out: it adds the read noise × 1.25/√width); lines that the
@@ -83,13 +83,11 @@ def subtract(
     Raises HeaderError where the section reaches beyond the image.
     """
     strip = overscan.of(image)
-    level = np.full(image.shape[0], np.median(strip), dtype=np.float32)
-    if not by_line:
-        return image - level[0]
-    rows, columns = strip.shape
-    if rows >= columns:
+    upright = strip.shape[0] >= strip.shape[1]
+    level = np.full(image.shape[0 if upright else 1], np.median(strip), dtype=np.float32)
+    if by_line and upright:
         level[overscan.y0 : overscan.y1] = np.median(strip, axis=1)
-        return image - level[:, np.newaxis]
-    level = np.full(image.shape[1], np.median(strip), dtype=np.float32)
-    level[overscan.x0 : overscan.x1] = np.median(strip, axis=0)
-    return image - level[np.newaxis, :]
+    elif by_line:
+        level[overscan.x0 : overscan.x1] = np.median(strip, axis=0)
+    cleaned: npt.NDArray[np.float32] = image - (level[:, np.newaxis] if upright else level)
+    return cleaned
