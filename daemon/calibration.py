@@ -1,0 +1,167 @@
+"""Which masters a light gets, and their application: the daemon's hand on the library."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from calib_library import build, defects, flat, match
+from calib_library.frame import FrameRecord, FrameType
+from calib_library.library import CalibrationLibrary, MasterRecord
+from daemon.ledger.ledger import Explanation
+from daemon.light import calibrate
+
+Image = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.uint8]
+
+KEPT_ARRAYS = 6
+"""Master arrays kept in memory: dark, flat and bad pixels of two kinds of light."""
+
+HOT_SIGMA = 8.0
+"""A pixel of a master dark this far above its neighbours (in the noise of the dark) is repaired.
+Dark subtraction removes its mean; what is left is its shot noise, which the stack weighs down."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Calibration:
+    """The masters chosen for one light, and why."""
+
+    dark: MasterRecord | None
+    bias: MasterRecord | None
+    """Only where there is no dark (which contains the bias)."""
+    flat: MasterRecord | None
+    flags: tuple[str, ...]
+    """What is missing, in words: the stack's header and the log carry them."""
+    explanation: Explanation
+    pending_set: int | None = None
+    """A set that is about to become a better master than the one chosen here."""
+
+    def ids(self) -> dict[str, int | None]:
+        """What a replay needs to apply the same masters again."""
+        return {
+            "dark": self.dark.id if self.dark else None,
+            "bias": self.bias.id if self.bias else None,
+            "flat": self.flat.id if self.flat else None,
+        }
+
+
+class Calibrator:
+    """Chooses masters by `match` and applies them; keeps the last arrays in memory."""
+
+    def __init__(
+        self, library: CalibrationLibrary, *, root: Path, temperature_tolerance_c: float,
+        min_frames: int,
+    ) -> None:
+        self._library = library
+        self._root = root
+        self._tolerance_c = temperature_tolerance_c
+        self._min_frames = min_frames
+        self._arrays: collections.OrderedDict[tuple[str, int], Image | Mask] = (
+            collections.OrderedDict()
+        )
+
+    def choose(self, record: FrameRecord, *, session: str, wait: bool = True) -> Calibration:
+        """The best masters there are for a light of the night `session`.
+
+        With `wait`, `pending_set` names a set that will soon give a master that is missing.
+        """
+        dark, explanation = self.match(record, FrameType.DARK, session)
+        bias = None
+        flags = []
+        if dark is None:
+            bias, more = self.match(record, FrameType.BIAS, session)
+            explanation += more
+            flags.append("no dark, bias only" if bias else "no dark")
+        chosen_flat, more = self.match(record, FrameType.FLAT, session)
+        explanation += more
+        if chosen_flat is None:
+            flags.append("no flat")
+        pending = None
+        if wait:
+            wanted = [FrameType.DARK] if dark is None else []
+            wanted += [FrameType.BIAS] if dark is None and bias is None else []
+            wanted += [FrameType.FLAT] if chosen_flat is None else []
+            pending = next(
+                (
+                    found
+                    for kind in wanted
+                    if (found := self._pending(record, kind, session)) is not None
+                ),
+                None,
+            )
+        return Calibration(dark, bias, chosen_flat, tuple(flags), explanation, pending)
+
+    def match(
+        self, record: FrameRecord, kind: FrameType, session: str
+    ) -> tuple[MasterRecord | None, Explanation]:
+        """The master of one kind for a frame, and every candidate with its score or refusal."""
+        found = match.rank(
+            record, self._library.candidates(record, kind), kind=kind,
+            temperature_tolerance_c=self._tolerance_c, session=session,
+        )
+        lines = [found.text]
+        for candidate in found.candidates:
+            verdict = candidate.refused or f"score {candidate.score:.3g}"
+            lines.append(f"{candidate.name}: {verdict}")
+        return found.chosen, [(f"Master {kind}", lines)]
+
+    def _pending(self, record: FrameRecord, kind: FrameType, session: str) -> int | None:
+        return self._library.pending(
+            record, kind=kind, session=session, min_frames=self._min_frames,
+            temperature_tolerance_c=self._tolerance_c,
+        )
+
+    def recorded(self, masters: Mapping[str, int | None]) -> Calibration:
+        """The calibration a member of a stack was added with, from the ids that it keeps."""
+
+        def get(kind: str) -> MasterRecord | None:
+            master_id = masters.get(kind)
+            return None if master_id is None else self._library.master(master_id)
+
+        return Calibration(get("dark"), get("bias"), get("flat"), (), [])
+
+    def apply(
+        self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
+    ) -> calibrate.Calibrated:
+        """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired."""
+        bayer = record.key.bayer_pattern is not None
+        subtract = calibration.dark or calibration.bias
+        dark = self._array("image", subtract, self._image) if subtract else None
+        flat_field = (
+            self._array("flat", calibration.flat, lambda m: self._flat(m, bayer=bayer))
+            if calibration.flat
+            else None
+        )
+        bad = (
+            self._array("bad", calibration.dark, lambda m: self._hot(m, bayer=bayer))
+            if calibration.dark
+            else None
+        )
+        return calibrate.calibrate(
+            pixels, dark=dark, flat=flat_field, bad=bad, bayer=bayer,
+            saturation_adu=record.saturation_adu,
+        )
+
+    def _image(self, master: MasterRecord) -> Image:
+        return build.load_master(self._root, master)
+
+    def _flat(self, master: MasterRecord, *, bayer: bool) -> Image:
+        return flat.normalise(self._image(master), bayer=bayer)
+
+    def _hot(self, master: MasterRecord, *, bayer: bool) -> Mask:
+        dark = self._array("image", master, self._image)
+        return defects.hot_pixels(dark, sigma=HOT_SIGMA, bayer=bayer).astype(np.uint8)
+
+    def _array(
+        self, use: str, master: MasterRecord, make: Callable[[MasterRecord], Image | Mask]
+    ) -> Image | Mask:
+        key = (use, master.id)
+        if key not in self._arrays:
+            self._arrays[key] = make(master)
+            while len(self._arrays) > KEPT_ARRAYS:
+                self._arrays.popitem(last=False)
+        self._arrays.move_to_end(key)
+        return self._arrays[key]

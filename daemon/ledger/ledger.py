@@ -1,0 +1,399 @@
+"""What happened to every frame: the daemon's queue and its record.
+
+One writer connection, owned by the worker's thread. Every method that writes is one transaction,
+or joins the transaction that its caller has opened with `with ledger.transaction():`.
+"""
+
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlite_utils
+
+from calib_library.frame import FrameRecord, FrameType
+from calib_library.schema import transaction
+from daemon.ledger import schema
+from daemon.ledger.states import OPEN_STATES, State
+
+FRESH_NS = 12 * 3600 * 10**9
+"""Frames younger than this (ns) are tonight's, and go before any backlog."""
+
+_CALIBRATION = "('bias', 'dark', 'flat', 'flat-dark')"
+_OPEN = ", ".join(f"'{state}'" for state in OPEN_STATES)
+
+Explanation = list[tuple[str, list[str]]]
+"""What was decided about a frame and why: headings with their lines."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frame:
+    """One row of the ledger: one version of one file."""
+
+    id: int
+    path: Path
+    root: Path
+    name: str
+    size: int
+    mtime_ns: int
+    sha256: str | None
+    state: State
+    reason: str | None
+    frame_type: FrameType | None
+    record: FrameRecord | None
+    target: str | None
+    filter: str | None
+    night: str | None
+    stack_id: int | None
+    explanation: Explanation
+    attempts: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """What the header of a newly arrived frame says, as far as it could be read."""
+
+    record: FrameRecord
+    target: str
+    night: str
+
+
+def _utc(now: dt.datetime) -> str:
+    return now.astimezone(dt.UTC).isoformat(timespec="milliseconds")
+
+
+def _frame(row: Mapping[str, Any]) -> Frame:
+    explanation = json.loads(row["explanation"]) if row["explanation"] else []
+    return Frame(
+        id=row["id"],
+        path=Path(os.fsdecode(row["path"])),
+        root=Path(os.fsdecode(row["root"])),
+        name=row["name"],
+        size=row["size"],
+        mtime_ns=row["mtime_ns"],
+        sha256=row["sha256"],
+        state=State(row["state"]),
+        reason=row["reason"],
+        frame_type=FrameType(row["frame_type"]) if row["frame_type"] else None,
+        record=FrameRecord.from_json(row["record"]) if row["record"] else None,
+        target=row["target"],
+        filter=row["filter"],
+        night=row["night"],
+        stack_id=row["stack_id"],
+        explanation=[(heading, list(lines)) for heading, lines in explanation],
+        attempts=row["attempts"],
+    )
+
+
+def printable(path: Path) -> str:
+    """A file's name in which control characters and undecodable bytes are escaped."""
+    return path.name.encode("utf-8", "backslashreplace").decode("utf-8").encode(
+        "unicode_escape"
+    ).decode("ascii") if not path.name.isprintable() else path.name
+
+
+class Ledger:
+    """The frames' table. `db` is an open writer connection of the calling thread."""
+
+    def __init__(self, db: sqlite_utils.Database) -> None:
+        self.db = db
+
+    @classmethod
+    def prepare(cls, db: sqlite_utils.Database) -> "Ledger":
+        """Bring the tables up to date and open them."""
+        schema.apply(db)
+        return cls(db)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One immediate transaction over the ledger and the library: all of it or nothing."""
+        with transaction(self.db):
+            yield
+
+    # -- arrivals ---------------------------------------------------------------------------
+
+    def add(
+        self,
+        *,
+        path: Path,
+        root: Path,
+        size: int,
+        mtime_ns: int,
+        identity: Identity | None,
+        now: dt.datetime,
+    ) -> int | None:
+        """Record a complete file as `new`; None if this version of it is known already."""
+        return self._insert(
+            path=path, root=root, size=size, mtime_ns=mtime_ns, state=State.NEW, reason=None,
+            identity=identity, now=now,
+        )
+
+    def add_unusable(
+        self, *, path: Path, root: Path, size: int, mtime_ns: int, reason: str, now: dt.datetime
+    ) -> int | None:
+        """Record a file that is no image, with the reason; None if it is known already."""
+        return self._insert(
+            path=path, root=root, size=size, mtime_ns=mtime_ns, state=State.REJECTED,
+            reason=reason, identity=None, now=now,
+        )
+
+    def _insert(
+        self,
+        *,
+        path: Path,
+        root: Path,
+        size: int,
+        mtime_ns: int,
+        state: State,
+        reason: str | None,
+        identity: Identity | None,
+        now: dt.datetime,
+    ) -> int | None:
+        record = identity.record if identity else None
+        with self.transaction():
+            cursor = self.db.conn.execute(
+                """
+                INSERT INTO frame (path, root, name, size, mtime_ns, state, reason, frame_type,
+                                   record, target, filter, night, date_obs, seen_at, done_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                ON CONFLICT (path, size, mtime_ns) DO NOTHING
+                """,
+                (
+                    os.fsencode(path), os.fsencode(root), printable(path), size, mtime_ns,
+                    state, reason,
+                    record.frame_type if record else None,
+                    record.to_json() if record else None,
+                    identity.target if identity else None,
+                    record.filter if record else None,
+                    identity.night if identity else None,
+                    record.date_obs.isoformat() if record and record.date_obs else None,
+                    _utc(now),
+                    None if state in OPEN_STATES else _utc(now),
+                ),
+            )
+            return cursor.lastrowid if cursor.rowcount else None
+
+    # -- the queue --------------------------------------------------------------------------
+
+    def release_claims(self) -> int:
+        """After a crash nobody works on anything: every claim is void. Returns how many were."""
+        with self.transaction():
+            return self.db.conn.execute(
+                "UPDATE frame SET claimed_at = NULL WHERE claimed_at IS NOT NULL"
+            ).rowcount
+
+    def claim(self, now: dt.datetime) -> Frame | None:
+        """Take the next new frame; its attempts are counted before the work begins.
+
+        Tonight's frames go before a backlog, calibration frames before lights (whose masters they
+        make), then the order in which they were exposed.
+        """
+        fresh = int(now.timestamp() * 1e9) - FRESH_NS
+        with self.transaction():
+            rows = list(
+                self.db.query(
+                    f"""
+                    SELECT * FROM frame
+                    WHERE state = 'new' AND claimed_at IS NULL
+                      AND (not_before IS NULL OR not_before <= :now)
+                    ORDER BY mtime_ns < :fresh,
+                             frame_type IS NOT NULL AND frame_type NOT IN {_CALIBRATION},
+                             date_obs, id
+                    LIMIT 1
+                    """,  # noqa: S608 — the states and types are constants of this module
+                    {"now": _utc(now), "fresh": fresh},
+                )
+            )
+            if not rows:
+                return None
+            self.db.conn.execute(
+                "UPDATE frame SET claimed_at = ?, attempts = attempts + 1 WHERE id = ?",
+                (_utc(now), rows[0]["id"]),
+            )
+        return dataclasses.replace(_frame(rows[0]), attempts=rows[0]["attempts"] + 1)
+
+    def finish(
+        self,
+        frame: Frame,
+        state: State,
+        *,
+        now: dt.datetime,
+        reason: str | None = None,
+        sha256: str | None = None,
+        identity: Identity | None = None,
+        stack_id: int | None = None,
+        waits_for: int | None = None,
+        explanation: Explanation | None = None,
+    ) -> None:
+        """Move a claimed frame to `state`, and record what was learned about it."""
+        record = identity.record if identity else frame.record
+        with self.transaction():
+            self.db.conn.execute(
+                """
+                UPDATE frame SET state = ?, reason = ?, sha256 = coalesce(?, sha256),
+                       frame_type = ?, record = ?, target = ?, filter = ?, night = ?,
+                       date_obs = ?, stack_id = ?, waits_for = ?,
+                       explanation = coalesce(?, explanation),
+                       claimed_at = NULL, not_before = NULL, done_at = ?
+                WHERE id = ?
+                """,
+                (
+                    state, reason, sha256,
+                    record.frame_type if record else None,
+                    record.to_json() if record else None,
+                    identity.target if identity else frame.target,
+                    record.filter if record else None,
+                    identity.night if identity else frame.night,
+                    record.date_obs.isoformat() if record and record.date_obs else None,
+                    stack_id, waits_for,
+                    json.dumps(explanation) if explanation is not None else None,
+                    None if state in OPEN_STATES else _utc(now),
+                    frame.id,
+                ),
+            )
+
+    def defer(self, frame: Frame, *, reason: str, until: dt.datetime) -> None:
+        """Put a claimed frame back; it is not tried before `until`."""
+        with self.transaction():
+            self.db.conn.execute(
+                "UPDATE frame SET claimed_at = NULL, not_before = ?, reason = ? WHERE id = ?",
+                (_utc(until), reason, frame.id),
+            )
+
+    def forget(self, frame: Frame) -> None:
+        """Drop the row of a file that vanished or changed before it was read: a later version
+        arrives as a new frame."""
+        with self.transaction():
+            self.db.conn.execute("DELETE FROM frame WHERE id = ?", (frame.id,))
+
+    def release_waiting(self, set_ids: Iterable[int] | None = None) -> int:
+        """Let lights that wait for these sets (None: for any) be worked on; returns how many."""
+        with self.transaction():
+            query = "UPDATE frame SET state = 'new', waits_for = NULL WHERE state = 'waiting'"
+            if set_ids is None:
+                return self.db.conn.execute(query).rowcount
+            return sum(
+                self.db.conn.execute(query + " AND waits_for = ?", (set_id,)).rowcount
+                for set_id in set_ids
+            )
+
+    # -- questions --------------------------------------------------------------------------
+
+    def calibration_pending(self) -> bool:
+        """Are there new frames that may belong into a master?"""
+        return bool(
+            list(
+                self.db.query(
+                    f"""
+                    SELECT 1 FROM frame WHERE state = 'new' AND not_before IS NULL
+                      AND (frame_type IS NULL OR frame_type IN {_CALIBRATION}) LIMIT 1
+                    """  # noqa: S608
+                )
+            )
+        )
+
+    def open_count(self, now: dt.datetime | None = None) -> int:
+        """Frames that still move by themselves; with `now`, only those that may move at once."""
+        query = f"SELECT count(*) AS n FROM frame WHERE state IN ({_OPEN})"  # noqa: S608
+        if now is not None:
+            query += " AND (not_before IS NULL OR not_before <= :now)"
+        row = next(iter(self.db.query(query, {"now": _utc(now)} if now else {})))
+        return int(row["n"])
+
+    def count_states(self) -> dict[tuple[str, str], int]:
+        """(state, frame type or '') → number of frames."""
+        return {
+            (row["state"], row["frame_type"] or ""): row["n"]
+            for row in self.db.query(
+                "SELECT state, frame_type, count(*) AS n FROM frame GROUP BY state, frame_type"
+            )
+        }
+
+    def with_content(self, sha256: str, *, other_than: int) -> Frame | None:
+        """The frame in use that holds the same content under another name, if there is one."""
+        return self._one(
+            "sha256 = ? AND id != ? AND state IN ('filed', 'stacked')", (sha256, other_than)
+        )
+
+    def earlier_version(self, frame: Frame) -> Frame | None:
+        """The frame in use that stood at the same path before the file was replaced."""
+        return self._one(
+            "path = ? AND id < ? AND state IN ('filed', 'stacked')",
+            (os.fsencode(frame.path), frame.id),
+        )
+
+    def get(self, frame_id: int) -> Frame | None:
+        """One frame by its number."""
+        return self._one("id = ?", (frame_id,))
+
+    def find(self, text: str) -> Sequence[Frame]:
+        """Frames by number, path, name, or the beginning or a part of the name; newest first."""
+        if text.isdigit():
+            frame = self.get(int(text))
+            if frame:
+                return [frame]
+        for condition, value in (
+            ("path = ?", os.fsencode(text)),
+            ("name = ?", Path(text).name),
+            ("instr(name, ?) > 0", Path(text).name),
+        ):
+            frames = self._many(f"{condition} ORDER BY id DESC LIMIT 20", (value,))
+            if frames:
+                return frames
+        return []
+
+    def recent(self, limit: int = 10) -> Sequence[Frame]:
+        """The frames that were finished last."""
+        return self._many("done_at IS NOT NULL ORDER BY done_at DESC, id DESC LIMIT ?", (limit,))
+
+    def of_stack(self, stack_id: int) -> Sequence[Frame]:
+        """Every light that was worked on for a stack, members and rejected, as exposed."""
+        return self._many(
+            "stack_id = ? AND state IN ('stacked', 'rejected') ORDER BY date_obs, id", (stack_id,)
+        )
+
+    def night_summary(self, night: str) -> dict[tuple[str, str], int]:
+        """(frame type, state) → frames of one night."""
+        return {
+            (row["frame_type"] or "", row["state"]): row["n"]
+            for row in self.db.query(
+                "SELECT frame_type, state, count(*) AS n FROM frame WHERE night = ? "
+                "GROUP BY frame_type, state",
+                (night,),
+            )
+        }
+
+    def _many(self, condition: str, values: Sequence[object]) -> list[Frame]:
+        query = f"SELECT * FROM frame WHERE {condition}"  # noqa: S608 — conditions are literals
+        return [_frame(row) for row in self.db.query(query, values)]
+
+    def _one(self, condition: str, values: Sequence[object]) -> Frame | None:
+        frames = self._many(f"{condition} LIMIT 1", values)
+        return frames[0] if frames else None
+
+
+class KnownFiles:
+    """Which versions of which files the ledger has: asked by the intake's thread.
+
+    It has its own read-only connection, opened at the first question in the thread that asks.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._db: sqlite_utils.Database | None = None
+
+    def __call__(self, path: Path, size: int, mtime_ns: int) -> bool:
+        """Is this version of the file recorded?"""
+        from calib_library.schema import connect
+
+        if self._db is None:
+            self._db = connect(self._database, readonly=True)
+        rows = self._db.query(
+            "SELECT 1 FROM frame WHERE path = ? AND size = ? AND mtime_ns = ?",
+            (os.fsencode(path), size, mtime_ns),
+        )
+        return next(iter(rows), None) is not None

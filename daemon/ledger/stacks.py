@@ -1,0 +1,263 @@
+"""The stacks' tables: which frames are members, with the numbers they were added with.
+
+Membership is the durable state of a stack. Its image is a function of the members in their order,
+so a restart replays them and comes to the same bits; the written product only caches that.
+"""
+
+import dataclasses
+import datetime as dt
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sqlite_utils
+
+from calib_library.schema import transaction
+from daemon.light.quality import Quality
+from daemon.light.stars import StarList
+from daemon.stack.live import FrameTerms
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reference:
+    """The star list that all filters of a target and camera register to."""
+
+    frame_id: int
+    stars: StarList
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Photometry:
+    """A stack's first frame, to which brightness and background of the others are matched."""
+
+    stars: StarList
+    cells: npt.NDArray[np.float32]
+    """(planes, cy, cx) ADU, the first frame's median cells."""
+    matrix: Matrix
+    """First frame → reference px."""
+    quality: Quality
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stack:
+    """One row: a stack of one target, filter and camera."""
+
+    id: int
+    target: str
+    filter: str
+    camera: str
+    camera_name: str | None
+    generation: int
+    path: str | None
+    published_frames: int
+    published_exposure_s: float
+    updated_at: str | None
+    stale: str | None
+    photometry: Photometry | None
+
+    @property
+    def label(self) -> str:
+        """`M42 Ha`, as the log names a stack."""
+        return f"{self.target} {self.filter or 'no filter'}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """One frame of a stack, with everything that is needed to add it again."""
+
+    frame_id: int
+    exposure_s: float | None
+    matrix: Matrix
+    terms: FrameTerms
+    quality: Quality
+    masters: Mapping[str, int | None]
+    flags: tuple[str, ...]
+
+
+def _matrix(text: str) -> Matrix:
+    return np.array(json.loads(text), dtype=np.float64)
+
+
+def _terms(text: str) -> FrameTerms:
+    fields = json.loads(text)
+    fields["planes"] = tuple(tuple(plane) for plane in fields["planes"])
+    return FrameTerms(**fields)
+
+
+def _pack(array: npt.NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _stack(row: Mapping[str, Any]) -> Stack:
+    photometry = None
+    if row["first_stars"]:
+        photometry = Photometry(
+            stars=StarList.from_json(row["first_stars"]),
+            cells=np.load(io.BytesIO(row["first_background"]), allow_pickle=False),
+            matrix=_matrix(row["first_matrix"]),
+            quality=Quality(**json.loads(row["first_quality"])),
+        )
+    return Stack(
+        photometry=photometry,
+        **{f.name: row[f.name] for f in dataclasses.fields(Stack) if f.name != "photometry"},
+    )
+
+
+def _member(row: Mapping[str, Any]) -> Member:
+    return Member(
+        frame_id=row["frame_id"],
+        exposure_s=row["exposure_s"],
+        matrix=_matrix(row["matrix"]),
+        terms=_terms(row["terms"]),
+        quality=Quality(**json.loads(row["quality"])),
+        masters=json.loads(row["masters"]),
+        flags=tuple(flag for flag in row["flags"].split(",") if flag),
+    )
+
+
+class Stacks:
+    """The stacks' tables on an open connection; transactions as in `Ledger`."""
+
+    def __init__(self, db: sqlite_utils.Database) -> None:
+        self.db = db
+
+    def open(self, *, target: str, filter_: str, camera: str, camera_name: str | None) -> Stack:
+        """The stack of a target, filter and camera, begun where there is none."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                "INSERT INTO stack (target, filter, camera, camera_name) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT DO NOTHING",
+                (target, filter_, camera, camera_name),
+            )
+        return self._stacks(
+            "target = ? AND filter = ? AND camera = ?", (target, filter_, camera)
+        )[0]
+
+    def get(self, stack_id: int) -> Stack:
+        """One stack by its number."""
+        return self._stacks("id = ?", (stack_id,))[0]
+
+    def all(self) -> list[Stack]:
+        """Every stack that has members or a product."""
+        return self._stacks(
+            "generation > 0 OR id IN (SELECT stack_id FROM stack_frame) ORDER BY target, filter",
+            (),
+        )
+
+    def stale(self) -> list[Stack]:
+        """Stacks that must be made again."""
+        return self._stacks("stale IS NOT NULL ORDER BY id", ())
+
+    def _stacks(self, condition: str, values: Sequence[object]) -> list[Stack]:
+        query = f"SELECT * FROM stack WHERE {condition}"  # noqa: S608 — conditions are literals
+        return [_stack(row) for row in self.db.query(query, values)]
+
+    def reference(self, target: str, camera: str) -> Reference | None:
+        """What frames of this target and camera register to, None before the first."""
+        for row in self.db.query(
+            "SELECT frame_id, stars FROM reference WHERE target = ? AND camera = ?",
+            (target, camera),
+        ):
+            return Reference(row["frame_id"], StarList.from_json(row["stars"]))
+        return None
+
+    def set_reference(self, target: str, camera: str, reference: Reference) -> None:
+        """Record (or renew) the star list that this target and camera register to."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                "INSERT INTO reference (target, camera, frame_id, stars) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (target, camera) DO UPDATE SET frame_id = excluded.frame_id, "
+                "stars = excluded.stars",
+                (target, camera, reference.frame_id, reference.stars.to_json()),
+            )
+
+    def members(self, stack_id: int) -> list[Member]:
+        """The frames of a stack in the order in which they were added."""
+        return [
+            _member(row)
+            for row in self.db.query(
+                "SELECT * FROM stack_frame WHERE stack_id = ? ORDER BY position", (stack_id,)
+            )
+        ]
+
+    def add_member(self, stack: Stack, member: Member, photometry: Photometry | None) -> None:
+        """Append a frame; the first one brings the photometric reference along."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                """
+                INSERT INTO stack_frame (frame_id, stack_id, position, exposure_s, matrix, terms,
+                                         quality, masters, flags)
+                VALUES (?, ?, (SELECT coalesce(max(position) + 1, 0) FROM stack_frame
+                               WHERE stack_id = ?), ?, ?, ?, ?, ?, ?)
+                """,
+                (
+                    member.frame_id, stack.id, stack.id, member.exposure_s,
+                    json.dumps(member.matrix.tolist()), json.dumps(dataclasses.asdict(member.terms)),
+                    json.dumps(dataclasses.asdict(member.quality)),
+                    json.dumps(dict(member.masters)), ",".join(member.flags),
+                ),
+            )
+            if photometry is not None:
+                self._set_photometry(stack.id, photometry)
+
+    def replace_members(
+        self, stack: Stack, members: Sequence[Member], photometry: Photometry | None
+    ) -> None:
+        """The stack was made again: these are its frames now, and it is no longer stale."""
+        with transaction(self.db):
+            self.db.conn.execute("DELETE FROM stack_frame WHERE stack_id = ?", (stack.id,))
+            for member in members:
+                self.add_member(stack, member, None)
+            if photometry is not None:
+                self._set_photometry(stack.id, photometry)
+            self.db.conn.execute("UPDATE stack SET stale = NULL WHERE id = ?", (stack.id,))
+
+    def _set_photometry(self, stack_id: int, photometry: Photometry) -> None:
+        self.db.conn.execute(
+            "UPDATE stack SET first_stars = ?, first_background = ?, first_matrix = ?, "
+            "first_quality = ? WHERE id = ?",
+            (
+                photometry.stars.to_json(), _pack(photometry.cells),
+                json.dumps(photometry.matrix.tolist()),
+                json.dumps(dataclasses.asdict(photometry.quality)), stack_id,
+            ),
+        )
+
+    def remove_member(self, frame_id: int) -> None:
+        """Take a frame out of its stack's record."""
+        with transaction(self.db):
+            self.db.conn.execute("DELETE FROM stack_frame WHERE frame_id = ?", (frame_id,))
+
+    def mark_stale(self, stack_id: int, why: str) -> None:
+        """The stack's image no longer is what its members and masters would give."""
+        with transaction(self.db):
+            self.db.conn.execute("UPDATE stack SET stale = ? WHERE id = ?", (why, stack_id))
+
+    def publish(
+        self, stack: Stack, *, generation: int, path: str, frames: int, exposure_s: float,
+        now: dt.datetime,
+    ) -> None:
+        """Point the stack at its next product, which lies on disk, whole, already."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                "UPDATE stack SET generation = ?, path = ?, published_frames = ?, "
+                "published_exposure_s = ?, updated_at = ? WHERE id = ?",
+                (
+                    generation, path, frames, float(exposure_s),
+                    now.astimezone(dt.UTC).isoformat(timespec="seconds"), stack.id,
+                ),
+            )
+
+    def product_paths(self) -> set[str]:
+        """The products in use, relative to the library: all others are orphans."""
+        return {
+            row["path"]
+            for row in self.db.query("SELECT path FROM stack WHERE path IS NOT NULL")
+        }

@@ -1,0 +1,93 @@
+"""Building the masters whose sets are complete and quiet, and what follows from a new one."""
+
+import datetime as dt
+from collections.abc import Callable
+
+from calib_library import build
+from calib_library.errors import LibraryError
+from calib_library.frame import FrameType
+from calib_library.library import CalibrationSet, MasterRecord
+from daemon.ledger.stacks import Member
+from daemon.pipeline import Pipeline, describe
+
+Beat = Callable[[str], None]
+
+ORDER = (FrameType.BIAS, FrameType.FLAT_DARK, FrameType.DARK, FrameType.FLAT)
+"""Flats are built last: they subtract what the others give."""
+
+
+def build_due(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float, beat: Beat) -> int:
+    """Build every master that is due. Each is one transaction: the master registered, its
+    predecessor superseded, waiting lights released, stacks that get better marked stale.
+
+    Returns how many were built.
+    """
+    settings = pipeline.config.calibration
+    due = pipeline.library.due_sets(now, min_frames=settings.min_frames, quiet_s=quiet_s)
+    built = 0
+    for one in sorted(due, key=lambda s: ORDER.index(s.frame_type)):
+        built += _build(pipeline, one, now=now, beat=beat)
+    return built
+
+
+def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: Beat) -> bool:
+    frames = pipeline.library.frames_of(one.id)
+    label = f"master {describe(frames[0].record)} from {len(frames)} frames"
+    beat(f"building {label}")
+    generation = one.master.generation + 1 if one.master else 1
+    try:
+        made = build.build(
+            one, frames, root=pipeline.config.library.path, generation=generation,
+            subtract=subtracted(pipeline, one), sigma=pipeline.config.calibration.sigma,
+            progress=lambda part: beat(f"building {label}: {part:.0%}"),
+        )
+    except (LibraryError, OSError) as error:
+        pipeline.log.error("MASTER", f"{label} could not be built: {error}")
+        # The lights that wait for it go on with what there is; the set is tried again when
+        # another frame joins it.
+        with pipeline.ledger.transaction():
+            pipeline.library.mark_failed(one.id, str(error), now)
+            pipeline.ledger.release_waiting([one.id])
+        return False
+    with pipeline.ledger.transaction():
+        master = pipeline.library.register(made, now)
+        released = pipeline.ledger.release_waiting([one.id])
+        stale = mark_better(pipeline, master)
+    for reason in made.notes:
+        pipeline.log.warning("MASTER", f"{label}: {reason}")
+    follows = [f"{released} waiting lights go on"] if released else []
+    follows += [f"{stale} stacks will be made again with it"] if stale else []
+    pipeline.log.info("MASTER", "; ".join([f"{label}: {master.path}", *follows]))
+    return True
+
+
+def subtracted(pipeline: Pipeline, one: CalibrationSet) -> MasterRecord | None:
+    """What is subtracted from the frames of a set before they are combined: for flats the flat-dark
+    of their exposure, or the dark, or the bias; for the others nothing."""
+    if one.frame_type is not FrameType.FLAT:
+        return None
+    record = pipeline.library.frames_of(one.id)[0].record
+    for kind in (FrameType.FLAT_DARK, FrameType.DARK, FrameType.BIAS):
+        chosen, _ = pipeline.calibrator.match(record, kind, one.session)
+        if chosen is not None:
+            return chosen
+    return None
+
+
+def mark_better(pipeline: Pipeline, master: MasterRecord) -> int:
+    """Mark the stacks stale of which a member would now be calibrated otherwise; joins the
+    caller's transaction. Returns how many."""
+    stale = 0
+    for stack in pipeline.stacks.all():
+        if any(_would_change(pipeline, member) for member in pipeline.stacks.members(stack.id)):
+            pipeline.stacks.mark_stale(stack.id, f"a better master has come: {master.path}")
+            stale += 1
+    return stale
+
+
+def _would_change(pipeline: Pipeline, member: Member) -> bool:
+    frame = pipeline.ledger.get(member.frame_id)
+    if frame is None or frame.record is None:
+        return False
+    choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", wait=False)
+    return choice.ids() != dict(member.masters)

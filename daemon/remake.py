@@ -1,0 +1,139 @@
+"""Making a stack again: from recorded decisions after a restart, from new ones when better masters
+have come."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from calib_library import image_io
+from calib_library.errors import ImageError
+from daemon.calibration import Image, Mask
+from daemon.errors import FrameRejectedError
+from daemon.ledger.ledger import Explanation, Frame
+from daemon.ledger.stacks import Member, Photometry, Reference, Stack
+from daemon.ledger.states import State
+from daemon.pipeline import Pipeline, explain_place, explain_stars
+from daemon.stack.store import Growing
+
+Beat = Callable[[str], None]
+"""Tells the supervisor that work goes on, and at what."""
+
+HEAD = 2
+"""The first parts of a light's explanation, header and pixels, do not change."""
+
+
+def replay(
+    pipeline: Pipeline, stack: Stack, members: Sequence[Member], beat: Beat
+) -> Iterator[tuple[Image, Mask, Member]]:
+    """The calibrated frames of a stack again, exactly as they were added: recorded masters,
+    recorded numbers. A frame whose raw file is gone or has changed is left out, and the log says
+    so."""
+    if len(members) > 1:
+        pipeline.log.info(
+            "REPLAY", f"{stack.label}: {len(members)} frames into memory again"
+        )
+    for position, member in enumerate(members, start=1):
+        beat(f"replaying {stack.label}, frame {position} of {len(members)}")
+        frame = pipeline.ledger.get(member.frame_id)
+        loaded = _raw(pipeline, frame) if frame else None
+        if frame is None or frame.record is None or loaded is None:
+            continue
+        image, mask = pipeline.calibrated(
+            loaded, frame.record, pipeline.calibrator.recorded(member.masters),
+            clean="cosmics cleaned" in member.flags,
+        )
+        yield image, mask, member
+
+
+def _raw(pipeline: Pipeline, frame: Frame) -> image_io.Loaded | None:
+    """A frame's raw file, None (and a line in the log) where it is not what was stacked."""
+    try:
+        loaded = image_io.load(frame.path)
+    except (ImageError, OSError) as error:
+        pipeline.log.warning(
+            "MISSING", f"the raw file cannot be read again ({error}): the stack does without it",
+            frame=frame.name,
+        )
+        return None
+    if loaded.sha256 != frame.sha256:
+        pipeline.log.warning(
+            "MISSING", "the raw file has changed since it was stacked: the stack does without it",
+            frame=frame.name,
+        )
+        return None
+    return loaded
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remade:
+    """What making a stack again came to."""
+
+    members: Sequence[Member]
+    explanations: Mapping[int, Explanation]
+    """frame id → its explanation, of members and rejected frames."""
+    rejected: Sequence[tuple[Frame, str]]
+    reference: Reference | None
+    """Set where the star list that others register to was renewed."""
+    photometry: Photometry | None
+
+
+def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) -> Remade:
+    """Work all lights of a stack again with the masters there are now, into `growing` (mutated).
+
+    Nothing is recorded here: the caller commits what is returned together with the product.
+    """
+    members: list[Member] = []
+    explanations: dict[int, Explanation] = {}
+    rejected: list[tuple[Frame, str]] = []
+    renewed: Reference | None = None
+    photometry: Photometry | None = None
+    reference = pipeline.stacks.reference(stack.target, stack.camera)
+    frames = list(pipeline.ledger.of_stack(stack.id))
+    if reference is not None:
+        # The frame that all register to comes first, so that its star list is renewed before the
+        # others are matched with it.
+        frames.sort(key=lambda frame: frame.id != reference.frame_id)
+    for position, frame in enumerate(frames, start=1):
+        beat(f"making {stack.label} again, frame {position} of {len(frames)}")
+        loaded = _raw(pipeline, frame)
+        if loaded is None or frame.record is None:
+            rejected.append((frame, "its raw file is gone or has changed"))
+            continue
+        choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", wait=False)
+        light = pipeline.measure(loaded, frame.record, choice, clean=pipeline.cleans(len(members)))
+        steps = [*frame.explanation[:HEAD], *choice.explanation, explain_stars(light)]
+        explanations[frame.id] = steps
+        if reference is not None and frame.id == reference.frame_id:
+            reference = renewed = Reference(frame.id, light.stars)
+        try:
+            member, first, begun = pipeline.place(
+                frame, light, frame.record,
+                photometry=photometry, history=[member.quality for member in members],
+                reference=reference,
+            )
+        except FrameRejectedError as error:
+            rejected.append((frame, str(error)))
+            continue
+        steps.append(explain_place(member))
+        photometry = first or photometry
+        if begun is not None:
+            reference = renewed = begun
+        members.append(member)
+        growing.add(light.image, light.mask, member)
+    return Remade(members, explanations, rejected, renewed, photometry)
+
+
+def record(pipeline: Pipeline, stack: Stack, made: Remade, *, now: dt.datetime) -> None:
+    """Record what `remake` came to; joins the caller's transaction."""
+    if made.reference is not None:
+        pipeline.stacks.set_reference(stack.target, stack.camera, made.reference)
+    pipeline.stacks.replace_members(stack, made.members, made.photometry)
+    outcomes = [(member.frame_id, State.STACKED, None) for member in made.members]
+    outcomes += [(frame.id, State.REJECTED, reason) for frame, reason in made.rejected]
+    for frame_id, state, reason in outcomes:
+        frame = pipeline.ledger.get(frame_id)
+        if frame is not None:
+            pipeline.ledger.finish(
+                frame, state, now=now, reason=reason, stack_id=stack.id,
+                explanation=made.explanations.get(frame_id),
+            )

@@ -1,0 +1,160 @@
+"""The written stack: a FITS file that other programs open, and a picture to look at.
+
+Files are immutable and carry their generation in the name; the ledger's pointer moves after the
+file lies on disk, whole. A link of constant name leads to the newest.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from calib_library import __version__, image_io
+from calib_library.frame import Card, FrameRecord
+from daemon.ledger.stacks import Member, Stack
+from daemon.report import preview
+from daemon.stack import live
+
+Image = npt.NDArray[np.float32]
+
+PEDESTAL_SIGMA = 10.0
+"""A stack whose background lies closer to zero than this many σ gets a pedestal, so that nothing
+is cut off at 0."""
+
+
+def safe(text: str) -> str:
+    """A name for a file: letters, digits and `+-._`, never empty, never a path."""
+    return re.sub(r"[^\w+\-.]+", "_", text, flags=re.ASCII).strip("._") or "none"
+
+
+def folder_of(stack: Stack) -> Path:
+    """`stacks/TARGET/FILTER`, relative to the library."""
+    return Path("stacks") / safe(stack.target) / safe(stack.filter or "nofilter")
+
+
+def stem_of(stack: Stack, others: Sequence[Stack]) -> str:
+    """`TARGET_FILTER`, with the stack's number where an earlier stack has that name already (the
+    same target by another camera, or `M 42` beside `M_42`)."""
+
+    def plain(one: Stack) -> str:
+        return f"{safe(one.target)}_{safe(one.filter or 'nofilter')}"
+
+    taken = any(other.id < stack.id and plain(other) == plain(stack) for other in others)
+    return f"{plain(stack)}_{stack.id}" if taken else plain(stack)
+
+
+def pedestal_for(image: live.StackImage) -> float:
+    """ADU to add so that no background pixel is cut off at zero; whole hundreds, often 0."""
+    covered = image.coverage > 0
+    if not covered.any():
+        return 0.0
+    sample = image.mean[:, covered][:, :: max(1, int(covered.sum()) // 100_000)]
+    centre = np.median(sample, axis=1)
+    spread = 1.4826 * np.median(np.abs(sample - centre[:, None]), axis=1)
+    lowest = float(np.min(centre - PEDESTAL_SIGMA * spread))
+    return 0.0 if lowest >= 0 else 100.0 * float(np.ceil(-lowest / 100.0))
+
+
+def cards_for(
+    stack: Stack,
+    members: Sequence[Member],
+    record: FrameRecord,
+    *,
+    generation: int,
+    names: Sequence[str],
+    masters: Sequence[str],
+    settings: str,
+) -> list[Card]:
+    """The product's keywords: what it shows, and everything that went into it."""
+    total = sum(member.exposure_s or 0.0 for member in members)
+    exposures = {member.exposure_s for member in members}
+    flags = sorted({flag for member in members for flag in member.flags})
+    steps = {
+        "B": any(member.masters.get("bias") or member.masters.get("dark") for member in members),
+        "D": all(member.masters.get("dark") for member in members),
+        "F": all(member.masters.get("flat") for member in members),
+    }
+    # TELESCOP and the like may be long or not ASCII: image_io makes them fit a card.
+    optional: list[tuple[str, str | float | None, str]] = [
+        ("INSTRUME", record.key.camera, "camera"),
+        ("TELESCOP", record.telescope, ""),
+        ("FILTER", record.filter_name or record.filter, "filter"),
+        ("GAIN", record.key.gain, "camera gain setting"),
+        ("OFFSET", record.key.offset, "camera offset setting"),
+        ("EGAIN", record.e_per_adu, "[e-/ADU] of one frame"),
+        ("CCD-TEMP", record.temperature_c, "[degC] of the first frame"),
+        ("FOCALLEN", record.focal_length_mm, "[mm]"),
+        ("XPIXSZ", record.pixel_size_um, "[um]"),
+        ("RA", record.ra_deg, "[deg]"),
+        ("DEC", record.dec_deg, "[deg]"),
+    ]
+    cards = [
+        Card("IMAGETYP", "Light Frame", "a stack of light frames"),
+        Card("OBJECT", stack.target, "target"),
+        Card("STACKCNT", len(members), "frames in this stack"),
+        Card("NCOMBINE", len(members), "frames in this stack"),
+        Card("EXPTIME", next(iter(exposures)) or 0.0 if len(exposures) == 1 else total / len(members),
+             "[s] exposure of one frame"),
+        Card("LIVETIME", total, "[s] total exposure"),
+        Card("CALSTAT", "".join(letter for letter, done in steps.items() if done),
+             "calibrated with bias, dark, flat"),
+        Card("XBINNING", record.key.xbinning),
+        Card("YBINNING", record.key.ybinning),
+        Card("ROWORDER", record.row_order, "order of the rows"),
+    ]
+    cards += [Card(name, value, comment) for name, value, comment in optional if value is not None]
+    if record.date_obs:
+        cards.append(
+            Card("DATE-OBS", record.date_obs.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3],
+                 "UTC, start of the first frame")
+        )
+    cards += [
+        Card("SWCREATE", f"Lightkeeper {__version__}"),
+        Card("LKGEN", generation, "generation of this product"),
+        Card("LKFLAGS", "; ".join(flags)[:60], "what the calibration lacks"),
+        Card("LKSET", settings[:60], "settings of the stack"),
+    ]
+    cards += [Card("HISTORY", f"master: {name}") for name in masters]
+    cards += [Card("HISTORY", f"frame: {name}") for name in names]
+    return cards
+
+
+def write(
+    root: Path,
+    relative: Path,
+    image: live.StackImage,
+    cards: Sequence[Card],
+    *,
+    scale: image_io.Scale,
+) -> None:
+    """Write one generation to `relative`, a path in the library. The ledger's pointer is the
+    caller's to move."""
+    path = root / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mean = image.mean if len(image.mean) > 1 else image.mean[0]
+    weight = image.weight if image.weight.ndim == 2 or len(image.weight) > 1 else image.weight[0]  # noqa: PLR2004
+    image_io.write_fits(
+        path, mean, cards, scale=scale, pedestal_adu=pedestal_for(image),
+        extra={"WEIGHT": weight, "COVERAGE": image.coverage.astype(np.float32)},
+    )
+
+
+def write_preview(root: Path, relative: Path, image: live.StackImage, *, max_px: int) -> None:
+    """Write the auto-stretched picture to `relative`, a path in the library."""
+    path = root / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image_io.write_bytes(path, preview.png(image.mean, coverage=image.coverage, max_px=max_px))
+    return relative
+
+
+def link_newest(root: Path, link_to: Path, newest: Path) -> None:
+    """Let the link (both are paths in the library, in one folder) lead to the newest
+    generation, at once or not at all."""
+    link = root / link_to
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(newest.name)
+    os.replace(temporary, link)
