@@ -1,0 +1,980 @@
+"""The only reader and writer of image files: FITS, plain and tile-compressed (`.fz`).
+
+Files come from other programs, whole or half-written, honest or hostile. Nothing is allocated
+before the sizes that the headers declare have been compared with the size on disk; headers are read
+within fixed bounds; a card that cannot be read costs that card alone; whatever goes wrong ends as
+one sentence: `IncompleteImageError` where the file may still be growing, `ImageError` where waiting
+will not help.
+
+Products are written under a temporary name in the same folder, synced, and renamed: a crash leaves
+the old file or the new one, never half of either.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import io
+import math
+import os
+import re
+import secrets
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from calib_library.errors import ImageError, IncompleteImageError
+from calib_library.frame import Card
+
+BLOCK = 2880
+"""bytes; every FITS header and data unit fills whole blocks."""
+CARD = 80
+"""bytes of one header card."""
+MAX_HEADER_BYTES = 4_000_000
+"""All headers of one file together; real ones have 3 to 50 kB."""
+MAX_HDUS = 64
+MAX_PIXELS = 1_000_000_000
+MAX_BYTES = 2**31
+"""Largest file, and largest decompressed image, that is read at once."""
+TEMPORARY_PREFIX = ".lightkeeper-"
+"""Unfinished products begin so (and end in `.tmp`); left over from a crash, they may be deleted."""
+
+FULL_SCALE_ADU = 65535.0
+Scale = Literal["unit", "adu", "uint16"]
+Read = Callable[[int, int], bytes]
+"""(offset, length) → the file's bytes there, fewer at its end."""
+
+_STRUCTURE = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BLOCKED|END|CHECKSUM|DATASUM"
+)
+_PIXEL_SCALE = re.compile(r"BZERO|BSCALE|BLANK|DATAMIN|DATAMAX")
+_TABLE = re.compile(
+    r"T(FIELDS|HEAP|(TYPE|FORM|UNIT|NULL|SCAL|ZERO|DISP|DIM)\d+)"
+    r"|Z(IMAGE|SIMPLE|TENSION|EXTEND|BITPIX|NAXIS\d*|TILE\d+|CMPTYPE|NAME\d+|VAL\d+|QUANTIZ"
+    r"|DITHER0|BLANK|SCALE|ZERO|PCOUNT|GCOUNT|HECKSUM|DATASUM|MASKCMP)"
+)
+_NATIVE = {8: "uint8", 16: "int16", 32: "int32", -32: "float32", -64: "float64"}
+_STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+_ASTROPY = threading.Lock()
+"""`warnings.catch_warnings` is not safe across threads; astropy is called under this lock."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image file declares, checked against its size; no pixel has been read."""
+
+    path: Path
+    shape: tuple[int, ...]
+    """(ny, nx) or (3, ny, nx)."""
+    storage: str
+    """dtype of the physical values: `uint16`, `int16`, `uint8`, `int32`, `float32`, `float64`."""
+    cards: tuple[Card, ...]
+    """The cards of the image HDU, then those that only the primary HDU has."""
+    data_offset: int
+    """bytes, from the start of the file to the first pixel (to the table, where compressed)."""
+    hdu: int
+    """Index of the image HDU, 0 for the primary."""
+    bitpix: int
+    bzero: float
+    bscale: float
+    compressed: bool
+    """Tile-compressed (`.fz`)."""
+    plain: bool
+    """16-bit, big-endian, uncompressed, BZERO 0 or 32768: rows can be read straight."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """One whole image file."""
+
+    info: ImageInfo
+    pixels: npt.NDArray[Any]
+    """`info.shape`, native byte order, dtype `info.storage`, C-contiguous, writable."""
+    sha256: str
+    """Hexadecimal, of all the file's bytes."""
+    size: int
+    """bytes."""
+    mtime_ns: int
+    inode: int
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def probe(path: Path) -> ImageInfo:
+    """Read the headers of every HDU, no pixels, and check that the file is as long as they declare.
+
+    Raises IncompleteImageError (empty, no END, shorter than declared, rows not yet filled),
+    ImageError (not FITS, absurd size, unsupported shape), OSError.
+    """
+    with _opened(path) as (file, status):
+        return _examine(path, _reader(file.fileno()), status.st_size)[0]
+
+
+def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | None = None) -> Loaded:
+    """Read a file from disk once: its hash, header and pixels come from the same bytes.
+
+    `verify` checks DATASUM and CHECKSUM where they are present. `buffer` (1-D uint8) is used for
+    the bytes where it is large enough; the pixels are then a view of it, so reuse it only when
+    the pixels are no longer needed.
+
+    Raises as `probe`; IncompleteImageError also where a checksum does not hold or the file
+    changed while it was read.
+    """
+    with _opened(path) as (file, status):
+        _check_magic(path, os.pread(file.fileno(), BLOCK, 0), status.st_size)
+        size = status.st_size
+        if size > MAX_BYTES:
+            raise ImageError(
+                f"{path.name}: {size / 1e9:.1f} GB is more than the {MAX_BYTES / 1e9:.1f} GB that "
+                "one frame may have; move it out of the folder"
+            )
+        raw = np.empty(size, np.uint8) if buffer is None or buffer.size < size else buffer[:size]
+        digest = _read_and_hash(file, raw)
+        after = os.fstat(file.fileno())
+    if digest is None or (after.st_size, after.st_mtime_ns) != (size, status.st_mtime_ns):
+        raise IncompleteImageError(
+            f"{path.name}: changed while it was read; it will be read again once it rests"
+        )
+    view = raw.data
+    info, hdus = _examine(path, lambda offset, length: bytes(view[offset : offset + length]), size)
+    if verify:
+        for hdu in hdus:
+            _check_sums(path, hdu, raw)
+    pixels = _decompress(info, raw) if info.compressed else _stored(info, raw)
+    return Loaded(info, _physical(info, pixels), digest, size, status.st_mtime_ns, status.st_ino)
+
+
+class RowReader:
+    """Reads an open image file row by row, for combining many frames in bounded memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and probe; raises as `probe`."""
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._file, status = stack.enter_context(_opened(path))
+            read = _reader(self._file.fileno())
+            self.info = _examine(path, read, status.st_size)[0]
+            self._section = _open_section(self.info, stack) if self.info.compressed else None
+            self._stack = stack.pop_all()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(ny, nx) or (3, ny, nx)."""
+        return self.info.shape
+
+    @property
+    def storage(self) -> str:
+        """The dtype of the physical values."""
+        return self.info.storage
+
+    @property
+    def plain(self) -> bool:
+        """Rows come as stored: big-endian int16, physical value = stored + `bzero`."""
+        return self.info.plain
+
+    @property
+    def bzero(self) -> float:
+        """ADU to add to plain rows: 32768 for unsigned data, 0 for signed."""
+        return self.info.bzero
+
+    def rows(self, y0: int, y1: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Rows y0 to y1 (exclusive) of a (ny, nx) image, into `out` where it is given.
+
+        Plain files: dtype `>i2`, as stored. All others: float32 physical values (ADU).
+        `out` is (y1 - y0, nx), C-contiguous, of that dtype.
+        """
+        if len(self.shape) != 2:
+            raise ImageError(f"{self.info.path.name}: a colour image cannot be read by rows")
+        nx = self.shape[1]
+        if self.plain:
+            raw = np.empty((y1 - y0, nx), ">i2") if out is None else out
+            self._read_into(raw, y0 * nx * 2)
+            return raw
+        if self._section is not None:
+            stored = _section_rows(self.info, self._section, y0, y1)
+        else:
+            stored = np.empty((y1 - y0, nx), _STORED[self.info.bitpix])
+            self._read_into(stored, y0 * nx * stored.itemsize)
+        values = _physical(self.info, stored)
+        if out is None:
+            return values.astype(np.float32)
+        np.copyto(out, values, casting="unsafe")
+        return out
+
+    def to_float(
+        self, raw: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Turn what `rows` gave into float32 physical values (ADU), into `out` if given."""
+        if out is None:
+            out = np.empty(raw.shape, np.float32)
+        if self.plain:
+            np.add(raw, np.float32(self.bzero), out=out, casting="unsafe")
+        else:
+            np.copyto(out, raw, casting="unsafe")
+        return out
+
+    def close(self) -> None:
+        """Close the file; further reads fail."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read_into(self, target: npt.NDArray[Any], offset: int) -> None:
+        view = target.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view):
+            at = self.info.data_offset + offset + done
+            count = os.preadv(self._file.fileno(), [view[done:]], at)
+            if count == 0:
+                raise IncompleteImageError(
+                    f"{self.info.path.name}: became shorter while it was read"
+                )
+            done += count
+
+
+def read_product(path: Path) -> tuple[npt.NDArray[np.float32], tuple[Card, ...]]:
+    """Read what `write_fits` wrote: the image in ADU, scale and pedestal undone, and its cards.
+
+    A file without our scale keyword is taken to be in ADU. Raises as `load`.
+    """
+    loaded = load(path)
+    values = {card.keyword: card.value for card in loaded.info.cards}
+    image = loaded.pixels.astype(np.float32, copy=False)
+    if values.get("LKSCALE") == "unit":
+        image *= np.float32(FULL_SCALE_ADU)
+    pedestal = values.get("PEDESTAL")
+    if "LKSCALE" in values and isinstance(pedestal, int | float) and pedestal:
+        image -= np.float32(pedestal)
+    return image, loaded.info.cards
+
+
+def read_extra(path: Path, name: str) -> npt.NDArray[np.float32]:
+    """Read the image extension `name` (EXTNAME) of a product, float32 as written.
+
+    Raises ImageError where there is none; else as `load`.
+    """
+    with _opened(path) as (file, status):
+        read = _reader(file.fileno())
+        for hdu in _hdus(path, read, status.st_size):
+            values = {card.keyword: card.value for card in hdu.cards()}
+            if hdu.index and values.get("EXTNAME") == name and hdu.bitpix == -32:
+                raw = read(hdu.data_offset, hdu.data_bytes)
+                return np.frombuffer(raw, ">f4").reshape(hdu.axes).astype(np.float32)
+    raise ImageError(f"{path.name}: has no image extension {name}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """Open a regular file for reading; a pipe or a device that bears an image's name is refused."""
+    # O_NONBLOCK: the open of a named pipe without a writer would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{path.name}: is not a regular file; move it out of the folder")
+        yield file, status
+
+
+def _reader(descriptor: int) -> Read:
+    return lambda offset, length: os.pread(descriptor, length, offset)
+
+
+def _read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> str | None:
+    """Fill `raw` from the file and return its SHA-256; None where the file ends early."""
+    view = raw.data
+    digest = hashlib.sha256()
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done : done + 2**22])  # type: ignore[attr-defined]
+        if not count:
+            return None
+        digest.update(view[done : done + count])
+        done += count
+    return digest.hexdigest()
+
+
+def _stored(info: ImageInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """View the pixels of an uncompressed image, as stored, in the file's bytes."""
+    dtype = np.dtype(_STORED[info.bitpix])
+    end = info.data_offset + math.prod(info.shape) * dtype.itemsize
+    return raw[info.data_offset : end].view(dtype).reshape(info.shape)
+
+
+def _physical(info: ImageInfo, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Make stored pixels physical values in native order; in place where the dtype allows."""
+    if info.bzero == 0 and info.bscale == 1 and info.bitpix != 64:
+        return _native(stored)
+    if info.storage == "uint16":
+        unsigned = _native(stored).view(np.uint16)
+        unsigned ^= np.uint16(0x8000)  # + 32768 modulo 65536
+        return unsigned
+    values = stored.astype(np.float64) * info.bscale + info.bzero
+    return values.astype(info.storage, copy=False)
+
+
+def _native(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if stored.dtype.isnative:
+        return stored
+    return stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
+
+
+# --- compressed images ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _astropy(path: Path) -> Iterator[None]:
+    """Run astropy without its warnings; whatever it raises on a broken file is an ImageError."""
+    with _ASTROPY, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:
+            raise ImageError(
+                f"{path.name}: the compressed pixels cannot be read ({_sentence(error)}); "
+                "copy the file again from the camera's computer"
+            ) from error
+
+
+def _sentence(error: Exception) -> str:
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    return (text or type(error).__name__)[:200]
+
+
+def _decompress(info: ImageInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """Decompress the stored pixels, (ny, nx) or (3, ny, nx), before BZERO."""
+    with (
+        _astropy(info.path),
+        fits.open(io.BytesIO(raw.data), do_not_scale_image_data=True, memmap=False) as hdus,
+    ):
+        pixels = np.ascontiguousarray(hdus[info.hdu].data)
+        return _expected(info, pixels, info.shape)
+
+
+def _open_section(info: ImageInfo, stack: contextlib.ExitStack) -> fits.CompImageSection:
+    with _astropy(info.path):
+        hdus = stack.enter_context(
+            fits.open(info.path, do_not_scale_image_data=True, memmap=False, mode="readonly")
+        )
+        return hdus[info.hdu].section
+
+
+def _section_rows(
+    info: ImageInfo, section: fits.CompImageSection, y0: int, y1: int
+) -> npt.NDArray[Any]:
+    with _astropy(info.path):
+        # Leading axes of length 1 are not part of our shape.
+        index = (0,) * (len(section.shape) - 2)
+        pixels = np.ascontiguousarray(section[(*index, slice(y0, y1))])
+        return _expected(info, pixels, (y1 - y0, info.shape[1]))
+
+
+def _expected(
+    info: ImageInfo, pixels: npt.NDArray[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    if pixels.size != math.prod(shape) or pixels.dtype.itemsize * 8 != abs(info.bitpix):
+        raise ImageError(f"{info.path.name}: the compressed pixels are not what the header says")
+    return pixels.reshape(shape)
+
+
+# --- headers -------------------------------------------------------------------------------------
+
+
+class _Header:
+    """The cards of one header as stored, 80 bytes each, found by name without a search."""
+
+    __slots__ = ("_first", "images")
+
+    def __init__(self, images: Sequence[bytes]) -> None:
+        self.images = images
+        self._first: dict[bytes, bytes] = {}
+        for image in images:
+            self._first.setdefault(image[:8], image)
+
+    def has(self, keyword: str) -> bool:
+        return keyword.ljust(8).encode() in self._first
+
+    def value(self, keyword: str) -> str | int | float | bool | None:
+        """Of the first card of that name, None where there is none or it cannot be read."""
+        image = self._first.get(keyword.ljust(8).encode())
+        return None if image is None or image[8:9] != b"=" else parse_card(image).value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Hdu:
+    """One header and where its data unit lies."""
+
+    index: int
+    header: "_Header"
+    header_offset: int
+    data_offset: int
+    data_bytes: int
+    """Without the filling of the last block."""
+    bitpix: int
+    axes: tuple[int, ...]
+    """Slowest axis first, as numpy has it."""
+
+    def cards(self) -> tuple[Card, ...]:
+        return parse_cards(self.header.images)
+
+    def value(self, keyword: str) -> str | int | float | bool | None:
+        return self.header.value(keyword)
+
+
+def _examine(path: Path, read: Read, size: int) -> tuple[ImageInfo, tuple[_Hdu, ...]]:
+    """Find the image and check everything that can be checked without its pixels."""
+    hdus = _hdus(path, read, size)
+    primary = hdus[0]
+    image = next((h for h in hdus if _is_compressed(h) or _is_image(h)), None)
+    if image is None:
+        if len(hdus) == 1 and not primary.axes:
+            raise IncompleteImageError(
+                f"{path.name}: has a header but no image yet; it may still be being written"
+            )
+        raise ImageError(f"{path.name}: holds no image; move it out of the folder")
+    promised = primary.value("NEXTEND")
+    if isinstance(promised, int) and len(hdus) - 1 < min(promised, MAX_HDUS):
+        raise IncompleteImageError(
+            f"{path.name}: promises {promised} extensions and has {len(hdus) - 1}; "
+            "it may still be being written"
+        )
+    info = _info(path, primary, image)
+    _check_filled(info, read)
+    return info, hdus
+
+
+def _info(path: Path, primary: _Hdu, image: _Hdu) -> ImageInfo:
+    compressed = _is_compressed(image)
+    bitpix, axes = _compressed_geometry(path, image) if compressed else (image.bitpix, image.axes)
+    while len(axes) > 2 and axes[0] == 1:
+        axes = axes[1:]
+    pixels = math.prod(axes)
+    if pixels > MAX_PIXELS or pixels * abs(bitpix) // 8 > MAX_BYTES:
+        raise ImageError(
+            f"{path.name}: declares more pixels than a frame can have; "
+            "the header is damaged, or this is not a frame"
+        )
+    if not (len(axes) == 2 or (len(axes) == 3 and axes[0] == 3)) or pixels == 0:
+        size = " × ".join(str(n) for n in reversed(axes[-4:]))
+        raise ImageError(
+            f"{path.name}: an image of {size} is neither one plane nor three colour planes"
+        )
+    bzero, bscale = _scaling(path, image)
+    unsigned = bitpix == 16 and (bzero, bscale) == (32768, 1)
+    if unsigned:
+        storage = "uint16"
+    elif (bzero, bscale) == (0, 1) and bitpix in _NATIVE:
+        storage = _NATIVE[bitpix]
+    else:
+        storage = "float64" if bitpix in (32, 64, -64) else "float32"
+    return ImageInfo(
+        path=path,
+        shape=axes,
+        storage=storage,
+        cards=_merged(primary, image, compressed=compressed),
+        data_offset=image.data_offset,
+        hdu=image.index,
+        bitpix=bitpix,
+        bzero=bzero,
+        bscale=bscale,
+        compressed=compressed,
+        plain=not compressed and (unsigned or storage == "int16"),
+    )
+
+
+def _is_image(hdu: _Hdu) -> bool:
+    kind = hdu.value("XTENSION") if hdu.index else "IMAGE"
+    return kind == "IMAGE" and len(hdu.axes) >= 2 and all(hdu.axes)
+
+
+def _is_compressed(hdu: _Hdu) -> bool:
+    return hdu.index > 0 and hdu.value("XTENSION") == "BINTABLE" and hdu.value("ZIMAGE") is True
+
+
+def _compressed_geometry(path: Path, hdu: _Hdu) -> tuple[int, tuple[int, ...]]:
+    """(bitpix, axes) of the image inside a compressed table, its tiles checked to lie within."""
+    bitpix = _bitpix(path, hdu.header, "ZBITPIX")
+    naxis = _integer(path, hdu.header, "ZNAXIS", least=1, most=9)
+    axes = [_integer(path, hdu.header, f"ZNAXIS{n + 1}", least=0) for n in range(naxis)]
+    for n, length in enumerate(axes):
+        # A tile larger than the image would make the decompressor allocate what it claims.
+        _integer(path, hdu.header, f"ZTILE{n + 1}", least=1, most=max(1, length), missing=1)
+    return bitpix, tuple(reversed(axes))
+
+
+def _bitpix(path: Path, header: _Header, keyword: str) -> int:
+    bitpix = _integer(path, header, keyword)
+    if bitpix not in _STORED:
+        raise ImageError(f"{path.name}: {keyword} = {bitpix} is not a FITS pixel type")
+    return bitpix
+
+
+def _scaling(path: Path, hdu: _Hdu) -> tuple[float, float]:
+    """(BZERO, BSCALE), which default to 0 and 1 where they are absent."""
+    scaling = []
+    for keyword, default in (("BZERO", 0.0), ("BSCALE", 1.0)):
+        value = hdu.value(keyword) if hdu.header.has(keyword) else default
+        if not isinstance(value, int | float) or (keyword == "BSCALE" and value == 0):
+            raise ImageError(f"{path.name}: {keyword} cannot be read; the header is damaged")
+        scaling.append(float(value))
+    return scaling[0], scaling[1]
+
+
+def _merged(primary: _Hdu, image: _Hdu, *, compressed: bool) -> tuple[Card, ...]:
+    cards = image.cards()
+    if compressed:
+        cards = tuple(
+            c for c in cards if not _TABLE.fullmatch(c.keyword) and not _structural(c.keyword)
+        )
+    if image is primary:
+        return cards
+    named = {c.keyword for c in cards}
+    return cards + tuple(
+        c for c in primary.cards() if c.keyword not in named and not _structural(c.keyword)
+    )
+
+
+def _structural(keyword: str) -> bool:
+    return _STRUCTURE.fullmatch(keyword) is not None
+
+
+def _hdus(path: Path, read: Read, size: int) -> tuple[_Hdu, ...]:
+    """All headers of a file of `size` bytes, each checked to be covered by it."""
+    _check_magic(path, read(0, BLOCK), size)
+    hdus: list[_Hdu] = []
+    offset = budget = 0
+    while offset < size:
+        if hdus:
+            start = read(offset, 8)
+            if not b"XTENSION".startswith(start):
+                break  # special records, or a writer's own filling: not ours to judge
+        if len(hdus) == MAX_HDUS:
+            raise ImageError(f"{path.name}: has more than {MAX_HDUS} parts; it is not a frame")
+        header, data_offset = _header(path, read, offset, MAX_HEADER_BYTES - budget)
+        budget += data_offset - offset
+        hdu = _hdu(path, len(hdus), header, offset, data_offset)
+        if data_offset + hdu.data_bytes > size:
+            raise IncompleteImageError(
+                f"{path.name}: has {size} of the {data_offset + hdu.data_bytes} bytes that its "
+                "header declares; it may still be being written, or the copy was cut short"
+            )
+        hdus.append(hdu)
+        offset = data_offset + _padded(hdu.data_bytes)
+    return tuple(hdus)
+
+
+def _hdu(path: Path, index: int, header: _Header, offset: int, data: int) -> _Hdu:
+    bitpix = _bitpix(path, header, "BITPIX")
+    naxis = _integer(path, header, "NAXIS", least=0, most=99)
+    axes = [_integer(path, header, f"NAXIS{n + 1}", least=0) for n in range(naxis)]
+    groups = _integer(path, header, "GCOUNT", least=0, missing=1) if index else 1
+    parameters = _integer(path, header, "PCOUNT", least=0, missing=0) if index else 0
+    pixels = math.prod(axes) if axes else 0
+    count = groups * (parameters + pixels)
+    if count > 8 * MAX_PIXELS:
+        raise ImageError(
+            f"{path.name}: declares more pixels than a frame can have; "
+            "the header is damaged, or this is not a frame"
+        )
+    return _Hdu(
+        index, header, offset, data, count * abs(bitpix) // 8, bitpix, tuple(reversed(axes))
+    )
+
+
+def _check_magic(path: Path, start: bytes, size: int) -> None:
+    if size == 0:
+        raise IncompleteImageError(f"{path.name}: is empty; it may still be being written")
+    if start.startswith(b"\x1f\x8b"):
+        raise ImageError(f"{path.name}: is compressed with gzip; unpack it with gunzip")
+    if start.startswith(b"XISF0100"):
+        raise ImageError(f"{path.name}: is an XISF file; let the camera program write FITS")
+    if b"SIMPLE  =".startswith(start[:9]) or not start.strip(b"\0"):
+        if len(start.strip(b"\0")) < 9:
+            raise IncompleteImageError(
+                f"{path.name}: has no header yet; it may still be being written"
+            )
+        return
+    raise ImageError(f"{path.name}: is not a FITS file; move it out of the folder")
+
+
+def _check_filled(info: ImageInfo, read: Read) -> None:
+    """Refuse a preallocated file whose last row is not written yet.
+
+    Unsigned 16-bit pixels are stored less 32768, so a row of zero bytes would be a row of exactly
+    32768 ADU, which no sensor gives. Other pixel types may honestly be zero.
+    """
+    if info.plain and info.storage == "uint16":
+        row = info.shape[-1] * 2
+        last = info.data_offset + math.prod(info.shape) * 2 - row
+        if not read(last, row).strip(b"\0"):
+            raise IncompleteImageError(
+                f"{info.path.name}: its last rows are not filled; it may still be being written"
+            )
+
+
+def _header(path: Path, read: Read, offset: int, budget: int) -> tuple[_Header, int]:
+    """Read the cards of the header at `offset`, CONTINUE joined, and where its data begins."""
+    images: list[bytes] = []
+    at = offset
+    while at - offset < budget:
+        block = read(at, BLOCK)
+        for i in range(0, len(block), CARD):
+            image = block[i : i + CARD]
+            keyword = image[:8]
+            if image.rstrip() == b"END":
+                return _Header(images), at + BLOCK
+            if len(image) < CARD or any(byte < 0x20 for byte in keyword):
+                # Zeros or pixels where cards should be: END has not been written.
+                raise IncompleteImageError(
+                    f"{path.name}: its header has no END yet; it may still be being written"
+                )
+            if keyword == b"CONTINUE" and images:
+                images[-1] += image
+            else:
+                images.append(image)
+        at += BLOCK
+        if len(block) < BLOCK:
+            raise IncompleteImageError(
+                f"{path.name}: ends within its header; it may still be being written"
+            )
+    raise ImageError(
+        f"{path.name}: its headers are longer than {MAX_HEADER_BYTES // 10**6} MB; it is damaged"
+    )
+
+
+def _padded(length: int) -> int:
+    return -(-length // BLOCK) * BLOCK
+
+
+def _integer(
+    path: Path,
+    header: _Header,
+    keyword: str,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    missing: int | None = None,
+) -> int:
+    """Read a whole number without which the file is unreadable; ImageError where it is none."""
+    value = header.value(keyword)
+    if value is None and missing is not None and not header.has(keyword):
+        return missing
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or (least is not None and value < least)
+        or (most is not None and value > most)
+    ):
+        raise ImageError(f"{path.name}: {keyword} is missing or makes no sense; it is damaged")
+    return value
+
+
+# --- cards ---------------------------------------------------------------------------------------
+
+_STRING = re.compile(rb"\s*'((?:[^']|'')*)(?:'|$)[^/]*(?:/(.*))?", re.DOTALL)
+_INTEGER = re.compile(r"[+-]?\d+")
+_FLOAT = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([EeDd][+-]?\d+)?")
+_COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([Ee][+-]?\d+)?")
+
+
+def parse_cards(images: Sequence[bytes]) -> tuple[Card, ...]:
+    """Header card images → cards, blank ones left out. Never raises."""
+    return tuple(card for card in map(parse_card, images) if card.keyword)
+
+
+def parse_card(image: bytes) -> Card:
+    """One card of 80 bytes (more with its CONTINUE cards) → keyword, value, comment. Never raises.
+
+    Follows the FITS standard 4.0, section 4, and mends what programs write beside it: a decimal
+    comma (`6,4E-05`), non-ASCII text (UTF-8, else Latin-1), control characters. A value that no
+    rule reads, `nan` or an infinity among them, is None.
+    """
+    keyword, field = image[:8], image[8:CARD]
+    if image.startswith(b"HIERARCH ") and b"=" in field:
+        keyword, _, field = image[9:CARD].partition(b"=")
+    elif field[:1] == b"=":
+        field = field[1:]
+    else:
+        return Card(_text(keyword), _text(image[8:]))
+    name = _text(keyword).upper()
+    if quoted := _STRING.match(field):
+        value, comment = _joined(quoted, image)
+        return Card(name, _mended(name, value), comment)
+    token, _, remark = field.partition(b"/")
+    return Card(name, _number(_text(token)), _text(remark))
+
+
+def _joined(first: re.Match[bytes], image: bytes) -> tuple[str, str]:
+    """Read the string of a card and of the CONTINUE cards that were joined to it."""
+    value, comment = first[1].rstrip(), first[2] or b""
+    for i in range(CARD, len(image), CARD):
+        more = _STRING.match(image[i + 8 : i + CARD])
+        if more is None:
+            break
+        value = value.removesuffix(b"&") + more[1].rstrip()
+        comment += more[2] or b""
+    return _text(value.replace(b"''", b"'"), leading=True), _text(comment)
+
+
+def _text(raw: bytes, *, leading: bool = False) -> str:
+    """Bytes of a header as printable text, blanks stripped (`leading` ones kept if asked)."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text.rstrip() if leading else text.strip()
+
+
+def _mended(keyword: str, value: str) -> str:
+    """Give a number in quotes its decimal point for a comma; `2,2` of a binning stays."""
+    if _COMMA_NUMBER.fullmatch(value.strip()) and not re.search("BIN|SUM", keyword):
+        return value.replace(",", ".")
+    return value
+
+
+def _number(text: str) -> int | float | bool | None:
+    if text in ("T", "F"):
+        return text == "T"
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        value = float(re.sub("[Dd]", "E", text.replace(",", ".")))
+        return value if math.isfinite(value) else None
+    return None
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+
+def _check_sums(path: Path, hdu: _Hdu, raw: npt.NDArray[np.uint8]) -> None:
+    """Compare DATASUM and CHECKSUM, where present, with the bytes (FITS standard 4.0, app. J)."""
+    declared = hdu.value("DATASUM")
+    checksum = hdu.value("CHECKSUM")
+    has_datasum = isinstance(declared, int) or (isinstance(declared, str) and declared.isdigit())
+    has_checksum = isinstance(checksum, str) and len(checksum.strip()) == 16
+    if not has_datasum and not has_checksum:
+        return
+    end = hdu.data_offset + _padded(hdu.data_bytes)
+    total = _ones_sum(raw[hdu.data_offset : end])
+    if has_datasum and declared is not None and total != int(declared):
+        raise IncompleteImageError(
+            f"{path.name}: its pixels do not agree with DATASUM; the file is damaged or unfinished"
+        )
+    if has_checksum:
+        total = _ones_sum(raw[hdu.header_offset : hdu.data_offset], total)
+        if total not in (0, 0xFFFFFFFF):
+            raise IncompleteImageError(
+                f"{path.name}: does not agree with its CHECKSUM; the file is damaged or unfinished"
+            )
+
+
+def _ones_sum(raw: npt.NDArray[np.uint8], start: int = 0) -> int:
+    """32-bit ones' complement sum of big-endian words; a missing last byte counts as zero."""
+    whole = raw.size // 4 * 4
+    total = start + int(raw[:whole].view(">u4").sum(dtype=np.uint64))
+    total += int.from_bytes(raw[whole:].tobytes().ljust(4, b"\0"), "big")
+    while total > 0xFFFFFFFF:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def write_fits(
+    path: Path,
+    image: npt.NDArray[np.float32],
+    cards: Sequence[Card],
+    *,
+    scale: Scale = "unit",
+    pedestal_adu: float = 0.0,
+    extra: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> None:
+    """Write an image in ADU, (ny, nx) or (3, ny, nx), so that other programs open it correctly.
+
+    `unit`: float32 (ADU + pedestal) / 65535, clipped to [0, 1]. `adu`: float32 ADU + pedestal.
+    `uint16`: ADU + pedestal, rounded and clipped. NaN becomes 0. The scale stands in LKSCALE, the
+    pedestal in PEDESTAL; `read_product` undoes both. `extra`: image extensions by name, float32
+    as they are (NaN kept). Cards that describe the file's own layout or an old value range
+    (DATAMAX, BZERO, …) are left out. The folder is made where it is missing.
+
+    The file appears whole or not at all: temporary name in the same folder, fsync, rename, fsync of
+    the folder. Raises OSError; the old file is then untouched and the temporary one removed.
+    """
+    own = [Card("LKSCALE", scale, _SCALE_COMMENT[scale])]
+    if pedestal_adu:
+        own.append(Card("PEDESTAL", float(pedestal_adu), "ADU added to every pixel"))
+    kept = [c for c in cards if c.keyword not in {"LKSCALE", "PEDESTAL"}]
+    with atomically(path) as file:
+        _write_hdu(file, image, [*own, *kept], scale=scale, pedestal=pedestal_adu)
+        for name, plane in (extra or {}).items():
+            _write_hdu(file, plane, [], extension=name)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically, as `write_fits` does. Raises OSError."""
+    with atomically(path) as file:
+        file.write(data)
+
+
+_SCALE_COMMENT = {
+    "unit": "pixels are (ADU + PEDESTAL) / 65535",
+    "adu": "pixels are ADU + PEDESTAL",
+    "uint16": "pixels are ADU + PEDESTAL",
+}
+
+
+@contextlib.contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that becomes `path` when the block ends well, and vanishes otherwise."""
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; the rename stands all the same.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_hdu(
+    file: BinaryIO,
+    image: npt.NDArray[np.float32],
+    cards: Sequence[Card],
+    *,
+    scale: Scale | None = None,
+    pedestal: float = 0.0,
+    extension: str | None = None,
+) -> None:
+    """Append one image HDU, in chunks of rows; the header is written again with its DATASUM."""
+    start = file.tell()
+    header = _image_header(image.shape, cards, integer=scale == "uint16", extension=extension)
+    file.write(_header_bytes(header, 0))
+    rows = image.reshape(-1, image.shape[-1])
+    step = max(1, 1_000_000 // max(1, rows.shape[1]))
+    total = written = 0
+    carry = b""
+    for y in range(0, len(rows), step):
+        chunk = carry + _encoded(rows[y : y + step], scale, pedestal)
+        whole = len(chunk) if y + step >= len(rows) else len(chunk) // 4 * 4
+        carry = chunk[whole:]
+        total = _ones_sum(np.frombuffer(chunk[:whole], np.uint8), total)
+        file.write(chunk[:whole])
+        written += whole
+    file.write(bytes(_padded(written) - written))
+    end = file.tell()
+    file.seek(start)
+    file.write(_header_bytes(header, total))
+    file.seek(end)
+
+
+def _encoded(rows: npt.NDArray[np.float32], scale: Scale | None, pedestal: float) -> bytes:
+    """Rows in ADU → the bytes that are stored."""
+    if scale is None:
+        return rows.astype(">f4").tobytes()
+    values = rows + np.float32(pedestal)
+    if scale == "unit":
+        values /= np.float32(FULL_SCALE_ADU)
+        np.clip(values, 0.0, 1.0, out=values)
+    np.nan_to_num(values, copy=False, nan=0.0)
+    if scale == "uint16":
+        np.clip(np.rint(values, out=values), 0.0, FULL_SCALE_ADU, out=values)
+        return (values.astype(np.int32) - 32768).astype(">i2").tobytes()
+    return values.astype(">f4").tobytes()
+
+
+def _image_header(
+    shape: tuple[int, ...], cards: Sequence[Card], *, integer: bool, extension: str | None
+) -> fits.Header:
+    header = fits.Header()
+    if extension is None:
+        header["SIMPLE"] = (True, "conforms to FITS standard")
+    else:
+        header["XTENSION"] = ("IMAGE", "image extension")
+    header["BITPIX"] = 16 if integer else -32
+    header["NAXIS"] = len(shape)
+    for n, length in enumerate(reversed(shape)):
+        header[f"NAXIS{n + 1}"] = length
+    if extension is None:
+        header["EXTEND"] = True
+    else:
+        header["PCOUNT"], header["GCOUNT"] = 0, 1
+        header["EXTNAME"] = extension
+    if integer:
+        header["BZERO"], header["BSCALE"] = 32768, 1
+    for card in cards:
+        if not _structural(card.keyword) and not _PIXEL_SCALE.fullmatch(card.keyword):
+            _append(header, card)
+    header["DATASUM"] = "0".rjust(10)
+    return header
+
+
+def _append(header: fits.Header, card: Card) -> None:
+    """Add a card in the form that FITS allows: printable ASCII, a finite value, a fitting comment.
+
+    A card that astropy still refuses (a keyword with strange characters) is left out: it came from
+    a foreign header, and the product must not fail for it.
+    """
+    value = card.value
+    if isinstance(value, str):
+        value = _ascii(value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        value = None
+    with _ASTROPY, warnings.catch_warnings(), contextlib.suppress(ValueError, fits.VerifyError):
+        warnings.simplefilter("ignore")  # long names become HIERARCH, long comments are cut
+        if card.keyword in {"COMMENT", "HISTORY"}:
+            header[card.keyword] = str(value)
+        else:
+            one = fits.Card(card.keyword, value, _ascii(card.comment))
+            _ = one.image  # what cannot be written shows here
+            header.append(one, end=True)
+
+
+def _ascii(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def _header_bytes(header: fits.Header, datasum: int) -> bytes:
+    header["DATASUM"] = (str(datasum).rjust(10), "data unit checksum")
+    with _ASTROPY, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoded: bytes = header.tostring(sep="", endcard=True, padding=True).encode("ascii")
+    return encoded
