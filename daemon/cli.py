@@ -1,0 +1,348 @@
+"""The commands. Each unpacks its arguments and calls; nothing heavy is imported before it must.
+
+Exit codes: 0 all is well, 1 a problem in the work, 2 a mistake in the command or the configuration,
+3 another instance is running on this library.
+"""
+
+# Heavy modules are imported by the command that needs them, so that the others start at once.
+# ruff: noqa: PLC0415
+
+import collections
+import contextlib
+import datetime as dt
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from calib_library import __version__
+from daemon import config as configuration
+from daemon.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from daemon.report.status import Report
+
+CONFIG_VARIABLE = "LIGHTKEEPER_CONFIG"
+SYSTEM_CONFIG = Path("/etc/lightkeeper/config.toml")
+STATUS_LOG = "status.log"
+
+_REFRESH_S = 2.0
+_FOLLOW_S = 0.5
+
+
+class Exit(IntEnum):
+    """What a command's exit code means."""
+
+    OK = 0
+    PROBLEM = 1
+    USAGE = 2
+    ALREADY_RUNNING = 3
+
+
+app = App(
+    name="lightkeeper",
+    version=__version__,
+    help=(
+        "Watch a camera's output folder all night: every frame is recognised, filed, calibrated,"
+        " registered and stacked as it lands.\n\n"
+        "Begin with `lightkeeper demo`, or with `lightkeeper init` and `lightkeeper run`.\n\n"
+        "Exit codes: 0 all is well; 1 a problem in the work; 2 a mistake in the command or the"
+        " configuration; 3 another instance is running on this library."
+    ),
+    default_parameter=Parameter(negative=()),
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    Parameter(
+        name="--config",
+        help="The configuration. Without it: $LIGHTKEEPER_CONFIG, else ./config.toml, else"
+        " /etc/lightkeeper/config.toml.",
+    ),
+]
+JsonFlag = Annotated[bool, Parameter(name="--json", help="For scripts: JSON, times in UTC.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `arguments` default to the process's own."""
+    try:
+        command, bound, _ = app.parse_args(
+            list(sys.argv[1:] if arguments is None else arguments),
+            print_error=True,
+            exit_on_error=False,
+        )
+        code = command(*bound.args, **bound.kwargs)
+        sys.stdout.flush()
+    except CycloptsError:
+        return Exit.USAGE
+    except ConfigError as error:
+        for problem in error.problems:
+            _complain(problem)
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        return Exit.OK
+    except BrokenPipeError:  # `lightkeeper status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    return code if isinstance(code, int) else Exit.OK
+
+
+@app.command
+def run(*, config: ConfigOption = None, until_idle: bool = False) -> int:
+    """Watch the folders and work, in the foreground, until stopped by Ctrl-C or a signal.
+
+    Parameters
+    ----------
+    until_idle
+        Take in what is there, finish the work, and exit.
+    """
+    settings = _load(config)
+    from daemon import service
+
+    return service.run(settings, until_idle=until_idle)
+
+
+@app.command
+def status(*, config: ConfigOption = None, watch: bool = False, json: JsonFlag = False) -> int:
+    """Show what the daemon does, the frames by state, the stacks and the problems.
+
+    Parameters
+    ----------
+    watch
+        Keep showing it, until Ctrl-C.
+    """
+    settings = _load(config)
+    from daemon.report import collect
+
+    if watch and not json:
+        return _watch(lambda: collect.status(settings))
+    return _show(lambda: collect.status(settings), json=json)
+
+
+@app.command
+def library(*, config: ConfigOption = None, json: JsonFlag = False) -> int:
+    """Show the masters, and the sets of frames that are not enough for one yet."""
+    settings = _load(config)
+    from daemon.report import collect
+
+    return _show(lambda: collect.library(settings), json=json)
+
+
+@app.command
+def explain(frame: str, /, *, config: ConfigOption = None, json: JsonFlag = False) -> int:
+    """Tell why a frame was treated as it was: its header, its masters, its quality, its stack.
+
+    Parameters
+    ----------
+    frame
+        The frame's file name, a part of it, its path, or its number.
+    """
+    settings = _load(config)
+    from daemon.report import collect
+
+    return _show(
+        lambda: collect.explain(settings, frame),
+        json=json,
+        none=f"{frame}: no such frame is recorded; `lightkeeper log` shows what came in",
+    )
+
+
+@app.command
+def log(
+    *,
+    config: ConfigOption = None,
+    lines: Annotated[int, Parameter(name=["--lines", "-n"])] = 20,
+    follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
+) -> int:
+    """Show the last lines of the status log.
+
+    Parameters
+    ----------
+    lines
+        How many.
+    follow
+        Go on with each new line as it comes, until Ctrl-C.
+    """
+    path = _load(config).library.path / STATUS_LOG
+    if not path.exists():
+        _complain(f"{path}: there is no log yet; start the daemon with `lightkeeper run`")
+        return Exit.PROBLEM
+    offset = path.stat().st_size
+    for line in last_lines(path, lines):
+        sys.stdout.write(line)
+    if follow:
+        for text in follow_lines(path, offset):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    return Exit.OK
+
+
+@app.command
+def check_config(*, config: ConfigOption = None) -> int:
+    """Tell every mistake in the configuration at once, or that there is none."""
+    settings = _load(config)
+    for warning in configuration.warnings(settings):
+        _complain(f"note: {warning}")
+    watched = ", ".join(str(watch.path) for watch in settings.watch)
+    sys.stdout.write(
+        f"{_config_path(config)} is in order.\n"
+        f"  watched: {watched}\n"
+        f"  library: {settings.library.path}\n"
+    )
+    return Exit.OK
+
+
+@app.command
+def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> int:
+    """Write a commented configuration that works.
+
+    Parameters
+    ----------
+    watch
+        The folder in which the camera's program writes frames.
+    library
+        The folder for everything that Lightkeeper writes; it is made if it is not there.
+    config
+        The file to write.
+    force
+        Replace the file if it is there already.
+    """
+    if config.exists() and not force:
+        _complain(f"{config} is there already; --force replaces it")
+        return Exit.USAGE
+    text = configuration.example(watch=str(watch.absolute()), library=str(library.absolute()))
+    settings = configuration.parse(text, name=str(config), base=Path.cwd())
+    try:
+        settings.library.path.mkdir(parents=True, exist_ok=True)
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _complain(f"{error.filename}: cannot be written: {error.strerror}")
+        return Exit.PROBLEM
+    for warning in configuration.warnings(settings):
+        _complain(f"note: {warning}")
+    sys.stdout.write(f"{config} is written. Now: lightkeeper run --config {config}\n")
+    return Exit.OK
+
+
+@app.command
+def demo(*, folder: Path = Path("lightkeeper-demo"), fast: bool = False) -> int:
+    """Run the real daemon on a simulated camera, and tell where the pictures are.
+
+    Parameters
+    ----------
+    folder
+        Where to put the simulated night, the library and the stacks.
+    fast
+        A smaller camera and a shorter night.
+    """
+    from daemon import demo as demonstration
+
+    return demonstration.demo(folder, fast=fast)
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Read the last `count` lines, of the log put aside before (`NAME.1`) too where it needs."""
+    lines: collections.deque[str] = collections.deque(maxlen=max(0, count))
+    for part in (path.with_name(f"{path.name}.1"), path):
+        with contextlib.suppress(FileNotFoundError), _open_text(part) as file:
+            lines.extend(file)
+    return list(lines)
+
+
+def follow_lines(
+    path: Path, offset: int, *, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[str]:
+    """Yield what is appended after `offset` (bytes), for ever; starts afresh in a new log."""
+    inode = path.stat().st_ino
+    while True:
+        try:
+            stat = path.stat()
+        except FileNotFoundError:  # put aside this very moment
+            sleep(_FOLLOW_S)
+            continue
+        if stat.st_ino != inode or stat.st_size < offset:
+            inode, offset = stat.st_ino, 0
+        if stat.st_size > offset:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+            offset += len(data)
+            yield data.decode("utf-8", errors="replace")
+        else:
+            sleep(_FOLLOW_S)
+
+
+def _open_text(path: Path) -> contextlib.AbstractContextManager[Iterator[str]]:
+    return path.open(encoding="utf-8", errors="replace")
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def _config_path(given: Path | None) -> Path:
+    """Choose the configuration file: as given, by the environment, here, or the system's."""
+    if given is not None:
+        return given
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named)
+    here = Path("config.toml")
+    return here if here.exists() or not SYSTEM_CONFIG.exists() else SYSTEM_CONFIG
+
+
+def _load(given: Path | None) -> Config:
+    return configuration.load(_config_path(given))
+
+
+def _complain(sentence: str) -> None:
+    sys.stderr.write(f"{sentence.encode('utf-8', 'backslashreplace').decode()}\n")
+
+
+def _show(make: "Callable[[], Report | None]", *, json: bool, none: str = "") -> int:
+    """Print a report; where there is none, the sentence says so and the exit code is 1."""
+    from daemon.report.collect import NoLibraryError
+    from daemon.report.status import render_text, to_json
+
+    try:
+        report = make()
+    except NoLibraryError as error:
+        _complain(str(error))
+        return Exit.PROBLEM
+    if report is None:
+        _complain(none)
+        return Exit.PROBLEM
+    if json:
+        sys.stdout.write(to_json(report) + "\n")
+    else:
+        Console(highlight=False).print(render_text(report, now=dt.datetime.now(dt.UTC)))
+    return Exit.OK
+
+
+def _watch(make: "Callable[[], Report]") -> int:
+    """Show a report again and again on the whole screen, until Ctrl-C."""
+    from rich.live import Live
+
+    from daemon.report.collect import NoLibraryError
+    from daemon.report.status import render_text
+
+    try:
+        with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(render_text(make(), now=dt.datetime.now(dt.UTC)), refresh=True)
+                time.sleep(_REFRESH_S)
+    except NoLibraryError as error:
+        _complain(str(error))
+        return Exit.PROBLEM
+
+
+if __name__ == "__main__":
+    sys.exit(main())
