@@ -1,0 +1,658 @@
+"""Background and stars of one image plane.
+
+The background is measured in cells on a sparse grid of pixels. Stars are *found* with sep on a
+significance image (background taken off, divided by the local noise, binned 2×2 where the frame is
+large) and *measured* at full resolution with adaptive moments, that is by matching an elliptical
+Gaussian weight to each star (Bernstein & Jarvis 2002, AJ 123, 583, section 3). That tells
+stars from hot pixels (narrower than one pixel), trails (elongated) and knots of nebulae (wide).
+
+Positions are px, x the column and y the row, centres of pixels at integers.
+"""
+
+import base64
+import dataclasses
+import json
+import math
+import zlib
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import sep
+from numba import prange
+from scipy.ndimage import median_filter
+from scipy.spatial import cKDTree
+
+from calib_library.kernels import kernel
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+
+FWHM_PER_SIGMA = 2.354820045
+BAD = 1
+SATURATED = 2
+
+_STORED = 500  # stars kept by StarList.to_json
+_BINNED_FROM_PX = 8_000_000  # from here on stars are found on 2×2 means
+_SPARSE_FROM_PX = 6_000_000  # from here on the background looks at every third row and column
+_THRESHOLD_SIGMA = 5.0
+_NARROWEST_FWHM_PX = 1.05  # below: a single pixel, not light through optics
+_HOT_RATIO = 0.28  # smoothed over raw peak; a single pixel has 0.25 under the 1-2-1 kernel
+_APERTURE_FWHM = 3.0  # radius; scales with the seeing, so that the enclosed fraction does not
+_SNR_MIN = 5.0
+_LEAST_WEIGHT = 0.7  # px², variance of the narrowest weight
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Background:
+    """The sky of one plane, in cells that divide the image evenly."""
+
+    level_adu: float
+    """Median of the cells, ADU."""
+    sigma_adu: float
+    """Noise of one pixel: median over the cells of the clipped standard deviation, ADU."""
+    cells: F32
+    """(cy, cx) clipped median of each cell, ADU."""
+    noise: F32
+    """(cy, cx) clipped standard deviation of each cell, ADU."""
+    cell_px: int
+    """Nominal edge of a cell; the true pitch is shape / cells.shape."""
+    shape: tuple[int, int]
+    """(ny, nx) of the image."""
+
+    def at(self, x: F64, y: F64) -> F64:
+        """Level (ADU) at px positions (n,), bilinear between the centres of the cells."""
+        return _bilinear_cells(self.cells, self.shape, x, y)
+
+    def to_json(self) -> str:
+        """Write the background as JSON, without loss."""
+        fields = {
+            "level_adu": self.level_adu,
+            "sigma_adu": self.sigma_adu,
+            "cell_px": self.cell_px,
+            "shape": self.shape,
+            "grid": self.cells.shape,
+            "cells": _pack(self.cells),
+            "noise": _pack(self.noise),
+        }
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        grid = tuple(fields.pop("grid"))
+        fields["cells"] = _unpack(fields["cells"], grid)
+        fields["noise"] = _unpack(fields["noise"], grid)
+        fields["shape"] = tuple(fields["shape"])
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class StarList:
+    """The stars of one plane, brightest first; all arrays are (n,)."""
+
+    x: F64
+    """px, the column."""
+    y: F64
+    """px, the row."""
+    flux: F64
+    """ADU above the local sky within 3 FWHM; too low for a saturated star."""
+    fwhm: F64
+    """px, of the matched Gaussian, geometric mean of the axes; it includes the pixel, and is 10 %
+    more than the width at half maximum of a Moffat profile of β = 3.5."""
+    peak: F64
+    """ADU above the local sky, of the highest pixel."""
+    elongation: F64
+    """Major over minor axis, ≥ 1."""
+    snr: F64
+    """Flux over the background noise in the aperture."""
+    saturated: Bool
+    """The core is clipped: good for a position, not for a flux or a width."""
+    found: int
+    """Stars in the whole frame (estimated where there are more than the list holds)."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def xy(self) -> F64:
+        """Positions, (n, 2) px."""
+        return np.column_stack((self.x, self.y))
+
+    def take(self, index: npt.NDArray[Any] | slice) -> Self:
+        """Pick the stars that `index` selects (mask, indices or slice), in its order."""
+        arrays = {name: getattr(self, name)[index] for name in _COLUMNS}
+        return dataclasses.replace(self, **arrays)
+
+    def to_json(self) -> str:
+        """Write the 500 brightest as one line of JSON; `from_json` gives them back bit for bit."""
+        fields: dict[str, Any] = {n: getattr(self, n)[:_STORED].tolist() for n in _COLUMNS}
+        fields["saturated"] = np.flatnonzero(self.saturated[:_STORED]).tolist()
+        fields["found"] = self.found
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        saturated = np.zeros(len(fields["x"]), dtype=np.bool_)
+        saturated[np.array(fields.pop("saturated"), dtype=np.intp)] = True
+        found = int(fields.pop("found"))
+        arrays = {name: np.array(values, dtype=np.float64) for name, values in fields.items()}
+        return cls(**arrays, saturated=saturated, found=found)
+
+
+_COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "saturated")
+
+
+def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
+    """Measure level and noise of `image` (ny, nx), ADU, in cells of about `cell_px` px.
+
+    Each cell's samples are clipped at 3σ about their median until they settle. Large frames are
+    sampled at every third row and column (an odd step, so that a mosaic's planes count equally).
+    NaN is left out; a cell without samples takes the frame's median. `image` is not changed.
+    """
+    pixels = np.ascontiguousarray(image, dtype=np.float32)
+    ny, nx = pixels.shape
+    grid = (max(1, round(ny / cell_px)), max(1, round(nx / cell_px)))
+    cells = np.empty(grid, dtype=np.float32)
+    noise = np.empty(grid, dtype=np.float32)
+    _measure_cells(pixels, 3 if pixels.size >= _SPARSE_FROM_PX else 1, cells, noise)
+    seen = np.isfinite(cells)
+    level = float(np.median(cells[seen])) if seen.any() else 0.0
+    sigma = float(np.median(noise[seen])) if seen.any() else 0.0
+    cells[~seen] = level
+    noise[~seen] = sigma
+    return Background(level, sigma, cells, noise, cell_px, (ny, nx))
+
+
+def detect(
+    image: F32,
+    *,
+    mask: U8 | None = None,
+    background: Background | None = None,
+    saturation_adu: float | None = None,
+    limit: int = 500,
+) -> StarList:
+    """Find and measure the stars of `image` (ny, nx) float32, ADU; the brightest `limit` of them.
+
+    `mask` (ny, nx) uint8 has bit 1 for bad pixels (not searched) and bit 2 for saturated ones;
+    `saturation_adu` marks saturation by level as well. Left out are single hot pixels, trails and
+    other elongated things, and what is much wider than the frame's stars. NaN counts as sky.
+    A frame without stars gives an empty list. Nothing is changed.
+    """
+    sky = background if background is not None else measure_background(image)
+    pixels = np.ascontiguousarray(image, dtype=np.float32)
+    flags = np.zeros((1, 1), dtype=np.uint8) if mask is None else np.ascontiguousarray(mask)
+    binning = 2 if pixels.size >= _BINNED_FROM_PX else 1
+    found = _find(pixels, flags, sky, binning)
+    if len(found) == 0:
+        return _empty()
+    # The brightest by peak, so that a nebula does not crowd out stars; twice as many as are asked
+    # for, because some will not be stars.
+    chosen = found[: 2 * limit + 100]
+    level = math.inf if saturation_adu is None else saturation_adu
+    stars = _measure(pixels, flags, sky, chosen, level)
+    estimate = round(len(stars) * len(found) / len(chosen))
+    return dataclasses.replace(stars.take(slice(limit)), found=estimate)
+
+
+def _find(pixels: F32, flags: U8, sky: Background, binning: int) -> F64:
+    """(n, 3) candidates: x, y (px of the full image), sigma (px); highest peak first."""
+    # A constant image has no noise; the floor keeps its significance finite.
+    floor = max(0.5 * sky.sigma_adu, 1e-5 * abs(sky.level_adu), 1e-6)
+    level = median_filter(sky.cells, size=3, mode="nearest")
+    noise = np.maximum(median_filter(sky.noise, size=3, mode="nearest"), np.float32(floor))
+    ny, nx = pixels.shape
+    significance = np.empty((ny // binning, nx // binning), dtype=np.float32)
+    if significance.size == 0:
+        return np.empty((0, 3))
+    _significance(pixels, flags, level, noise, binning, significance)
+    objects = _extract(significance, _THRESHOLD_SIGMA * max(_smoothed_noise(significance), 0.1))
+    compact = objects["a"] < 5.0 * np.maximum(objects["b"], 0.3)
+    objects = objects[compact]
+    # A lone hot pixel is put last rather than dropped: full resolution decides.
+    hot = objects["cpeak"] < _HOT_RATIO * objects["peak"]
+    order = np.lexsort((objects["x"], objects["y"], -objects["cpeak"], hot))
+    objects = objects[order]
+    centre = (binning - 1) / 2
+    width = np.sqrt(objects["a"] * np.maximum(objects["b"], 0.3)) * binning
+    return np.column_stack(
+        (objects["x"] * binning + centre, objects["y"] * binning + centre, np.clip(width, 0.8, 12))
+    )
+
+
+def _smoothed_noise(significance: F32) -> float:
+    """Noise of the image after sep's 1-2-1 kernel, from a sparse grid of pixels.
+
+    0.375 where pixels are independent; more where an interpolation has correlated them.
+    """
+    ny, nx = significance.shape
+    if ny < 8 or nx < 8:
+        return 0.375
+    step = max(1, math.isqrt(significance.size // 100_000))
+    total = np.zeros_like(significance[1 : ny - 1 : step, 1 : nx - 1 : step])
+    for dy, wy in ((0, 1), (1, 2), (2, 1)):
+        for dx, wx in ((0, 1), (1, 2), (2, 1)):
+            total += (wx * wy / 16) * significance[dy : ny - 2 + dy : step, dx : nx - 2 + dx : step]
+    low, middle = np.quantile(total, (0.1587, 0.5))  # the lower side: stars are on the other
+    return float(middle - low)
+
+
+def _extract(significance: F32, threshold: float) -> npt.NDArray[Any]:
+    """Run sep; where a bright nebula fills its buffers, with a higher threshold."""
+    sep.set_extract_pixstack(max(300_000, significance.size // 4))
+    for _ in range(4):
+        for contrast in (0.005, 1.0):  # 1.0: without deblending
+            try:
+                return np.asarray(
+                    sep.extract(
+                        significance,
+                        threshold,
+                        minarea=4,
+                        deblend_nthresh=8,
+                        deblend_cont=contrast,
+                    )
+                )
+            except Exception as error:  # sep raises bare Exception
+                if "overflow" not in str(error) and "buffer" not in str(error):
+                    raise
+        threshold *= 4
+    return np.asarray(sep.extract(np.zeros((8, 8), dtype=np.float32), 1.0))
+
+
+def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: float) -> StarList:
+    """Measure the candidates twice: for the frame's FWHM, then with apertures made to it."""
+    x, y, width = (np.ascontiguousarray(column) for column in chosen.T)
+    first = np.empty((len(x), 7))
+    _moments(pixels, flags, x, y, width, sky.at(x, y), saturation, first)
+    fwhm = _typical_fwhm(first)
+    if fwhm is None:
+        return _empty()
+    usable = first[:, _OK] > 0
+    first = first[usable]
+    x, y = (np.ascontiguousarray(first[:, column]) for column in (_X, _Y))
+    inner = max(4.0 * fwhm, 6.0)
+    local = np.empty(len(x))
+    _annulus_sky(pixels, x, y, inner, 1.5 * inner + 2.0, sky.at(x, y), local)
+    second = np.empty((len(x), 7))
+    width = np.ascontiguousarray(first[:, _FWHM] / FWHM_PER_SIGMA)
+    _moments(pixels, flags, x, y, width, local, saturation, second)
+    radius = max(_APERTURE_FWHM * fwhm, 2.5)
+    flux = np.empty(len(x))
+    _aperture(
+        pixels,
+        np.ascontiguousarray(second[:, _X]),
+        np.ascontiguousarray(second[:, _Y]),
+        local,
+        radius,
+        flux,
+    )
+    snr = flux / (max(sky.sigma_adu, 1e-9) * math.sqrt(math.pi) * radius)
+    # A Gaussian filter of the star's own width sees it at a better ratio than the aperture.
+    matched = snr * _APERTURE_FWHM * FWHM_PER_SIGMA / 2
+    starlike = _starlike(second, fwhm) & (flux > 0) & (matched >= _SNR_MIN)
+    return _sorted_list(second[starlike], flux[starlike], snr[starlike], fwhm)
+
+
+_X, _Y, _FWHM, _ELONGATION, _PEAK, _SATURATED, _OK = range(7)
+
+
+def _typical_fwhm(moments: F64) -> float | None:
+    """Return the FWHM of the frame's stars, px: median over the highest unsaturated peaks."""
+    good = (moments[:, _OK] > 0) & (moments[:, _FWHM] >= _NARROWEST_FWHM_PX)
+    clean = good & (moments[:, _SATURATED] == 0) & (moments[:, _ELONGATION] < 3)
+    pool = moments[clean] if clean.any() else moments[good]
+    if len(pool) == 0:
+        return None
+    highest = np.argsort(-pool[:, _PEAK], kind="stable")[:100]
+    return float(np.median(pool[highest, _FWHM]))
+
+
+def _starlike(moments: F64, fwhm: float) -> Bool:
+    """(n,) True for what has the frame's own star shape; a trailed frame keeps its stars."""
+    good = moments[:, _OK] > 0
+    width, elongation = moments[:, _FWHM], moments[:, _ELONGATION]
+    saturated = moments[:, _SATURATED] > 0
+    typical = float(np.median(elongation[good])) if good.any() else 1.0
+    longest = np.where(saturated, 2.5, max(1.8, 1.5 * min(typical, 3.0)))
+    widest = np.where(saturated, 8.0 * fwhm, 2.0 * fwhm + 1.0)
+    narrowest = max(_NARROWEST_FWHM_PX, 0.6 * fwhm)
+    shape: Bool = good & (width >= narrowest) & (width <= widest) & (elongation <= longest)
+    return shape
+
+
+def _sorted_list(moments: F64, flux: F64, snr: F64, fwhm: float) -> StarList:
+    """Brightest first, one entry a star, rounded to what JSON carries without loss."""
+    order = np.lexsort((moments[:, _X], moments[:, _Y], -flux))
+    moments, flux, snr = moments[order], flux[order], snr[order]
+    keep = np.ones(len(flux), dtype=np.bool_)
+    for first, second in sorted(cKDTree(moments[:, :2]).query_pairs(fwhm)) if len(flux) else ():
+        if keep[first]:
+            keep[second] = False  # the fainter of two that converged on one star
+    moments, flux, snr = moments[keep], flux[keep], snr[keep]
+    return StarList(
+        x=np.round(moments[:, _X], 4),
+        y=np.round(moments[:, _Y], 4),
+        flux=np.round(flux, 2),
+        fwhm=np.round(moments[:, _FWHM], 4),
+        peak=np.round(moments[:, _PEAK], 2),
+        elongation=np.round(moments[:, _ELONGATION], 4),
+        snr=np.round(snr, 2),
+        saturated=moments[:, _SATURATED] > 0,
+        found=len(flux),
+    )
+
+
+def _empty() -> StarList:
+    none = np.empty(0)
+    return StarList(none, none, none, none, none, none, none, np.empty(0, dtype=np.bool_), 0)
+
+
+def _bilinear_cells(cells: F32, shape: tuple[int, int], x: F64, y: F64) -> F64:
+    """Interpolate `cells` (cy, cx) of an image of `shape` at px positions; flat beyond its rim."""
+    cy, cx = cells.shape
+    u = np.clip((x + 0.5) * cx / shape[1] - 0.5, 0, cx - 1)
+    v = np.clip((y + 0.5) * cy / shape[0] - 0.5, 0, cy - 1)
+    i = np.minimum(u.astype(np.intp), max(cx - 2, 0))
+    j = np.minimum(v.astype(np.intp), max(cy - 2, 0))
+    i1, j1 = np.minimum(i + 1, cx - 1), np.minimum(j + 1, cy - 1)
+    p, q = u - i, v - j
+    upper = cells[j, i] * (1 - p) + cells[j, i1] * p
+    lower = cells[j1, i] * (1 - p) + cells[j1, i1] * p
+    return np.asarray(upper * (1 - q) + lower * q, dtype=np.float64)
+
+
+def _pack(array: F32) -> str:
+    return base64.b64encode(zlib.compress(array.astype("<f4").tobytes())).decode("ascii")
+
+
+def _unpack(text: str, shape: tuple[int, ...]) -> F32:
+    raw = zlib.decompress(base64.b64decode(text))
+    return np.frombuffer(raw, dtype="<f4").astype(np.float32).reshape(shape)
+
+
+# Kernels. Each cell, row or star is worked out by itself, so the number of threads changes nothing.
+
+
+@kernel()
+def _clipped(samples: F32, count: int) -> tuple[float, float]:
+    """Median and standard deviation of the first `count` sorted samples, clipped at 3σ."""
+    sigma = (samples[(3 * count) // 4] - samples[count // 4]) / 1.349
+    low, high = 0, count
+    median = float(samples[count // 2])
+    for _ in range(6):
+        middle = (low + high) // 2
+        if (high - low) % 2 == 1:
+            median = float(samples[middle])
+        else:
+            median = 0.5 * (float(samples[middle - 1]) + float(samples[middle]))
+        if sigma <= 0.0 or low != 0 or high != count:
+            mean = 0.0
+            for i in range(low, high):
+                mean += samples[i]
+            mean /= high - low
+            square = 0.0
+            for i in range(low, high):
+                square += (samples[i] - mean) ** 2
+            sigma = np.sqrt(square / max(high - low - 1, 1)) / 0.9866  # what clipping at 3σ loses
+        if sigma <= 0.0:
+            break
+        next_low = int(np.searchsorted(samples[:count], np.float32(median - 3.0 * sigma)))
+        next_high = int(np.searchsorted(samples[:count], np.float32(median + 3.0 * sigma)))
+        if (next_low == low and next_high == high) or next_high - next_low < 2:
+            break
+        low, high = next_low, next_high
+    return median, float(sigma)
+
+
+@kernel(parallel=True)
+def _measure_cells(image: F32, step: int, cells: F32, noise: F32) -> None:
+    ny, nx = image.shape
+    cy, cx = cells.shape
+    for j in prange(cy):
+        y0, y1 = j * ny // cy, (j + 1) * ny // cy
+        samples = np.empty(((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2), np.float32)
+        for i in range(cx):
+            x0, x1 = i * nx // cx, (i + 1) * nx // cx
+            count = 0
+            for y in range(y0, y1, step):
+                for x in range(x0, x1, step):
+                    value = image[y, x]
+                    if np.isfinite(value):
+                        samples[count] = value
+                        count += 1
+            if count < 4:
+                cells[j, i] = np.nan
+                noise[j, i] = np.nan
+                continue
+            samples[:count].sort()
+            median, sigma = _clipped(samples, count)
+            cells[j, i] = median
+            noise[j, i] = sigma
+
+
+@kernel(parallel=True)
+def _significance(  # noqa: PLR0917
+    image: F32, flags: U8, level: F32, noise: F32, binning: int, out: F32
+) -> None:
+    """(mean of binning² good pixels − level) / its noise; level and noise bilinear from cells."""
+    ny, nx = image.shape
+    cy, cx = level.shape
+    my, mx = out.shape
+    masked = flags.shape[0] == ny and flags.shape[1] == nx
+    for row in prange(my):
+        level_row = np.empty(cx, np.float32)
+        noise_row = np.empty(cx, np.float32)
+        v = ((row + 0.5) * binning * cy) / ny - 0.5
+        v = min(max(v, 0.0), cy - 1.0)
+        j = min(int(v), max(cy - 2, 0))
+        j1 = min(j + 1, cy - 1)
+        for i in range(cx):
+            level_row[i] = level[j, i] + (v - j) * (level[j1, i] - level[j, i])
+            noise_row[i] = (noise[j, i] + (v - j) * (noise[j1, i] - noise[j, i])) / binning
+        for col in range(mx):
+            total = np.float32(0.0)
+            good = 0
+            for y in range(row * binning, row * binning + binning):
+                for x in range(col * binning, col * binning + binning):
+                    value = image[y, x]
+                    if np.isfinite(value) and not (masked and flags[y, x] & 1):
+                        total += value
+                        good += 1
+            u = ((col + 0.5) * binning * cx) / nx - 0.5
+            u = min(max(u, 0.0), cx - 1.0)
+            i = min(int(u), max(cx - 2, 0))
+            i1 = min(i + 1, cx - 1)
+            p = np.float32(u - i)
+            if good == 0:
+                out[row, col] = 0.0
+            else:
+                base = level_row[i] + p * (level_row[i1] - level_row[i])
+                scatter = noise_row[i] + p * (noise_row[i1] - noise_row[i])
+                out[row, col] = (total / np.float32(good) - base) / scatter
+
+
+@kernel()
+def _weighted(  # noqa: PLR0917
+    image: F32, x: float, y: float, sky: float, wxx: float, wyy: float, wxy: float
+) -> tuple[float, float, float, float, float, float]:
+    """Light under the Gaussian weight W at (x, y): its sum, mean offset (x, y) and covariance."""
+    ny, nx = image.shape
+    reach = min(3.0 * np.sqrt(max(wxx, wyy)) + 0.5, 40.0)
+    determinant = wxx * wyy - wxy * wxy
+    pxx, pyy, pxy = wyy / determinant, wxx / determinant, -wxy / determinant
+    s = sx = sy = sxx = syy = sxy = 0.0
+    for row in range(max(int(np.ceil(y - reach)), 0), min(int(np.floor(y + reach)), ny - 1) + 1):
+        dy = row - y
+        for col in range(
+            max(int(np.ceil(x - reach)), 0), min(int(np.floor(x + reach)), nx - 1) + 1
+        ):
+            dx = col - x
+            q = pxx * dx * dx + 2.0 * pxy * dx * dy + pyy * dy * dy
+            value = image[row, col] - sky
+            if q < 9.0 and np.isfinite(value):
+                light = np.exp(-0.5 * q) * value
+                s += light
+                sx += light * dx
+                sy += light * dy
+                sxx += light * dx * dx
+                syy += light * dy * dy
+                sxy += light * dx * dy
+    if s <= 0.0:
+        return 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    mx, my = sx / s, sy / s
+    return s, mx, my, sxx / s - mx * mx, syy / s - my * my, sxy / s - mx * my
+
+
+@kernel()
+def _core(  # noqa: PLR0917
+    image: F32, flags: U8, x: float, y: float, sky: float, saturation: float
+) -> tuple[float, float]:
+    """Peak above the sky (ADU) of the 3×3 pixels round (x, y), and 1.0 if one is saturated."""
+    ny, nx = image.shape
+    masked = flags.shape[0] == ny and flags.shape[1] == nx
+    col, row = int(np.rint(x)), int(np.rint(y))
+    peak = 0.0
+    saturated = 0.0
+    for j in range(max(row - 1, 0), min(row + 2, ny)):
+        for i in range(max(col - 1, 0), min(col + 2, nx)):
+            value = image[j, i]
+            if np.isfinite(value):
+                peak = max(peak, value - sky)
+            if value >= saturation or (masked and flags[j, i] & 2):
+                saturated = 1.0
+    return peak, saturated
+
+
+@kernel()
+def _unweight(  # noqa: PLR0917
+    cxx: float, cyy: float, cxy: float, wxx: float, wyy: float, wxy: float
+) -> tuple[float, float, float, float]:
+    """Covariance (C⁻¹ − W⁻¹)⁻¹ of a Gaussian that is C under the weight W; and shift per shift."""
+    dc = cxx * cyy - cxy * cxy
+    dw = wxx * wyy - wxy * wxy
+    pxx, pyy, pxy = cyy / dc - wyy / dw, cxx / dc - wxx / dw, wxy / dw - cxy / dc
+    dp = pxx * pyy - pxy * pxy
+    if dp <= 0.0 or pxx <= 0.0:
+        return 4.0 * cxx, 4.0 * cyy, 4.0 * cxy, 1.0
+    nxx, nyy, nxy = pyy / dp, pxx / dp, -pxy / dp
+    return nxx, nyy, nxy, min((nxx + nyy) / (cxx + cyy), 4.0)
+
+
+@kernel(parallel=True)
+def _moments(  # noqa: PLR0917
+    image: F32,
+    flags: U8,
+    xs: F64,
+    ys: F64,
+    widths: F64,
+    skies: F64,
+    saturation: float,
+    out: F64,
+) -> None:
+    """Adaptive moments of each star: x, y, fwhm, elongation, peak, saturated, ok.
+
+    The weight is an elliptical Gaussian. At the fixed point its covariance is twice that of the
+    weighted light, which is where weight and star agree.
+    """
+    ny, nx = image.shape
+    for star in prange(len(xs)):
+        x, y, sky = xs[star], ys[star], skies[star]
+        # m: covariance of the star; w: of the weight, which is the star's but for a least width,
+        # below which the sum over pixels no longer stands for the integral.
+        mxx = myy = widths[star] ** 2
+        mxy = 0.0
+        allowed = max(3.0, 2.0 * widths[star])
+        ok = 1.0
+        for _ in range(30):
+            narrow = 0.5 * (mxx + myy) - np.sqrt(0.25 * (mxx - myy) ** 2 + mxy * mxy)
+            widen = max(_LEAST_WEIGHT - narrow, 0.0)
+            wxx, wyy = mxx + widen, myy + widen
+            s, dx, dy, cxx, cyy, cxy = _weighted(image, x, y, sky, wxx, wyy, mxy)
+            if s <= 0.0 or min(cxx, cyy) <= 0.0 or cxx * cyy <= cxy * cxy:
+                ok = 0.0
+                break
+            if widen > 0.0:
+                nxx, nyy, nxy, gain = _unweight(cxx, cyy, cxy, wxx, wyy, mxy)
+            else:
+                nxx, nyy, nxy, gain = 2.0 * cxx, 2.0 * cyy, 2.0 * cxy, 2.0
+            # The weight holds back a part of the shift.
+            x += gain * dx
+            y += gain * dy
+            changed = abs(nxx - mxx) + abs(nyy - myy) + abs(nxy - mxy)
+            mxx, myy, mxy = nxx, nyy, nxy
+            # The light of a single pixel; wandered off; as wide as the window; or cut by the rim,
+            # where no centroid is honest.
+            if (
+                min(mxx, myy) <= 0.05
+                or mxx * myy - mxy * mxy <= 0.0025
+                or abs(x - xs[star]) + abs(y - ys[star]) > allowed
+                or mxx + myy > 900.0
+                or min(x, y, nx - 1 - x, ny - 1 - y) < 1.5 * np.sqrt(max(mxx, myy))
+            ):
+                ok = 0.0
+                break
+            if abs(dx) + abs(dy) < 2e-5 and changed < 2e-4 * (mxx + myy):
+                break
+        half = 0.5 * (mxx + myy)
+        split = np.sqrt(0.25 * (mxx - myy) ** 2 + mxy * mxy)
+        out[star, 0] = x
+        out[star, 1] = y
+        out[star, 2] = 2.354820045 * np.sqrt(np.sqrt(max(half * half - split * split, 0.0)))
+        out[star, 3] = np.sqrt((half + split) / max(half - split, 1e-3))
+        out[star, 4] = 0.0
+        out[star, 5] = 0.0
+        out[star, 6] = ok
+        if ok > 0.0:
+            peak, saturated = _core(image, flags, x, y, sky, saturation)
+            out[star, 4] = peak
+            out[star, 5] = saturated
+
+
+@kernel(parallel=True)
+def _annulus_sky(  # noqa: PLR0917
+    image: F32, xs: F64, ys: F64, inner: float, outer: float, fallback: F64, out: F64
+) -> None:
+    """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, ADU."""
+    ny, nx = image.shape
+    step = max(1, int(outer / 15.0))
+    side = int(2.0 * outer) // step + 3
+    for star in prange(len(xs)):
+        samples = np.empty(side * side, np.float32)
+        x, y = xs[star], ys[star]
+        count = 0
+        for row in range(max(int(y - outer), 0), min(int(y + outer) + 1, ny), step):
+            for col in range(max(int(x - outer), 0), min(int(x + outer) + 1, nx), step):
+                square = (row - y) ** 2 + (col - x) ** 2
+                value = image[row, col]
+                if inner * inner <= square <= outer * outer and np.isfinite(value):
+                    samples[count] = value
+                    count += 1
+        if count < 16:
+            out[star] = fallback[star]
+        else:
+            samples[:count].sort()
+            out[star] = _clipped(samples, count)[0]
+
+
+@kernel(parallel=True)
+def _aperture(  # noqa: PLR0917
+    image: F32, xs: F64, ys: F64, skies: F64, radius: float, out: F64
+) -> None:
+    """Sum of light − sky within `radius` px; pixels at the rim count by a linear ramp."""
+    ny, nx = image.shape
+    reach = radius + 0.5
+    for star in prange(len(xs)):
+        x, y = xs[star], ys[star]
+        total = 0.0
+        for row in range(max(int(np.ceil(y - reach)), 0), min(int(y + reach) + 1, ny)):
+            for col in range(max(int(np.ceil(x - reach)), 0), min(int(x + reach) + 1, nx)):
+                weight = reach - np.sqrt((row - y) ** 2 + (col - x) ** 2)
+                value = image[row, col] - skies[star]
+                if weight > 0.0 and np.isfinite(value):
+                    total += min(weight, 1.0) * value
+        out[star] = total
