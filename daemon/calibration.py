@@ -52,7 +52,11 @@ class Calibrator:
     """Chooses masters by `match` and applies them; keeps the last arrays in memory."""
 
     def __init__(
-        self, library: CalibrationLibrary, *, root: Path, temperature_tolerance_c: float,
+        self,
+        library: CalibrationLibrary,
+        *,
+        root: Path,
+        temperature_tolerance_c: float,
         min_frames: int,
     ) -> None:
         self._library = library
@@ -99,8 +103,11 @@ class Calibrator:
     ) -> tuple[MasterRecord | None, Explanation]:
         """The master of one kind for a frame, and every candidate with its score or refusal."""
         found = match.rank(
-            record, self._library.candidates(record, kind), kind=kind,
-            temperature_tolerance_c=self._tolerance_c, session=session,
+            record,
+            self._library.candidates(record, kind),
+            kind=kind,
+            temperature_tolerance_c=self._tolerance_c,
+            session=session,
         )
         lines = [found.text]
         for candidate in found.candidates:
@@ -110,7 +117,10 @@ class Calibrator:
 
     def _pending(self, record: FrameRecord, kind: FrameType, session: str) -> int | None:
         return self._library.pending(
-            record, kind=kind, session=session, min_frames=self._min_frames,
+            record,
+            kind=kind,
+            session=session,
+            min_frames=self._min_frames,
             temperature_tolerance_c=self._tolerance_c,
         )
 
@@ -141,7 +151,11 @@ class Calibrator:
             else None
         )
         return calibrate.calibrate(
-            pixels, dark=dark, flat=flat_field, bad=bad, bayer=bayer,
+            pixels,
+            dark=dark,
+            flat=flat_field,
+            bad=bad,
+            bayer=bayer,
             saturation_adu=record.saturation_adu,
         )
 

@@ -38,7 +38,9 @@ def schedule(
     )
     local = dt.datetime.now().astimezone().tzinfo
     end = config.end_of_night
-    later = (dt.datetime.combine(dt.date(2000, 1, 1), end) + dt.timedelta(seconds=BACKUP_AFTER_S)).time()
+    later = (
+        dt.datetime.combine(dt.date(2000, 1, 1), end) + dt.timedelta(seconds=BACKUP_AFTER_S)
+    ).time()
     scheduler.add_job(rescan, IntervalTrigger(seconds=config.rescan_s), id="rescan")
     for name, trigger in (
         (Request.MASTERS, IntervalTrigger(seconds=MASTERS_S)),

@@ -37,8 +37,12 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     generation = one.master.generation + 1 if one.master else 1
     try:
         made = build.build(
-            one, frames, root=pipeline.config.library.path, generation=generation,
-            subtract=subtracted(pipeline, one), sigma=pipeline.config.calibration.sigma,
+            one,
+            frames,
+            root=pipeline.config.library.path,
+            generation=generation,
+            subtract=subtracted(pipeline, one),
+            sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
     except (LibraryError, OSError) as error:
@@ -63,7 +67,8 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
 
 def subtracted(pipeline: Pipeline, one: CalibrationSet) -> MasterRecord | None:
     """What is subtracted from the frames of a set before they are combined: for flats the flat-dark
-    of their exposure, or the dark, or the bias; for the others nothing."""
+    of their exposure, or the dark, or the bias; for the others nothing.
+    """
     if one.frame_type is not FrameType.FLAT:
         return None
     record = pipeline.library.frames_of(one.id)[0].record
@@ -76,7 +81,8 @@ def subtracted(pipeline: Pipeline, one: CalibrationSet) -> MasterRecord | None:
 
 def mark_better(pipeline: Pipeline, master: MasterRecord) -> int:
     """Mark the stacks stale of which a member would now be calibrated otherwise; joins the
-    caller's transaction. Returns how many."""
+    caller's transaction. Returns how many.
+    """
     stale = 0
     for stack in pipeline.stacks.all():
         if any(_would_change(pipeline, member) for member in pipeline.stacks.members(stack.id)):

@@ -99,14 +99,19 @@ class Pipeline:
 
     def identify(self, info: image_io.ImageInfo, *, root: Path, mtime_ns: int) -> Identity:
         """The record, target and night that a header and a path tell; HeaderError if they refuse
-        (a focus frame, a guide frame)."""
+        (a focus frame, a guide frame).
+        """
         watch = self._watches.get(root)
         path = PurePath(info.path)
         relative = path.relative_to(root) if path.is_relative_to(root) else PurePath(path.name)
         pattern = watch.pattern if watch else None
         defaults = dict(watch.defaults) if watch else {}
         record = header.parse(
-            info.cards, shape=info.shape, storage=info.storage, path=relative, pattern=pattern,
+            info.cards,
+            shape=info.shape,
+            storage=info.storage,
+            path=relative,
+            pattern=pattern,
             defaults=defaults,
         )
         moment = record.date_obs or dt.datetime.fromtimestamp(mtime_ns / 1e9, dt.UTC)
@@ -201,12 +206,19 @@ class Pipeline:
         """File a bias, dark, flat or flat-dark."""
         with self.ledger.transaction():
             set_id = self.library.file_frame(
-                identity.record, sha256=loaded.sha256, path=frame.path, session=identity.night,
+                identity.record,
+                sha256=loaded.sha256,
+                path=frame.path,
+                session=identity.night,
                 now=now,
             )
             explanation.append(("Library", [f"filed in calibration set {set_id}"]))
             self.ledger.finish(
-                frame, State.FILED, now=now, sha256=loaded.sha256, identity=identity,
+                frame,
+                State.FILED,
+                now=now,
+                sha256=loaded.sha256,
+                identity=identity,
                 explanation=explanation,
             )
         self.log.info("FILED", describe(identity.record), frame=frame.name)
@@ -226,15 +238,22 @@ class Pipeline:
         choice = self.calibrator.choose(record, session=identity.night)
         if choice.pending_set is not None:
             self.ledger.finish(
-                frame, State.WAITING, now=now, sha256=loaded.sha256, identity=identity,
-                waits_for=choice.pending_set, explanation=explanation,
+                frame,
+                State.WAITING,
+                now=now,
+                sha256=loaded.sha256,
+                identity=identity,
+                waits_for=choice.pending_set,
+                explanation=explanation,
                 reason="its master is about to be built",
             )
             return State.WAITING
         explanation.extend(choice.explanation)
 
         stack = self.stacks.open(
-            target=identity.target, filter_=record.filter or "", camera=stack_camera(record),
+            target=identity.target,
+            filter_=record.filter or "",
+            camera=stack_camera(record),
             camera_name=record.key.camera,
         )
         members = self.stacks.members(stack.id)
@@ -242,17 +261,28 @@ class Pipeline:
         explanation.append(explain_stars(light))
         try:
             member, photometry, reference = self.place(
-                frame, light, record, photometry=stack.photometry,
+                frame,
+                light,
+                record,
+                photometry=stack.photometry,
                 history=[m.quality for m in members],
                 reference=self.stacks.reference(stack.target, stack.camera),
             )
         except FrameRejectedError as error:
             self.ledger.finish(
-                frame, State.REJECTED, now=now, reason=str(error), sha256=loaded.sha256,
-                identity=identity, stack_id=stack.id, explanation=explanation,
+                frame,
+                State.REJECTED,
+                now=now,
+                reason=str(error),
+                sha256=loaded.sha256,
+                identity=identity,
+                stack_id=stack.id,
+                explanation=explanation,
             )
             self.log.warning(
-                "REJECTED", f"{identity.target} {record.filter or ''}: {error}", frame=frame.name,
+                "REJECTED",
+                f"{identity.target} {record.filter or ''}: {error}",
+                frame=frame.name,
             )
             return State.REJECTED
         explanation.append(explain_place(member))
@@ -266,8 +296,13 @@ class Pipeline:
                     self.stacks.set_reference(stack.target, stack.camera, reference)
                 self.stacks.add_member(stack, member, photometry)
                 self.ledger.finish(
-                    frame, State.STACKED, now=now, sha256=loaded.sha256, identity=identity,
-                    stack_id=stack.id, explanation=explanation,
+                    frame,
+                    State.STACKED,
+                    now=now,
+                    sha256=loaded.sha256,
+                    identity=identity,
+                    stack_id=stack.id,
+                    explanation=explanation,
                 )
         flags = f" ({', '.join(member.flags)})" if member.flags else ""
         self.log.info(
@@ -302,7 +337,9 @@ class Pipeline:
             background = stars.measure_background(image)
             e_per_adu = record.e_per_adu or 1.0
             image, _ = cosmic.clean(
-                image, e_per_adu=e_per_adu, sky_adu=background.level_adu,
+                image,
+                e_per_adu=e_per_adu,
+                sky_adu=background.level_adu,
                 read_noise_e=background.sigma_adu * e_per_adu,
             )
         return image[np.newaxis], result.mask
@@ -341,7 +378,8 @@ class Pipeline:
     ) -> tuple[Member, Photometry | None, Reference | None]:
         """Register a light and find the numbers it is added with. FrameRejectedError if it does
         not belong into the stack. The last two are set where the light begins its stack, or is
-        the first of its target."""
+        the first of its target.
+        """
         new_reference = None
         if reference is None:
             if light.quality.stars < REFERENCE_MIN_STARS:
@@ -412,7 +450,8 @@ def moved_plane(
     plane: tuple[float, float, float], matrix: npt.NDArray[np.float64]
 ) -> tuple[float, float, float]:
     """The plane a + bx·x + by·y (ADU) of coordinates that `matrix` (affine, 3×3) leads to, as a
-    plane of the coordinates it comes from."""
+    plane of the coordinates it comes from.
+    """
     a, bx, by = plane
     return (
         float(a + bx * matrix[0, 2] + by * matrix[1, 2]),

@@ -72,7 +72,8 @@ class Publisher:
 
     def tick(self, now: dt.datetime, *, flush: bool = False) -> None:
         """Write what is due: pictures within seconds, products as the constants above say; with
-        `flush` everything that is not written yet."""
+        `flush` everything that is not written yet.
+        """
         moment = time.monotonic()
         for stack_id, growing in self._live.unpublished().items():
             count = len(growing.frames)
@@ -104,11 +105,10 @@ class Publisher:
             self.point(product, now=now)
         self.settle(product, growing)
 
-    def write(
-        self, stack: Stack, growing: Growing, members: Sequence[Member]
-    ) -> "Product | None":
+    def write(self, stack: Stack, growing: Growing, members: Sequence[Member]) -> "Product | None":
         """Write the next generation to disk, whole; nothing points at it yet. None where there is
-        no image: every frame of it was taken out."""
+        no image: every frame of it was taken out.
+        """
         if growing.image is None:
             return None
         image = live.render(growing.image)
@@ -118,20 +118,34 @@ class Publisher:
         path = folder / f"{stem}_v{generation:04d}.fits"
         record, names = self._frames(members)
         cards = product.cards_for(
-            stack, members, record, generation=generation, names=names,
-            masters=self._masters(members), settings=self._settings(growing),
+            stack,
+            members,
+            record,
+            generation=generation,
+            names=names,
+            masters=self._masters(members),
+            settings=self._settings(growing),
         )
         product.write(self._root, path, image, cards, scale=self._config.stack.scale)
         return Product(
-            stack, image, path, folder / f"{stem}.fits", generation, len(members),
+            stack,
+            image,
+            path,
+            folder / f"{stem}.fits",
+            generation,
+            len(members),
             sum(member.exposure_s or 0.0 for member in members),
         )
 
     def point(self, made: "Product", *, now: dt.datetime) -> None:
         """Move the ledger's pointer to a written generation; joins the caller's transaction."""
         self._stacks.publish(
-            made.stack, generation=made.generation, path=str(made.path), frames=made.frames,
-            exposure_s=made.exposure_s, now=now,
+            made.stack,
+            generation=made.generation,
+            path=str(made.path),
+            frames=made.frames,
+            exposure_s=made.exposure_s,
+            now=now,
         )
 
     def settle(self, made: "Product", growing: Growing) -> None:
@@ -151,7 +165,9 @@ class Publisher:
     def _picture(self, stack: Stack, image: live.StackImage) -> None:
         stem = product.stem_of(stack, self._stacks.all())
         product.write_preview(
-            self._root, product.folder_of(stack) / f"{stem}.png", image,
+            self._root,
+            product.folder_of(stack) / f"{stem}.png",
+            image,
             max_px=self._config.stack.preview_px,
         )
 
@@ -189,10 +205,13 @@ class Publisher:
             else:
                 covered = np.minimum.reduce([image.coverage for image in images])
                 picture = preview.png(
-                    preview.compose(*(image.mean[0] for image in images)), coverage=covered,
+                    preview.compose(*(image.mean[0] for image in images)),
+                    coverage=covered,
                     max_px=self._config.stack.preview_px,
                 )
-                relative = Path("stacks") / product.safe(target) / f"{product.safe(target)}_colour.png"
+                relative = (
+                    Path("stacks") / product.safe(target) / f"{product.safe(target)}_colour.png"
+                )
                 image_io.write_bytes(self._root / relative, picture)
                 self._log.info("COLOUR", f"{target}: {relative}")
 

@@ -1,5 +1,6 @@
 """Making a stack again: from recorded decisions after a restart, from new ones when better masters
-have come."""
+have come.
+"""
 
 import dataclasses
 import datetime as dt
@@ -27,11 +28,10 @@ def replay(
 ) -> Iterator[tuple[Image, Mask, Member]]:
     """The calibrated frames of a stack again, exactly as they were added: recorded masters,
     recorded numbers. A frame whose raw file is gone or has changed is left out, and the log says
-    so."""
+    so.
+    """
     if len(members) > 1:
-        pipeline.log.info(
-            "REPLAY", f"{stack.label}: {len(members)} frames into memory again"
-        )
+        pipeline.log.info("REPLAY", f"{stack.label}: {len(members)} frames into memory again")
     for position, member in enumerate(members, start=1):
         beat(f"replaying {stack.label}, frame {position} of {len(members)}")
         frame = pipeline.ledger.get(member.frame_id)
@@ -39,7 +39,9 @@ def replay(
         if frame is None or frame.record is None or loaded is None:
             continue
         image, mask = pipeline.calibrated(
-            loaded, frame.record, pipeline.calibrator.recorded(member.masters),
+            loaded,
+            frame.record,
+            pipeline.calibrator.recorded(member.masters),
             clean="cosmics cleaned" in member.flags,
         )
         yield image, mask, member
@@ -51,13 +53,15 @@ def _raw(pipeline: Pipeline, frame: Frame) -> image_io.Loaded | None:
         loaded = image_io.load(frame.path)
     except (ImageError, OSError) as error:
         pipeline.log.warning(
-            "MISSING", f"the raw file cannot be read again ({error}): the stack does without it",
+            "MISSING",
+            f"the raw file cannot be read again ({error}): the stack does without it",
             frame=frame.name,
         )
         return None
     if loaded.sha256 != frame.sha256:
         pipeline.log.warning(
-            "MISSING", "the raw file has changed since it was stacked: the stack does without it",
+            "MISSING",
+            "the raw file has changed since it was stacked: the stack does without it",
             frame=frame.name,
         )
         return None
@@ -107,8 +111,11 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
             reference = renewed = Reference(frame.id, light.stars)
         try:
             member, first, begun = pipeline.place(
-                frame, light, frame.record,
-                photometry=photometry, history=[member.quality for member in members],
+                frame,
+                light,
+                frame.record,
+                photometry=photometry,
+                history=[member.quality for member in members],
                 reference=reference,
             )
         except FrameRejectedError as error:
@@ -134,6 +141,10 @@ def record(pipeline: Pipeline, stack: Stack, made: Remade, *, now: dt.datetime) 
         frame = pipeline.ledger.get(frame_id)
         if frame is not None:
             pipeline.ledger.finish(
-                frame, state, now=now, reason=reason, stack_id=stack.id,
+                frame,
+                state,
+                now=now,
+                reason=reason,
+                stack_id=stack.id,
                 explanation=made.explanations.get(frame_id),
             )

@@ -1,13 +1,15 @@
 """The composition root: lock, log, threads, signals, supervision, start and stop."""
 
 import contextlib
+import datetime as dt
 import fcntl
+import json
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -17,18 +19,24 @@ from calib_library.library import CalibrationLibrary
 from daemon import jobs
 from daemon.config import Config
 from daemon.errors import AlreadyRunningError, FatalError
-from daemon.intake.intake import Intake
+from daemon.intake.intake import Intake, Timing, Watched
 from daemon.ledger.ledger import KnownFiles, Ledger
 from daemon.log import StatusLog
+from daemon.report.collect import HEARTBEAT_NAME, LOCK_NAME
 from daemon.sdnotify import Notifier
 from daemon.worker import Worker
 
-LOCK_NAME = "lightkeeper.lock"
 LOG_NAME = "status.log"
 
 HEARTBEAT_LIMIT_S = 120.0
 """A worker that has not shown itself for so long (s) gets no more watchdog pings: one frame, one
 replayed frame or one tile of a master takes seconds even on a small machine."""
+
+INTAKE_LIMIT_S = 120.0
+"""The same for the intake: it works in small steps, but a slow share can hold one up."""
+
+HURRIED_GRACE_S = 5.0
+"""`--until-idle` waits so long (s) for a file that is not whole."""
 
 STOP_LIMIT_S = 60.0
 """s that the worker gets to finish the frame at hand and to write the stacks."""
@@ -37,11 +45,14 @@ IDLE_LOOKS = 3
 """`--until-idle` ends when nothing was left to do at so many looks in a row."""
 
 
-def run(config: Config, *, until_idle: bool = False) -> int:
+def run(
+    config: Config, *, until_idle: bool = False, not_before: threading.Event | None = None
+) -> int:
     """Run the service until SIGTERM or SIGINT, or until there is nothing left to do.
 
-    Returns the exit code: 0, or 1 where something fatal happened. Raises AlreadyRunningError
-    where another instance holds the library.
+    With `until_idle` and `not_before`, it does not end before that event is set: somebody else
+    still writes frames. Returns the exit code: 0, or 1 where something fatal happened. Raises
+    AlreadyRunningError where another instance holds the library.
     """
     root = config.library.path
     new = not root.exists() or not any(root.iterdir())
@@ -59,7 +70,7 @@ def run(config: Config, *, until_idle: bool = False) -> int:
             + ", ".join(str(watch.path) for watch in config.watch),
         )
         try:
-            code = _supervise(config, database, log, until_idle=until_idle)
+            code = _supervise(config, database, log, until_idle=until_idle, not_before=not_before)
         except FatalError as error:
             log.error("FATAL", str(error))
             code = 1
@@ -67,25 +78,34 @@ def run(config: Config, *, until_idle: bool = False) -> int:
         return code
 
 
-def _supervise(config: Config, database: Path, log: StatusLog, *, until_idle: bool) -> int:
+def _supervise(
+    config: Config,
+    database: Path,
+    log: StatusLog,
+    *,
+    until_idle: bool,
+    not_before: threading.Event | None,
+) -> int:
     notifier = Notifier.from_environment()
     stopping = _signals()
     worker = Worker(config=config, database=database, log=log, hurry=until_idle)
     intake = Intake(
-        roots={watch.path: watch.settle_s for watch in config.watch},
-        known=KnownFiles(database),
+        [Watched(watch.path, watch.settle_s) for watch in config.watch],
         arrived=worker.arrived,
         unusable=worker.unusable,
-        log=log,
-        rescan_s=config.service.rescan_s,
+        known=KnownFiles(database),
+        event=log.event,
         ignore=(config.library.path,),
-        until_idle=until_idle,
+        timing=Timing(
+            grace_s=HURRIED_GRACE_S if until_idle else Timing.grace_s,
+            scan_s=config.service.rescan_s,
+        ),
+        # An archive needs no events; a camera that is still at work does.
+        watch=not until_idle or not_before is not None,
     )
     worker.start()
     intake.start()
-    scheduler = jobs.schedule(
-        config.service, rescan=intake.rescan, request=worker.request, log=log
-    )
+    scheduler = jobs.schedule(config.service, rescan=intake.rescan, request=worker.request, log=log)
     quiet = 0
     period = min(notifier.watchdog_interval_s or 5.0, 0.2 if until_idle else 5.0)
     ready = False
@@ -93,26 +113,54 @@ def _supervise(config: Config, database: Path, log: StatusLog, *, until_idle: bo
         while not stopping.wait(period):
             if not worker.is_alive() or not intake.is_alive():
                 break
-            if not ready and worker.started.is_set() and intake.scanning.is_set():
+            if not ready and worker.started.is_set() and intake.wait_started(0.0):
                 ready = notifier.ready() or True
-            fresh = time.monotonic() - worker.beat_at < HEARTBEAT_LIMIT_S
-            notifier.status(worker.doing)
-            if fresh and not intake.problems():
+            problems = _problems(worker, intake)
+            notifier.status("; ".join([worker.doing, *problems]))
+            _heartbeat(config.library.path, worker, problems)
+            if not problems:
                 notifier.watchdog()
-            if until_idle:
+            if until_idle and (not_before is None or not_before.is_set()):
                 quiet = quiet + 1 if worker.started.is_set() and _idle(intake, worker) else 0
                 if quiet >= IDLE_LOOKS:
                     break
     finally:
         notifier.stopping()
         scheduler.shutdown(wait=False)
-        intake.stop()
-        intake.join(STOP_LIMIT_S)
+        intake.stop(STOP_LIMIT_S)
         worker.stop()
         worker.join(STOP_LIMIT_S)
-    if worker.error is not None or worker.is_alive():
-        return 1
-    return 0
+    if intake.failure is not None:
+        log.error("FATAL", f"the intake has ended: {intake.failure}")
+    failed = worker.error is not None or intake.failure is not None or worker.is_alive()
+    return 1 if failed else 0
+
+
+def _problems(worker: Worker, intake: Intake) -> list[str]:
+    """Why systemd should not be told that all is well."""
+    problems = []
+    silent = time.monotonic() - worker.beat_at
+    if silent > HEARTBEAT_LIMIT_S:
+        problems.append(f"the worker has been silent for {silent:.0f} s ({worker.doing})")
+    silent = intake.silent_s()
+    if silent > INTAKE_LIMIT_S:
+        problems.append(f"the intake has been silent for {silent:.0f} s")
+    return problems
+
+
+def _heartbeat(root: Path, worker: Worker, problems: Sequence[str]) -> None:
+    """Leave word for `lightkeeper status` of what happens now."""
+    said = {
+        "pid": os.getpid(),
+        "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "doing": worker.doing,
+        "since": worker.doing_since.isoformat(timespec="seconds"),
+        "problems": list(problems),
+    }
+    # A convenience that is written often: replaced whole, but not worth an fsync.
+    temporary = root / f".{HEARTBEAT_NAME}.tmp"
+    temporary.write_text(json.dumps(said, indent=1))
+    temporary.replace(root / HEARTBEAT_NAME)
 
 
 def _idle(intake: Intake, worker: Worker) -> bool:

@@ -1,7 +1,9 @@
 """The one thread that does the work: takes arrivals in, claims frames, builds masters, makes stale
-stacks again, writes products. It owns the only writing connection to the database."""
+stacks again, writes products. It owns the only writing connection to the database.
+"""
 
 import datetime as dt
+import os
 import queue
 import threading
 import time
@@ -69,6 +71,7 @@ class Worker(threading.Thread):
         self.beat_at = time.monotonic()
         """When the worker last showed that it is alive (monotonic s)."""
         self.doing = "starting"
+        self.doing_since = self._now()
         self.idle = False
         """Nothing is left to do at the moment."""
 
@@ -80,9 +83,14 @@ class Worker(threading.Thread):
         self._arrivals.put((arrival, None))
         self._wake.set()
 
-    def unusable(self, arrival: Arrival, reason: str) -> None:
+    def unusable(self, path: Path, reason: str, stat: os.stat_result) -> None:
         """A file is no image, or is not complete after the time of grace."""
         self.idle = False
+        root = next(
+            (watch.path for watch in self._config.watch if path.is_relative_to(watch.path)),
+            path.parent,
+        )
+        arrival = Arrival(root, path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
         self._arrivals.put((arrival, reason))
         self._wake.set()
 
@@ -114,23 +122,31 @@ class Worker(threading.Thread):
         self._ledger = ledger
         self._stacks = Stacks(db)
         calibrator = Calibrator(
-            library, root=self._config.library.path,
+            library,
+            root=self._config.library.path,
             temperature_tolerance_c=self._config.calibration.temperature_tolerance_c,
             min_frames=self._config.calibration.min_frames,
         )
         self._live = LiveStacks(
             memory_bytes=self._config.stack.memory_mb * MEGABYTE,
-            replay=lambda stack, members: remake.replay(
-                self._pipeline, stack, members, self._beat
-            ),
+            replay=lambda stack, members: remake.replay(self._pipeline, stack, members, self._beat),
         )
         self._pipeline = Pipeline(
-            config=self._config, library=library, ledger=ledger, stacks=self._stacks,
-            live=self._live, calibrator=calibrator, log=self._log,
+            config=self._config,
+            library=library,
+            ledger=ledger,
+            stacks=self._stacks,
+            live=self._live,
+            calibrator=calibrator,
+            log=self._log,
         )
         self._publisher = Publisher(
-            config=self._config, ledger=ledger, library=library, stacks=self._stacks,
-            live_stacks=self._live, log=self._log,
+            config=self._config,
+            ledger=ledger,
+            library=library,
+            stacks=self._stacks,
+            live_stacks=self._live,
+            log=self._log,
         )
         void = ledger.release_claims()
         if void:
@@ -182,7 +198,8 @@ class Worker(threading.Thread):
 
     def _beat(self, doing: str) -> None:
         self.beat_at = time.monotonic()
-        self.doing = doing
+        if doing != self.doing:
+            self.doing, self.doing_since = doing, self._now()
 
     # -- arrivals ---------------------------------------------------------------------------
 
@@ -199,7 +216,9 @@ class Worker(threading.Thread):
 
     def _take(self, arrival: Arrival, unusable: str | None) -> None:
         where = {
-            "path": arrival.path, "root": arrival.root, "size": arrival.size,
+            "path": arrival.path,
+            "root": arrival.root,
+            "size": arrival.size,
             "mtime_ns": arrival.mtime_ns,
         }
         name = printable(arrival.path)
@@ -211,7 +230,8 @@ class Worker(threading.Thread):
 
     def _identify(self, arrival: Arrival) -> Identity | None:
         """What the header says, for the order of the queue. What is wrong with it is said when
-        the frame's turn comes."""
+        the frame's turn comes.
+        """
         try:
             info = image_io.probe(arrival.path)
             return self._pipeline.identify(info, root=arrival.root, mtime_ns=arrival.mtime_ns)
@@ -226,7 +246,10 @@ class Worker(threading.Thread):
         most = self._config.service.max_attempts
         if frame.attempts > most:
             self._ledger.finish(
-                frame, State.FAILED, now=now, reason=f"given up after {most} attempts: {frame.reason}"
+                frame,
+                State.FAILED,
+                now=now,
+                reason=f"given up after {most} attempts: {frame.reason}",
             )
             self._log.error("FAILED", f"given up after {most} attempts", frame=frame.name)
             return
@@ -255,7 +278,9 @@ class Worker(threading.Thread):
         self._ledger.defer(
             frame, reason=str(error), until=now + dt.timedelta(seconds=error.retry_s)
         )
-        self._log.warning("DEFERRED", f"{error}; tried again in {error.retry_s:.0f} s", frame=frame.name)
+        self._log.warning(
+            "DEFERRED", f"{error}; tried again in {error.retry_s:.0f} s", frame=frame.name
+        )
 
     def _retry(self, frame: Frame, error: Exception, now: dt.datetime) -> None:
         """An error that nobody foresaw: tried again, a bounded number of times."""
@@ -263,7 +288,9 @@ class Worker(threading.Thread):
         trace: Explanation = [("Error", traceback.format_exc().splitlines())]
         if frame.attempts >= self._config.service.max_attempts:
             self._ledger.finish(frame, State.FAILED, now=now, reason=reason, explanation=trace)
-            self._log.error("FAILED", f"given up after {frame.attempts} attempts: {reason}", frame=frame.name)
+            self._log.error(
+                "FAILED", f"given up after {frame.attempts} attempts: {reason}", frame=frame.name
+            )
             return
         delay = 0.0 if self._hurry else RETRY_S
         self._ledger.defer(frame, reason=reason, until=now + dt.timedelta(seconds=delay))
@@ -326,11 +353,17 @@ class Worker(threading.Thread):
         self._publisher.tick(now, flush=True)
         self._publisher.colour()
         counts = self._ledger.night_summary(night_of(now))
-        text = ", ".join(f"{n} {kind or 'unknown'} {state}" for (kind, state), n in sorted(counts.items()))
+        text = ", ".join(
+            f"{n} {kind or 'unknown'} {state}" for (kind, state), n in sorted(counts.items())
+        )
         self._log.info("NIGHT", text or "no frames")
 
     def _backup(self) -> None:
         """Copy the database while it is in use, and check the copy."""
         folder = self._config.library.path / "backup"
-        copy = schema.backup(self._ledger.db, folder, keep=self._config.service.backup_keep, now=self._now())
-        self._log.info("BACKUP", f"database copied and checked: {copy.relative_to(self._config.library.path)}")
+        copy = schema.backup(
+            self._ledger.db, folder, keep=self._config.service.backup_keep, now=self._now()
+        )
+        self._log.info(
+            "BACKUP", f"database copied and checked: {copy.relative_to(self._config.library.path)}"
+        )

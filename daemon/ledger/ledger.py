@@ -16,7 +16,7 @@ from typing import Any
 import sqlite_utils
 
 from calib_library.frame import FrameRecord, FrameType
-from calib_library.schema import transaction
+from calib_library.schema import connect, transaction
 from daemon.ledger import schema
 from daemon.ledger.states import OPEN_STATES, State
 
@@ -51,6 +51,8 @@ class Frame:
     stack_id: int | None
     explanation: Explanation
     attempts: int
+    done_at: dt.datetime | None
+    """UTC, when it came to its end."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,14 +88,20 @@ def _frame(row: Mapping[str, Any]) -> Frame:
         stack_id=row["stack_id"],
         explanation=[(heading, list(lines)) for heading, lines in explanation],
         attempts=row["attempts"],
+        done_at=dt.datetime.fromisoformat(row["done_at"]) if row["done_at"] else None,
     )
 
 
 def printable(path: Path) -> str:
     """A file's name in which control characters and undecodable bytes are escaped."""
-    return path.name.encode("utf-8", "backslashreplace").decode("utf-8").encode(
-        "unicode_escape"
-    ).decode("ascii") if not path.name.isprintable() else path.name
+    return (
+        path.name.encode("utf-8", "backslashreplace")
+        .decode("utf-8")
+        .encode("unicode_escape")
+        .decode("ascii")
+        if not path.name.isprintable()
+        else path.name
+    )
 
 
 class Ledger:
@@ -128,8 +136,14 @@ class Ledger:
     ) -> int | None:
         """Record a complete file as `new`; None if this version of it is known already."""
         return self._insert(
-            path=path, root=root, size=size, mtime_ns=mtime_ns, state=State.NEW, reason=None,
-            identity=identity, now=now,
+            path=path,
+            root=root,
+            size=size,
+            mtime_ns=mtime_ns,
+            state=State.NEW,
+            reason=None,
+            identity=identity,
+            now=now,
         )
 
     def add_unusable(
@@ -137,8 +151,14 @@ class Ledger:
     ) -> int | None:
         """Record a file that is no image, with the reason; None if it is known already."""
         return self._insert(
-            path=path, root=root, size=size, mtime_ns=mtime_ns, state=State.REJECTED,
-            reason=reason, identity=None, now=now,
+            path=path,
+            root=root,
+            size=size,
+            mtime_ns=mtime_ns,
+            state=State.REJECTED,
+            reason=reason,
+            identity=None,
+            now=now,
         )
 
     def _insert(
@@ -163,8 +183,13 @@ class Ledger:
                 ON CONFLICT (path, size, mtime_ns) DO NOTHING
                 """,
                 (
-                    os.fsencode(path), os.fsencode(root), printable(path), size, mtime_ns,
-                    state, reason,
+                    os.fsencode(path),
+                    os.fsencode(root),
+                    printable(path),
+                    size,
+                    mtime_ns,
+                    state,
+                    reason,
                     record.frame_type if record else None,
                     record.to_json() if record else None,
                     identity.target if identity else None,
@@ -242,14 +267,17 @@ class Ledger:
                 WHERE id = ?
                 """,
                 (
-                    state, reason, sha256,
+                    state,
+                    reason,
+                    sha256,
                     record.frame_type if record else None,
                     record.to_json() if record else None,
                     identity.target if identity else frame.target,
                     record.filter if record else None,
                     identity.night if identity else frame.night,
                     record.date_obs.isoformat() if record and record.date_obs else None,
-                    stack_id, waits_for,
+                    stack_id,
+                    waits_for,
                     json.dumps(explanation) if explanation is not None else None,
                     None if state in OPEN_STATES else _utc(now),
                     frame.id,
@@ -266,7 +294,8 @@ class Ledger:
 
     def forget(self, frame: Frame) -> None:
         """Drop the row of a file that vanished or changed before it was read: a later version
-        arrives as a new frame."""
+        arrives as a new frame.
+        """
         with self.transaction():
             self.db.conn.execute("DELETE FROM frame WHERE id = ?", (frame.id,))
 
@@ -350,6 +379,11 @@ class Ledger:
         """The frames that were finished last."""
         return self._many("done_at IS NOT NULL ORDER BY done_at DESC, id DESC LIMIT ?", (limit,))
 
+    def in_states(self, states: Sequence[State], *, limit: int) -> Sequence[Frame]:
+        """The newest frames in any of these states."""
+        marks = ", ".join("?" * len(states))
+        return self._many(f"state IN ({marks}) ORDER BY id DESC LIMIT ?", (*states, limit))
+
     def of_stack(self, stack_id: int) -> Sequence[Frame]:
         """Every light that was worked on for a stack, members and rejected, as exposed."""
         return self._many(
@@ -388,8 +422,6 @@ class KnownFiles:
 
     def __call__(self, path: Path, size: int, mtime_ns: int) -> bool:
         """Is this version of the file recorded?"""
-        from calib_library.schema import connect
-
         if self._db is None:
             self._db = connect(self._database, readonly=True)
         rows = self._db.query(

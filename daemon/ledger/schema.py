@@ -1,5 +1,6 @@
 """The daemon's tables. They live in the same SQLite file as the library's, so that one transaction
-can register a master and release the lights that waited for it."""
+can register a master and release the lights that waited for it.
+"""
 
 import sqlite_utils
 from sqlite_utils import Migrations

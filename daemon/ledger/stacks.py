@@ -136,9 +136,9 @@ class Stacks:
                 "ON CONFLICT DO NOTHING",
                 (target, filter_, camera, camera_name),
             )
-        return self._stacks(
-            "target = ? AND filter = ? AND camera = ?", (target, filter_, camera)
-        )[0]
+        return self._stacks("target = ? AND filter = ? AND camera = ?", (target, filter_, camera))[
+            0
+        ]
 
     def get(self, stack_id: int) -> Stack:
         """One stack by its number."""
@@ -198,10 +198,15 @@ class Stacks:
                                WHERE stack_id = ?), ?, ?, ?, ?, ?, ?)
                 """,
                 (
-                    member.frame_id, stack.id, stack.id, member.exposure_s,
-                    json.dumps(member.matrix.tolist()), json.dumps(dataclasses.asdict(member.terms)),
+                    member.frame_id,
+                    stack.id,
+                    stack.id,
+                    member.exposure_s,
+                    json.dumps(member.matrix.tolist()),
+                    json.dumps(dataclasses.asdict(member.terms)),
                     json.dumps(dataclasses.asdict(member.quality)),
-                    json.dumps(dict(member.masters)), ",".join(member.flags),
+                    json.dumps(dict(member.masters)),
+                    ",".join(member.flags),
                 ),
             )
             if photometry is not None:
@@ -224,9 +229,11 @@ class Stacks:
             "UPDATE stack SET first_stars = ?, first_background = ?, first_matrix = ?, "
             "first_quality = ? WHERE id = ?",
             (
-                photometry.stars.to_json(), _pack(photometry.cells),
+                photometry.stars.to_json(),
+                _pack(photometry.cells),
                 json.dumps(photometry.matrix.tolist()),
-                json.dumps(dataclasses.asdict(photometry.quality)), stack_id,
+                json.dumps(dataclasses.asdict(photometry.quality)),
+                stack_id,
             ),
         )
 
@@ -241,7 +248,13 @@ class Stacks:
             self.db.conn.execute("UPDATE stack SET stale = ? WHERE id = ?", (why, stack_id))
 
     def publish(
-        self, stack: Stack, *, generation: int, path: str, frames: int, exposure_s: float,
+        self,
+        stack: Stack,
+        *,
+        generation: int,
+        path: str,
+        frames: int,
+        exposure_s: float,
         now: dt.datetime,
     ) -> None:
         """Point the stack at its next product, which lies on disk, whole, already."""
@@ -250,14 +263,17 @@ class Stacks:
                 "UPDATE stack SET generation = ?, path = ?, published_frames = ?, "
                 "published_exposure_s = ?, updated_at = ? WHERE id = ?",
                 (
-                    generation, path, frames, float(exposure_s),
-                    now.astimezone(dt.UTC).isoformat(timespec="seconds"), stack.id,
+                    generation,
+                    path,
+                    frames,
+                    float(exposure_s),
+                    now.astimezone(dt.UTC).isoformat(timespec="seconds"),
+                    stack.id,
                 ),
             )
 
     def product_paths(self) -> set[str]:
         """The products in use, relative to the library: all others are orphans."""
         return {
-            row["path"]
-            for row in self.db.query("SELECT path FROM stack WHERE path IS NOT NULL")
+            row["path"] for row in self.db.query("SELECT path FROM stack WHERE path IS NOT NULL")
         }

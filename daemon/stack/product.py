@@ -4,7 +4,6 @@ Files are immutable and carry their generation in the name; the ledger's pointer
 file lies on disk, whole. A link of constant name leads to the newest.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,8 @@ def folder_of(stack: Stack) -> Path:
 
 def stem_of(stack: Stack, others: Sequence[Stack]) -> str:
     """`TARGET_FILTER`, with the stack's number where an earlier stack has that name already (the
-    same target by another camera, or `M 42` beside `M_42`)."""
+    same target by another camera, or `M 42` beside `M_42`).
+    """
 
     def plain(one: Stack) -> str:
         return f"{safe(one.target)}_{safe(one.filter or 'nofilter')}"
@@ -96,11 +96,17 @@ def cards_for(
         Card("OBJECT", stack.target, "target"),
         Card("STACKCNT", len(members), "frames in this stack"),
         Card("NCOMBINE", len(members), "frames in this stack"),
-        Card("EXPTIME", next(iter(exposures)) or 0.0 if len(exposures) == 1 else total / len(members),
-             "[s] exposure of one frame"),
+        Card(
+            "EXPTIME",
+            next(iter(exposures)) or 0.0 if len(exposures) == 1 else total / len(members),
+            "[s] exposure of one frame",
+        ),
         Card("LIVETIME", total, "[s] total exposure"),
-        Card("CALSTAT", "".join(letter for letter, done in steps.items() if done),
-             "calibrated with bias, dark, flat"),
+        Card(
+            "CALSTAT",
+            "".join(letter for letter, done in steps.items() if done),
+            "calibrated with bias, dark, flat",
+        ),
         Card("XBINNING", record.key.xbinning),
         Card("YBINNING", record.key.ybinning),
         Card("ROWORDER", record.row_order, "order of the rows"),
@@ -108,8 +114,11 @@ def cards_for(
     cards += [Card(name, value, comment) for name, value, comment in optional if value is not None]
     if record.date_obs:
         cards.append(
-            Card("DATE-OBS", record.date_obs.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3],
-                 "UTC, start of the first frame")
+            Card(
+                "DATE-OBS",
+                record.date_obs.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3],
+                "UTC, start of the first frame",
+            )
         )
     cards += [
         Card("SWCREATE", f"Lightkeeper {__version__}"),
@@ -131,13 +140,18 @@ def write(
     scale: image_io.Scale,
 ) -> None:
     """Write one generation to `relative`, a path in the library. The ledger's pointer is the
-    caller's to move."""
+    caller's to move.
+    """
     path = root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     mean = image.mean if len(image.mean) > 1 else image.mean[0]
-    weight = image.weight if image.weight.ndim == 2 or len(image.weight) > 1 else image.weight[0]  # noqa: PLR2004
+    weight = image.weight if image.weight.ndim == 2 or len(image.weight) > 1 else image.weight[0]
     image_io.write_fits(
-        path, mean, cards, scale=scale, pedestal_adu=pedestal_for(image),
+        path,
+        mean,
+        cards,
+        scale=scale,
+        pedestal_adu=pedestal_for(image),
         extra={"WEIGHT": weight, "COVERAGE": image.coverage.astype(np.float32)},
     )
 
@@ -152,9 +166,10 @@ def write_preview(root: Path, relative: Path, image: live.StackImage, *, max_px:
 
 def link_newest(root: Path, link_to: Path, newest: Path) -> None:
     """Let the link (both are paths in the library, in one folder) lead to the newest
-    generation, at once or not at all."""
+    generation, at once or not at all.
+    """
     link = root / link_to
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(newest.name)
-    os.replace(temporary, link)
+    temporary.replace(link)

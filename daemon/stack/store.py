@@ -37,9 +37,7 @@ class Growing:
     def add(self, image: Image, mask: Mask, member: Member) -> None:
         """Register and accumulate one calibrated frame, (planes, ny, nx) ADU."""
         if self.image is None:
-            self.image = live.LiveStack.empty(
-                image.shape, high=self.depth.high, low=self.depth.low
-            )
+            self.image = live.LiveStack.empty(image.shape, high=self.depth.high, low=self.depth.low)
         live.add(self.image, image, member.matrix, member.terms, mask=mask)
         self.frames.append(member.frame_id)
         self.exposure_s += member.exposure_s or 0.0
@@ -79,7 +77,8 @@ class LiveStacks:
     @contextlib.contextmanager
     def adding(self, stack: Stack, members: Sequence[Member]) -> Iterator[Growing]:
         """The image to add a frame to. Where the block fails, the image is forgotten, so that it
-        never holds a frame that the ledger does not know."""
+        never holds a frame that the ledger does not know.
+        """
         try:
             yield self.get(stack, members)
         except BaseException:

@@ -1,0 +1,208 @@
+"""Gathers what the commands show, from the database (read-only) and the daemon's heartbeat file."""
+
+import datetime as dt
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlite_utils
+
+from calib_library import schema
+from calib_library.library import CalibrationLibrary, MasterRecord
+from daemon.config import Config
+from daemon.ledger.ledger import Frame, Ledger
+from daemon.ledger.stacks import Stack, Stacks
+from daemon.ledger.states import State
+from daemon.report.status import (
+    Explanation,
+    FrameStatus,
+    IncompleteSet,
+    LibraryReport,
+    MasterStatus,
+    StackStatus,
+    StatusReport,
+)
+
+HEARTBEAT_NAME = "status.json"
+LOCK_NAME = "lightkeeper.lock"
+
+TROUBLE = (State.QUARANTINED, State.FAILED)
+"""States that a person should look at."""
+
+
+class NoLibraryError(Exception):
+    """There is no database yet."""
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[sqlite_utils.Database]:
+    path = config.library.path / schema.DATABASE_NAME
+    if not path.exists():
+        raise NoLibraryError(
+            f"there is no library in {config.library.path} yet: start `lightkeeper run` first"
+        )
+    db = schema.connect(path, readonly=True)
+    with closing(db.conn):
+        yield db
+
+
+def running(root: Path) -> bool:
+    """Does a daemon hold the library's lock?"""
+    try:
+        descriptor = os.open(root / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _heartbeat(root: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((root / HEARTBEAT_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def _time(text: str | None) -> dt.datetime | None:
+    return dt.datetime.fromisoformat(text) if text else None
+
+
+def status(config: Config) -> StatusReport:
+    """What `lightkeeper status` shows. Raises NoLibraryError."""
+    root = config.library.path
+    with _opened(config) as db:
+        ledger, stacks, library = Ledger(db), Stacks(db), CalibrationLibrary(db, root)
+        by_state: dict[str, int] = {}
+        by_type: dict[str, int] = {}
+        for (state, kind), n in ledger.count_states().items():
+            by_state[state] = by_state.get(state, 0) + n
+            by_type[kind or "unknown"] = by_type.get(kind or "unknown", 0) + n
+        alive = running(root)
+        beat = _heartbeat(root) if alive else {}
+        problems = list(beat.get("problems", []))
+        problems += [
+            f"{frame.name}: {frame.state}: {frame.reason}"
+            for frame in ledger.in_states(TROUBLE, limit=5)
+        ]
+        return StatusReport(
+            folder=str(root),
+            worker=beat.get("doing", "starting") if alive else "not running",
+            since=_time(beat.get("since")),
+            queue=ledger.open_count(),
+            frames_by_state=by_state,
+            frames_by_type=by_type,
+            stacks=[_stack(root, stacks, stack) for stack in stacks.all()],
+            library=[_master(master) for master in library.masters()],
+            problems=problems,
+            last_frames=[_frame(frame) for frame in ledger.recent()],
+        )
+
+
+def library(config: Config) -> LibraryReport:
+    """What `lightkeeper library` shows. Raises NoLibraryError."""
+    root = config.library.path
+    with _opened(config) as db:
+        found = CalibrationLibrary(db, root)
+        return LibraryReport(
+            folder=str(root),
+            masters=[_master(master) for master in found.masters()],
+            incomplete=[
+                IncompleteSet(
+                    kind=str(one.frame_type),
+                    camera=one.key.camera,
+                    exposure_s=one.exposure_s,
+                    temperature_c=one.temperature_c,
+                    gain=one.key.gain,
+                    filter=one.filter,
+                    frames=one.n_frames,
+                    needed=config.calibration.min_frames,
+                )
+                for one in found.sets()
+                if one.master is None
+            ],
+        )
+
+
+def explain(config: Config, text: str) -> Explanation | None:
+    """What `lightkeeper explain` shows of the frame that `text` means (name, path, number); None
+    where there is none. Raises NoLibraryError.
+    """
+    with _opened(config) as db:
+        frames = Ledger(db).find(text)
+        if not frames:
+            return None
+        return _explanation(frames[0], frames[1:])
+
+
+def _explanation(frame: Frame, others: Sequence[Frame]) -> Explanation:
+    fate = [f"{frame.state}" + (f": {frame.reason}" if frame.reason else "")]
+    fate.append(f"{frame.path}")
+    fate.append(f"frame {frame.id}, {frame.size} bytes, sha256 {frame.sha256 or 'not read yet'}")
+    return Explanation(
+        frame=frame.name,
+        sections=[("State", fate), *frame.explanation],
+        others=[f"{other.id}: {other.name} ({other.state})" for other in others],
+    )
+
+
+def _stack(root: Path, stacks: Stacks, stack: Stack) -> StackStatus:
+    members = stacks.members(stack.id)
+    flags = {flag for member in members for flag in member.flags if flag.startswith("no ")}
+    if stack.stale:
+        flags.add("will be made again")
+    picture = None
+    if stack.path:
+        folder = (root / stack.path).parent
+        stem = Path(stack.path).stem.rpartition("_v")[0]
+        if (folder / f"{stem}.png").exists():
+            picture = str(folder / f"{stem}.png")
+    return StackStatus(
+        target=stack.target,
+        filter=stack.filter or None,
+        camera=stack.camera_name,
+        frames=len(members),
+        exposure_s=sum(member.exposure_s or 0.0 for member in members),
+        generation=stack.generation,
+        path=str(root / stack.path) if stack.path else None,
+        preview=picture,
+        flags=sorted(flags),
+        updated=_time(stack.updated_at),
+    )
+
+
+def _master(master: MasterRecord) -> MasterStatus:
+    return MasterStatus(
+        kind=str(master.frame_type),
+        camera=master.key.camera,
+        exposure_s=master.exposure_s,
+        temperature_c=master.temperature_c,
+        gain=master.key.gain,
+        filter=master.filter,
+        frames=master.frames,
+        generation=master.generation,
+        path=str(master.path),
+        built=master.built_at,
+    )
+
+
+def _frame(frame: Frame) -> FrameStatus:
+    measured = next((lines[0] for heading, lines in frame.explanation if heading == "Measured"), "")
+    return FrameStatus(
+        name=frame.name,
+        frame_type=str(frame.frame_type) if frame.frame_type else None,
+        state=str(frame.state),
+        target=frame.target if frame.frame_type == "light" else None,
+        filter=frame.filter,
+        note=frame.reason or measured,
+        done=frame.done_at,
+    )
