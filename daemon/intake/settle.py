@@ -147,9 +147,9 @@ class Settler:
     def __contains__(self, path: Path) -> bool:
         return path in self._candidates
 
-    def pending(self) -> int:
-        """Files under observation that nothing has been reported of yet."""
-        return sum(not c.reported for c in self._candidates.values())
+    def unsettled(self) -> bool:
+        """Whether there is a file under observation of which nothing has been reported yet."""
+        return any(not candidate.reported for candidate in self._candidates.values())
 
     def note(self, path: Path, stat: os.stat_result, now: float, *, quiet_s: float = 0.0) -> None:
         """Take a file under observation, or learn that a known one has changed.
