@@ -1,0 +1,811 @@
+"""The calibration library: frames filed in sets, masters built of them, both found by their key.
+
+The only SQL of this package. Every method that writes is one transaction, or part of the caller's.
+A frame's file stays where it is; the library remembers its path and its hash.
+"""
+
+import dataclasses
+import datetime as dt
+import functools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from sqlite_utils import Database
+
+from calib_library import match, schema
+from calib_library.errors import LibraryError
+from calib_library.frame import CalibrationKey, FrameRecord, FrameType
+from calib_library.match import MasterRecord, Match
+from calib_library.schema import transaction
+
+BIAS_GROUPING_C = 5.0
+"""Biases this close in temperature are one set, °C."""
+RETRY_S = 6 * 3600.0
+"""A build that failed is tried again after this, s: the disk may have been away."""
+MASTERS_FOLDER = "masters"
+"""Inside the library's folder."""
+BUILD_ORDER = (FrameType.BIAS, FrameType.FLAT_DARK, FrameType.DARK, FrameType.FLAT)
+"""What a flat needs is built before it."""
+
+# How many masters of each sort `candidates` returns: enough to choose from, and to explain by.
+_FITTING, _NEAR, _FAR = 24, 8, 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FiledFrame:
+    """One calibration frame of the library."""
+
+    id: int
+    sha256: str
+    """Of the file, hexadecimal."""
+    path: Path
+    """Where the file was last seen."""
+    set_id: int
+    record: FrameRecord
+    filed_at: dt.datetime
+    excluded: str | None
+    """Why no master may use it; None for a good frame."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CalibrationSet:
+    """Frames that belong together: one master is made of them."""
+
+    id: int
+    frame_type: FrameType
+    key: CalibrationKey
+    row_order: str
+    exposure_s: float | None
+    """Of the first frame; the others are within 1 % or 1 ms."""
+    temperature_c: float | None
+    """°C, mean of the frames."""
+    filter: str | None
+    session: str
+    telescope: str | None
+    focal_length_mm: float | None
+    rotator_deg: float | None
+    n_frames: int
+    """Frames that a master may use."""
+    last_filed_at: dt.datetime
+    changed: bool
+    """The current master was not made of exactly these frames."""
+    refused: str | None
+    """Why the last build of these frames failed; it rests until a frame joins, or for RETRY_S."""
+    master: MasterRecord | None
+    """The current one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """One frame that a build looked at."""
+
+    sha256: str
+    left_out: str | None
+    """Why the build did without it; None where it is in the master."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BuiltMaster:
+    """A master whose file is written and which is not registered yet."""
+
+    set_id: int
+    generation: int
+    path: PurePosixPath
+    """Relative to the library's folder."""
+    sha256: str
+    exposure_s: float | None
+    temperature_c: float | None
+    date_obs: dt.datetime | None
+    inputs: tuple[Input, ...]
+    subtracted: int | None
+    version: str
+    notes: tuple[str, ...]
+
+    @property
+    def frames(self) -> int:
+        """How many frames are in it."""
+        return sum(entry.left_out is None for entry in self.inputs)
+
+
+class CalibrationLibrary:
+    """The frames and masters of one library folder, through one open connection."""
+
+    def __init__(self, db: Database, root: Path, *, temperature_tolerance_c: float = 1.0) -> None:
+        """Use a connection whose tables exist (`schema.apply`); it belongs to the calling thread.
+
+        `temperature_tolerance_c`: darks this far (°C) from a set's mean belong to the set.
+        """
+        self.db = db
+        self.root = root
+        self.temperature_tolerance_c = temperature_tolerance_c
+
+    @classmethod
+    def open(
+        cls, root: Path, *, readonly: bool = False, temperature_tolerance_c: float = 1.0
+    ) -> Self:
+        """Open the library in a folder, for a notebook or a script; use it in a `with`.
+
+        Raises LibraryError where there is none to read.
+        """
+        db = schema.connect(root / schema.DATABASE_NAME, readonly=readonly)
+        try:
+            if readonly:
+                schema.require(db, root)
+            else:
+                schema.apply(db)
+        except BaseException:
+            db.close()
+            raise
+        return cls(db, root, temperature_tolerance_c=temperature_tolerance_c)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.db.close()
+
+    # --- frames and sets -------------------------------------------------------------------------
+
+    def file_frame(
+        self, record: FrameRecord, *, sha256: str, path: Path, session: str, now: dt.datetime
+    ) -> int:
+        """File one raw calibration frame; return the id of the set it belongs to.
+
+        The frame joins the nearest set of its kind, key, exposure, filter, optics and `session`
+        (a flat's night; ignored otherwise) whose mean temperature is within the tolerance, or
+        begins a new one. Filing the same bytes again changes nothing, except that the path is
+        renewed where the old one is gone.
+
+        Raises LibraryError for a light, a master or a frame that is already calibrated.
+        """
+        reason = _unfit(record)
+        if reason:
+            raise LibraryError(f"{path.name} cannot be filed: {reason}.")
+        with transaction(self.db):
+            known = self.frame(sha256)
+            if known:
+                if known.path != path and not known.path.exists():
+                    self._update("calibration_frame", known.id, {"path": os.fsencode(path)})
+                return known.set_id
+            identity = _identity(record, session)
+            set_id = self._set_for(identity, record.temperature_c)
+            if set_id is None:
+                set_id = self._insert(
+                    "calibration_set", {**identity, "last_filed_at": _seconds(now)}
+                )
+            self._insert(
+                "calibration_frame",
+                {
+                    "sha256": sha256,
+                    "path": os.fsencode(path),
+                    "set_id": set_id,
+                    "record": record.to_json(),
+                    "temperature_c": _real(record.temperature_c),
+                    "date_obs": _seconds(record.date_obs) if record.date_obs else None,
+                    "filed_at": _seconds(now),
+                },
+            )
+            self._recount(set_id)
+        return set_id
+
+    def exclude(self, sha256: str, reason: str | None) -> None:
+        """Keep a frame out of every master from now on, or (None) let it in again.
+
+        Its set is due for a new master. Raises LibraryError where no such frame is filed.
+        """
+        with transaction(self.db):
+            frame = self.frame(sha256)
+            if frame is None:
+                raise LibraryError(f"No calibration frame with the hash {sha256[:12]}… is filed.")
+            self._update("calibration_frame", frame.id, {"excluded": reason})
+            self._recount(frame.set_id)
+
+    def frame(self, sha256: str) -> FiledFrame | None:
+        """Return the filed frame with these bytes."""
+        rows = self._rows("calibration_frame", "sha256 = ?", [sha256])
+        return next(map(_frame, rows), None)
+
+    def frames_of(self, set_id: int) -> list[FiledFrame]:
+        """Return the frames that a master of this set may use, in the order they were taken."""
+        rows = self._rows(
+            "calibration_frame",
+            "set_id = ? AND excluded IS NULL",
+            [set_id],
+            order_by="date_obs, sha256",
+        )
+        return [_frame(row) for row in rows]
+
+    def excluded_of(self, set_id: int) -> list[FiledFrame]:
+        """Return the frames of this set that are kept out, each with its reason."""
+        rows = self._rows(
+            "calibration_frame",
+            "set_id = ? AND excluded IS NOT NULL",
+            [set_id],
+            order_by="date_obs, sha256",
+        )
+        return [_frame(row) for row in rows]
+
+    def sets(self) -> list[CalibrationSet]:
+        """Return every set, with its current master."""
+        return self._sets("1")
+
+    def set(self, set_id: int) -> CalibrationSet:
+        """Return one set. Raises LibraryError where there is none of this number."""
+        found = self._sets("id = ?", [set_id])
+        if not found:
+            raise LibraryError(f"There is no calibration set {set_id}.")
+        return found[0]
+
+    def due_sets(
+        self, now: dt.datetime, *, min_frames: int, quiet_s: float
+    ) -> list[CalibrationSet]:
+        """Return the sets to build now, in the order to build them: a flat's bias before the flat.
+
+        Due is a set of at least `min_frames` that are not those of its current master, to which
+        nothing was added for `quiet_s`, and whose build has not failed since (or long ago).
+        """
+        found = self._sets(
+            "changed AND frames >= ? AND last_filed_at <= ?"
+            " AND (refused IS NULL OR refused_at <= ?)",
+            [int(min_frames), _seconds(now) - float(quiet_s), _seconds(now) - RETRY_S],
+        )
+        return sorted(found, key=lambda group: (BUILD_ORDER.index(group.frame_type), group.id))
+
+    def pending(
+        self,
+        record: FrameRecord,
+        kind: FrameType,
+        *,
+        session: str | None,
+        min_frames: int,
+        now: dt.datetime | None = None,
+        quiet_s: float = 0.0,
+    ) -> int | None:
+        """Return the set that will soon give this frame a master of `kind`, if there is one.
+
+        Soon: it has enough frames and is not built yet; or, where `now` is given, it has too few
+        but the last one came within `quiet_s` of it, so that more may follow. Ask when `rank` chose
+        nothing: a frame that waits for such a set is calibrated once instead of twice.
+        """
+        kinds = match.serving(kind, record.frame_type)
+        groups = self._sets(
+            "key = ? AND frame_type IN (SELECT value FROM json_each(?)) AND refused IS NULL"
+            " AND frames > 0 AND (frames >= ? OR last_filed_at > ?)"
+            " AND NOT EXISTS (SELECT 1 FROM master WHERE set_id = calibration_set.id)",
+            [
+                _key_text(record),
+                json.dumps(kinds),
+                int(min_frames),
+                _seconds(now) - float(quiet_s) if now else math.inf,
+            ],
+        )
+        best = match.rank(
+            record,
+            [_prospect(group) for group in groups],
+            kind=kind,
+            temperature_tolerance_c=self.temperature_tolerance_c,
+            session=session,
+        ).chosen
+        return best.set_id if best else None
+
+    def mark_failed(self, set_id: int, reason: str, now: dt.datetime) -> None:
+        """Remember why a set could not be built: it rests until its frames change, or RETRY_S."""
+        self._update("calibration_set", set_id, {"refused": reason, "refused_at": _seconds(now)})
+
+    # --- masters ---------------------------------------------------------------------------------
+
+    def next_generation(self, set_id: int) -> int:
+        """Return the generation that the next master of this set will have."""
+        row = self.db.execute(
+            "SELECT coalesce(max(generation), 0) + 1 FROM master WHERE set_id = ?", [set_id]
+        ).fetchone()
+        return int(row[0])
+
+    def register(self, built: BuiltMaster, now: dt.datetime) -> MasterRecord:
+        """Make a written master the current one of its set; its predecessor is superseded.
+
+        Flats that had to be built without a pedestal, or with a worse one than this, become due
+        again. Frames that were filed during the build leave the set due.
+
+        Raises LibraryError where another generation was registered since the build began.
+        """
+        with transaction(self.db):
+            group = self.set(built.set_id)
+            if built.generation != self.next_generation(group.id):
+                raise LibraryError(
+                    f"{built.path.name} is out of date: another master of its set has been "
+                    "registered since its build began."
+                )
+            [(master_id,)] = self.db.execute("SELECT coalesce(max(id), 0) + 1 FROM master")
+            if group.master:
+                self._update("master", group.master.id, {"superseded_by": master_id})
+            self._insert(
+                "master",
+                {
+                    "id": master_id,
+                    "set_id": group.id,
+                    "generation": int(built.generation),
+                    "frame_type": group.frame_type.value,
+                    "key": _join_key(group.key, group.row_order),
+                    "camera": group.key.camera,
+                    "width": group.key.width,
+                    "height": group.key.height,
+                    "exposure_s": _real(built.exposure_s),
+                    "temperature_c": _real(built.temperature_c),
+                    "filter": group.filter,
+                    "session": group.session,
+                    "telescope": group.telescope,
+                    "focal_length_mm": group.focal_length_mm,
+                    "rotator_deg": group.rotator_deg,
+                    "frames": built.frames,
+                    "date_obs": _seconds(built.date_obs) if built.date_obs else None,
+                    "path": built.path.as_posix(),
+                    "sha256": built.sha256,
+                    "subtracted": built.subtracted,
+                    "built_at": _seconds(now),
+                    "version": built.version,
+                    "notes": json.dumps(built.notes, ensure_ascii=False),
+                },
+            )
+            self.db.conn.executemany(
+                "INSERT INTO master_input (master, frame, left_out)"
+                " SELECT ?, id, ? FROM calibration_frame WHERE sha256 = ?",
+                [(master_id, entry.left_out, entry.sha256) for entry in built.inputs],
+            )
+            self._compare_with_master(group.id, master_id)
+            master = self.master(master_id)
+            self._reopen_flats(master)
+        return master
+
+    def master(self, master_id: int) -> MasterRecord:
+        """Return one master, current or not. Raises LibraryError where there is none."""
+        for row in self._rows("master", "id = ?", [master_id]):
+            return _master(row)
+        raise LibraryError(f"There is no master {master_id}.")
+
+    def masters(self, *, current: bool = True) -> list[MasterRecord]:
+        """Return the masters in use, or all generations."""
+        rows = self._rows("master", "superseded_by IS NULL" if current else "1", order_by="id")
+        return [_master(row) for row in rows]
+
+    def inputs_of(self, master_id: int) -> list[tuple[FiledFrame, str | None]]:
+        """Return the frames that a master's build looked at; with the reason where left out."""
+        reasons = dict(
+            self.db.execute(
+                "SELECT frame, left_out FROM master_input WHERE master = ?", [master_id]
+            )
+        )
+        rows = self._rows(
+            "calibration_frame",
+            "id IN (SELECT frame FROM master_input WHERE master = ?)",
+            [master_id],
+            order_by="date_obs, sha256",
+        )
+        return [(frame, reasons[frame.id]) for frame in map(_frame, rows)]
+
+    def candidates(
+        self, record: FrameRecord, kind: FrameType, *, session: str | None = None
+    ) -> list[MasterRecord]:
+        """Return the current masters from which `match.rank` chooses `kind` for this frame.
+
+        All that could be chosen are among them, and a few near misses of every sort (another
+        exposure, another gain, another camera), so that a refusal can be explained. Their number
+        is bounded: asking costs milliseconds however large the library is.
+        """
+        found: dict[int, MasterRecord] = {}
+        for serving in match.serving(kind, record.frame_type):
+            queries = _FLAT_QUERIES if serving is FrameType.FLAT else _dark_queries(record, serving)
+            for where, order_by, limit in (*queries, *_FAR_QUERIES):
+                rows = self._rows(
+                    "master",
+                    f"superseded_by IS NULL AND frame_type = :kind AND {where}",
+                    _terms(record, serving, session),
+                    order_by=order_by,
+                    limit=limit,
+                )
+                found.update((row["id"], _master(row)) for row in rows if row["id"] not in found)
+        return list(found.values())
+
+    def match(self, record: FrameRecord, kind: FrameType, *, session: str | None) -> Match:
+        """Choose the master of `kind` for this frame: `candidates`, then `match.rank`."""
+        return match.rank(
+            record,
+            self.candidates(record, kind, session=session),
+            kind=kind,
+            temperature_tolerance_c=self.temperature_tolerance_c,
+            session=session,
+        )
+
+    def pedestal_for(self, group: CalibrationSet) -> Match:
+        """Choose what is subtracted from each flat of a set: flat-dark, dark or bias."""
+        return self.match(self._typical(group), FrameType.FLAT_DARK, session=group.session)
+
+    def orphans(self) -> list[Path]:
+        """Return master files that no row speaks of: left by a crash between writing and commit.
+
+        Empty while the library has no master at all: the database may have been lost, and then
+        the files are all there is.
+        """
+        known = {name for (name,) in self.db.execute("SELECT path FROM master")}
+        if not known:
+            return []
+        files = sorted((self.root / MASTERS_FOLDER).glob("Master*.fits"))
+        return [path for path in files if path.relative_to(self.root).as_posix() not in known]
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _set_for(self, identity: Mapping[str, Any], temperature_c: float | None) -> int | None:
+        """Return the nearest set that such a frame may join."""
+        frame_type = FrameType(identity["frame_type"])
+        rows = self._rows(
+            "calibration_set",
+            "key = :key AND frame_type = :frame_type AND filter IS :filter AND session = :session",
+            identity,
+        )
+        fitting = []
+        for row in rows:
+            distance = _grouping_distance(frame_type, row["temperature_c"], temperature_c)
+            tolerance = (
+                BIAS_GROUPING_C if frame_type is FrameType.BIAS else self.temperature_tolerance_c
+            )
+            if (
+                match.same_exposure(row["exposure_s"], identity["exposure_s"])
+                and _same_setup(row, identity)
+                and distance <= tolerance
+            ):
+                fitting.append((distance, row["id"]))
+        return min(fitting)[1] if fitting else None
+
+    def _recount(self, set_id: int) -> None:
+        """Bring a set's own columns up to date with its frames."""
+        self.db.execute(
+            "UPDATE calibration_set SET refused = NULL, refused_at = NULL,"
+            " (frames, temperature_c) ="
+            " (SELECT count(*), avg(temperature_c) FROM calibration_frame"
+            "  WHERE set_id = :set AND excluded IS NULL),"
+            " last_filed_at ="
+            " (SELECT max(filed_at) FROM calibration_frame WHERE set_id = :set)"
+            " WHERE id = :set",
+            {"set": set_id},
+        )
+        row = self.db.execute(
+            "SELECT id FROM master WHERE set_id = ? AND superseded_by IS NULL", [set_id]
+        ).fetchone()
+        self._compare_with_master(set_id, row[0] if row else None)
+
+    def _compare_with_master(self, set_id: int, master_id: int | None) -> None:
+        """Note whether the set's frames are exactly those its master's build looked at."""
+        self.db.execute(
+            "UPDATE calibration_set SET changed = EXISTS"
+            " (SELECT 1 FROM calibration_frame AS frame"
+            "  LEFT JOIN master_input AS input ON input.master = :master AND input.frame = frame.id"
+            "  WHERE frame.set_id = :set AND CASE WHEN frame.excluded IS NULL"
+            "   THEN input.frame IS NULL"
+            "   ELSE input.frame IS NOT NULL AND input.left_out IS NULL END)"
+            " WHERE id = :set",
+            {"set": set_id, "master": master_id},
+        )
+
+    def _reopen_flats(self, pedestal: MasterRecord) -> None:
+        """Make due the flats of this camera that would rather have had this master subtracted."""
+        if pedestal.frame_type is FrameType.FLAT:
+            return
+        for group in self._sets(
+            "frame_type = 'flat' AND NOT changed AND key = ?",
+            [_join_key(pedestal.key, pedestal.row_order)],
+        ):
+            if group.master is None:
+                continue
+            used = group.master.subtracted
+            kinds = match.serving(FrameType.FLAT_DARK, FrameType.FLAT)
+            present = kinds.index(self.master(used).frame_type) if used else len(kinds)
+            fits = match.rank(
+                self._typical(group),
+                [pedestal],
+                kind=FrameType.FLAT_DARK,
+                temperature_tolerance_c=self.temperature_tolerance_c,
+                session=group.session,
+            ).chosen
+            if fits and kinds.index(pedestal.frame_type) < present:
+                self._update("calibration_set", group.id, {"changed": 1})
+
+    def _typical(self, group: CalibrationSet) -> FrameRecord:
+        """Return a record that stands for a set: its first frame's, at the mean temperature."""
+        rows = self._rows(
+            "calibration_frame", "set_id = ?", [group.id], order_by="date_obs, sha256", limit=1
+        )
+        return dataclasses.replace(
+            next(map(_frame, rows)).record,
+            frame_type=group.frame_type,
+            exposure_s=group.exposure_s,
+            temperature_c=group.temperature_c,
+        )
+
+    def _sets(self, where: str, arguments: Sequence[Any] = ()) -> list[CalibrationSet]:
+        masters = {
+            row["set_id"]: _master(row)
+            for row in self._rows(
+                "master",
+                # `where` is always one of this class's own fragments.
+                f"superseded_by IS NULL AND set_id IN ({_SETS_WHERE} {where})",
+                arguments,
+            )
+        }
+        rows = self._rows("calibration_set", where, arguments, order_by="id")
+        return [_set(row, masters.get(row["id"])) for row in rows]
+
+    def _rows(
+        self,
+        table: str,
+        where: str,
+        arguments: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        return self.db.table(table).rows_where(
+            where,
+            dict(arguments) if isinstance(arguments, Mapping) else list(arguments),
+            order_by=order_by,
+            limit=limit,
+        )
+
+    def _insert(self, table: str, values: Mapping[str, Any]) -> int:
+        row_id = self.db.table(table).insert(dict(values)).last_pk
+        assert isinstance(row_id, int)
+        return row_id
+
+    def _update(self, table: str, row_id: int, values: Mapping[str, Any]) -> None:
+        with transaction(self.db):
+            self.db.table(table).update(row_id, dict(values))
+
+
+_SETS_WHERE = "SELECT id FROM calibration_set WHERE"
+_Query = tuple[str, str, int]  # WHERE, ORDER BY, LIMIT
+
+_NEAREST_TEMPERATURE = (
+    "(temperature_c IS NULL) <> (:temperature IS NULL), abs(temperature_c - :temperature),"
+    " frames DESC, id DESC"
+)
+# Another key of this camera (the lexical neighbours share the most), another camera, another size.
+_FAR_QUERIES: tuple[_Query, ...] = (
+    ("camera IS :camera AND width = :width AND height = :height AND key < :key", "key DESC", _FAR),
+    ("camera IS :camera AND width = :width AND height = :height AND key > :key", "key", _FAR),
+    ("width = :width AND height = :height AND camera IS NOT :camera", "id DESC", _FAR),
+    ("camera IS :camera AND (width <> :width OR height <> :height)", "id DESC", _FAR),
+)
+
+# What is unknown on a side compares as NULL, which `IS 1` takes for agreeing, as the rule does.
+_BY_OPTICS = (
+    "(telescope <> :telescope COLLATE NOCASE) IS 1,"
+    " (abs(focal_length_mm - :focal) > :focal_tolerance) IS 1,"
+    " (min(abs(rotator_deg - :rotator), abs(360 - abs(rotator_deg - :rotator))) > :turn) IS 1,"
+)
+_BY_NIGHT = " session <> :session, date_obs IS NULL, abs(date_obs - :date), id DESC"
+_FLAT_QUERIES: tuple[_Query, ...] = (
+    ("key = :key AND filter IS :filter", _BY_OPTICS + _BY_NIGHT, _FITTING),
+    ("key = :key AND filter IS NOT :filter", _BY_NIGHT, _NEAR),
+)
+
+
+def _dark_queries(record: FrameRecord, kind: FrameType) -> tuple[_Query, ...]:
+    """Return the queries for a bias, a dark or a flat-dark of this frame's own key."""
+    if kind is FrameType.BIAS:
+        return (("key = :key", _NEAREST_TEMPERATURE, _FITTING),)
+    if record.exposure_s is None:
+        return (
+            ("key = :key AND exposure_s IS NULL", _NEAREST_TEMPERATURE, _FITTING),
+            ("key = :key AND exposure_s IS NOT NULL", _NEAREST_TEMPERATURE, _NEAR),
+        )
+    return (
+        ("key = :key AND exposure_s BETWEEN :low AND :high", _NEAREST_TEMPERATURE, _FITTING),
+        ("key = :key AND exposure_s < :low", "exposure_s DESC", _NEAR),
+        ("key = :key AND exposure_s > :high", "exposure_s", _NEAR),
+        ("key = :key AND exposure_s IS NULL", "id DESC", _FAR),
+    )
+
+
+def _unfit(record: FrameRecord) -> str | None:
+    """Return why a frame must not be filed as a raw calibration frame."""
+    if record.frame_type not in schema.CALIBRATION_TYPES:
+        return f"it is {'of no known type' if record.frame_type is None else 'a light'}"
+    if record.is_master or record.stack_count > 1:
+        return "it is a master already, not one raw frame"
+    if record.calibrated:
+        return f"it has been calibrated before (CALSTAT {record.calibrated})"
+    if record.planes != 1:
+        return "it is a colour image, not a raw frame"
+    return None
+
+
+def _identity(record: FrameRecord, session: str) -> dict[str, Any]:
+    """Return the columns in which frames of a set agree; only flats have optics and a night."""
+    flat = record.frame_type is FrameType.FLAT
+    return {
+        "frame_type": str(record.frame_type),
+        "key": _key_text(record),
+        "camera": record.key.camera,
+        "width": int(record.key.width),
+        "height": int(record.key.height),
+        "exposure_s": _real(record.exposure_s),
+        "filter": record.filter if flat else None,
+        "session": session if flat else "",
+        "telescope": record.telescope if flat else None,
+        "focal_length_mm": _real(record.focal_length_mm) if flat else None,
+        "rotator_deg": _real(record.rotator_deg) if flat else None,
+    }
+
+
+def _same_setup(row: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a flat was taken through the optics of a set; unknown joins only unknown."""
+    columns = ("telescope", "focal_length_mm", "rotator_deg")
+    if any((row[column] is None) != (identity[column] is None) for column in columns):
+        return False
+    telescope, focal, rotator = ((row[column], identity[column]) for column in columns)
+    return all(match.same_optics(telescope, focal, rotator))
+
+
+def _grouping_distance(frame_type: FrameType, a_c: float | None, b_c: float | None) -> float:
+    """°C that count between a set and a frame; missing is infinitely far from a temperature."""
+    if frame_type is FrameType.FLAT or (a_c is None and b_c is None):
+        return 0.0
+    return math.inf if a_c is None or b_c is None else abs(a_c - b_c)
+
+
+def _terms(record: FrameRecord, kind: FrameType, session: str | None) -> dict[str, Any]:
+    """Return the named values of the candidates' queries."""
+    exposure = _real(record.exposure_s)
+    focal = _real(record.focal_length_mm)
+    reach = max(match.EXPOSURE_ABSOLUTE_S, 0.02 * exposure) if exposure is not None else None
+    return {
+        "kind": kind.value,
+        "key": _key_text(record),
+        "camera": record.key.camera,
+        "width": int(record.key.width),
+        "height": int(record.key.height),
+        # Somewhat wider than the rule itself, which `match` applies.
+        "low": exposure - reach if exposure is not None and reach is not None else None,
+        "high": exposure + reach if exposure is not None and reach is not None else None,
+        "temperature": _real(record.temperature_c),
+        "filter": record.filter,
+        "telescope": record.telescope or None,
+        "focal": focal or None,
+        "focal_tolerance": match.FOCAL_LENGTH_RELATIVE * focal if focal else None,
+        "rotator": _real(record.rotator_deg),
+        "turn": match.ROTATOR_TOLERANCE_DEG,
+        "session": session or "",
+        "date": _seconds(record.date_obs) if record.date_obs else None,
+    }
+
+
+def _key_text(record: FrameRecord) -> str:
+    return _join_key(record.key, record.row_order)
+
+
+def _join_key(key: CalibrationKey, row_order: str) -> str:
+    """Return a key and a row order as one JSON line: equal where and only where they are equal."""
+    fields = dataclasses.asdict(key) | {"row_order": row_order}
+    # 100 and 100.0 are one gain.
+    fields |= {name: _real(fields[name]) for name in ("gain", "offset")}
+    fields |= {name: int(fields[name]) for name in ("width", "height", "xbinning", "ybinning")}
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False)
+
+
+@functools.lru_cache(maxsize=4096)
+def _split_key(text: str) -> tuple[CalibrationKey, str]:
+    fields = json.loads(text)
+    row_order = fields.pop("row_order")
+    return CalibrationKey(**fields), row_order
+
+
+def _prospect(group: CalibrationSet) -> MasterRecord:
+    """Return the master that a set would give now, for `match.rank` to judge."""
+    return MasterRecord(
+        id=group.id,
+        set_id=group.id,
+        generation=1,
+        frame_type=group.frame_type,
+        key=group.key,
+        row_order=group.row_order,
+        exposure_s=group.exposure_s,
+        temperature_c=group.temperature_c,
+        filter=group.filter,
+        session=group.session,
+        telescope=group.telescope,
+        focal_length_mm=group.focal_length_mm,
+        rotator_deg=group.rotator_deg,
+        frames=group.n_frames,
+        date_obs=None,
+        path=PurePosixPath(f"set {group.id}"),
+        sha256="",
+        subtracted=None,
+        built_at=group.last_filed_at,
+        superseded_by=None,
+        version="",
+        notes=(),
+    )
+
+
+def _frame(row: Mapping[str, Any]) -> FiledFrame:
+    return FiledFrame(
+        id=row["id"],
+        sha256=row["sha256"],
+        path=Path(os.fsdecode(row["path"])),
+        set_id=row["set_id"],
+        record=FrameRecord.from_json(row["record"]),
+        filed_at=_when(row["filed_at"]),
+        excluded=row["excluded"],
+    )
+
+
+def _set(row: Mapping[str, Any], master: MasterRecord | None) -> CalibrationSet:
+    key, row_order = _split_key(row["key"])
+    return CalibrationSet(
+        id=row["id"],
+        frame_type=FrameType(row["frame_type"]),
+        key=key,
+        row_order=row_order,
+        exposure_s=row["exposure_s"],
+        temperature_c=row["temperature_c"],
+        filter=row["filter"],
+        session=row["session"],
+        telescope=row["telescope"],
+        focal_length_mm=row["focal_length_mm"],
+        rotator_deg=row["rotator_deg"],
+        n_frames=row["frames"],
+        last_filed_at=_when(row["last_filed_at"]),
+        changed=bool(row["changed"]),
+        refused=row["refused"],
+        master=master,
+    )
+
+
+def _master(row: Mapping[str, Any]) -> MasterRecord:
+    key, row_order = _split_key(row["key"])
+    return MasterRecord(
+        id=row["id"],
+        set_id=row["set_id"],
+        generation=row["generation"],
+        frame_type=FrameType(row["frame_type"]),
+        key=key,
+        row_order=row_order,
+        exposure_s=row["exposure_s"],
+        temperature_c=row["temperature_c"],
+        filter=row["filter"],
+        session=row["session"],
+        telescope=row["telescope"],
+        focal_length_mm=row["focal_length_mm"],
+        rotator_deg=row["rotator_deg"],
+        frames=row["frames"],
+        date_obs=None if row["date_obs"] is None else _when(row["date_obs"]),
+        path=PurePosixPath(row["path"]),
+        sha256=row["sha256"],
+        subtracted=row["subtracted"],
+        built_at=_when(row["built_at"]),
+        superseded_by=row["superseded_by"],
+        version=row["version"],
+        notes=tuple(json.loads(row["notes"])),
+    )
+
+
+def _real(value: float | None) -> float | None:
+    """Return a plain number for SQL; what is not finite is missing."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _seconds(moment: dt.datetime) -> float:
+    return moment.timestamp()
+
+
+def _when(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, tz=dt.UTC)

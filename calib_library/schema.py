@@ -1,0 +1,226 @@
+"""The library's tables, their migrations, and the one way to open and to write the database.
+
+The file is shared with the daemon, whose ledger adds its own tables to it. Times are REAL, seconds
+since 1970-01-01 UTC; paths are the file system's bytes; a missing value is NULL and a NaN never
+gets in.
+"""
+
+import contextlib
+import datetime as dt
+import os
+import sqlite3
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+from sqlite_utils import Database, Migrations
+
+from calib_library.errors import LibraryError
+from calib_library.frame import FrameType
+
+DATABASE_NAME = "lightkeeper.db"
+"""The file's name inside the library's folder."""
+
+BUSY_TIMEOUT_S = 30.0
+"""How long a writer waits for another process, s."""
+
+CALIBRATION_TYPES = (FrameType.BIAS, FrameType.DARK, FrameType.FLAT, FrameType.FLAT_DARK)
+"""What is filed; lights are stacked."""
+
+MIGRATIONS = Migrations("calib_library")
+
+
+def one_of(column: str, values: type[StrEnum] | tuple[StrEnum, ...]) -> str:
+    """Return the CHECK constraint that a column holds one of an enum's values."""
+    return f"CHECK ({column} IN ({', '.join(repr(value.value) for value in values)}))"
+
+
+@MIGRATIONS()
+def create_tables(db: Database) -> None:
+    """Create the sets of like frames, the frames in them, the masters made of them."""
+    frame_type = f"frame_type TEXT NOT NULL {one_of('frame_type', CALIBRATION_TYPES)}"
+    # What frames of a set have in common, and a master with its set. NULL is missing.
+    identity = f"""
+        {frame_type},
+        key TEXT NOT NULL,              -- CalibrationKey and row order as JSON: hard equality
+        camera TEXT,
+        width INTEGER NOT NULL,         -- px
+        height INTEGER NOT NULL,        -- px
+        exposure_s REAL,
+        temperature_c REAL,             -- mean of the frames
+        filter TEXT,                    -- of a flat
+        session TEXT NOT NULL,          -- a flat's night; '' otherwise
+        telescope TEXT,                 -- of a flat, as are the next two
+        focal_length_mm REAL,
+        rotator_deg REAL"""
+    db.executescript(f"""
+        CREATE TABLE calibration_set (
+            id INTEGER PRIMARY KEY,
+            {identity},
+            frames INTEGER NOT NULL DEFAULT 0,      -- those not excluded
+            last_filed_at REAL NOT NULL,
+            changed INTEGER NOT NULL DEFAULT 1 CHECK (changed IN (0, 1)),
+            refused TEXT,                           -- why the last build of these frames failed
+            refused_at REAL
+        ) STRICT;
+        CREATE INDEX calibration_set_key ON calibration_set (key, frame_type, filter, session);
+        CREATE INDEX calibration_set_changed ON calibration_set (last_filed_at) WHERE changed;
+
+        CREATE TABLE calibration_frame (
+            id INTEGER PRIMARY KEY,
+            sha256 TEXT NOT NULL UNIQUE,
+            path BLOB NOT NULL,
+            set_id INTEGER NOT NULL REFERENCES calibration_set (id),
+            record TEXT NOT NULL,                   -- FrameRecord.to_json()
+            temperature_c REAL,
+            date_obs REAL,
+            filed_at REAL NOT NULL,
+            excluded TEXT                           -- the reason, for a person
+        ) STRICT;
+        CREATE INDEX calibration_frame_set
+            ON calibration_frame (set_id, excluded, temperature_c, filed_at);
+
+        CREATE TABLE master (
+            id INTEGER PRIMARY KEY,
+            set_id INTEGER NOT NULL REFERENCES calibration_set (id),
+            generation INTEGER NOT NULL CHECK (generation > 0),
+            {identity},
+            frames INTEGER NOT NULL CHECK (frames > 0),
+            date_obs REAL,                          -- mean of the frames
+            path TEXT NOT NULL UNIQUE,              -- relative to the library's folder, made by us
+            sha256 TEXT NOT NULL,
+            subtracted INTEGER REFERENCES master (id),
+            built_at REAL NOT NULL,
+            -- deferred: the old one steps aside before its successor is there
+            superseded_by INTEGER REFERENCES master (id) DEFERRABLE INITIALLY DEFERRED,
+            version TEXT NOT NULL,
+            notes TEXT NOT NULL,                    -- a JSON list of sentences
+            UNIQUE (set_id, generation)
+        ) STRICT;
+        CREATE UNIQUE INDEX master_current ON master (set_id) WHERE superseded_by IS NULL;
+        CREATE INDEX master_dark ON master (frame_type, key, exposure_s, temperature_c)
+            WHERE superseded_by IS NULL;
+        CREATE INDEX master_flat ON master (frame_type, key, filter, session)
+            WHERE superseded_by IS NULL;
+        CREATE INDEX master_camera ON master (frame_type, camera, width, height, key)
+            WHERE superseded_by IS NULL;
+        CREATE INDEX master_size ON master (frame_type, width, height, camera)
+            WHERE superseded_by IS NULL;
+
+        CREATE TABLE master_input (
+            master INTEGER NOT NULL REFERENCES master (id),
+            frame INTEGER NOT NULL REFERENCES calibration_frame (id),
+            left_out TEXT,                          -- why this build did without the frame
+            PRIMARY KEY (master, frame)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX master_input_frame ON master_input (frame);
+        """)
+
+
+def apply(db: Database) -> None:
+    """Bring the library's tables to this version; other tables of the file are left alone.
+
+    Does not write where nothing is to be done. Two processes may call it at once.
+    """
+    if MIGRATIONS.pending(db):
+        with transaction(db):
+            MIGRATIONS.apply(db)
+
+
+def require(db: Database, root: Path) -> None:
+    """Raise LibraryError where tables of this version are missing: a reader cannot make them."""
+    if MIGRATIONS.pending(db):
+        raise LibraryError(
+            f"The library in {root} was not made by this version; start the service once."
+        )
+
+
+def connect(path: Path, *, readonly: bool = False) -> Database:
+    """Open the database; the connection belongs to the calling thread.
+
+    The one writer gets WAL and `synchronous=FULL`: what a transaction committed survives a power
+    cut. A reader sees a consistent state while the writer works, and cannot write.
+
+    Raises LibraryError where the file cannot be opened or is no database.
+    """
+    mode = "ro" if readonly else "rwc"
+    try:
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_S
+        )
+        try:
+            db = Database(connection)
+            db.execute("PRAGMA foreign_keys=ON")
+            if readonly:
+                db.execute("PRAGMA query_only=ON")
+            else:
+                db.enable_wal()
+                db.execute("PRAGMA synchronous=FULL")
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        hint = "" if path.exists() else ": there is no such file"
+        raise LibraryError(f"The database {path} cannot be opened ({error}){hint}.") from error
+    return db
+
+
+@contextlib.contextmanager
+def transaction(db: Database) -> Iterator[None]:
+    """Write all of the block or nothing of it.
+
+    The outermost block is BEGIN IMMEDIATE: it takes the write lock first, so that it waits for
+    another process instead of failing half-way. A block inside another is a savepoint: its error
+    undoes only its own part where the outer block catches it, and the outer commit makes it last.
+    """
+    if db.conn.in_transaction:
+        with db.atomic():
+            yield
+        return
+    db.conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        # A COMMIT can fail too (a full disk), and then leaves the transaction open.
+        db.conn.execute("COMMIT")
+    except BaseException:
+        db.rollback()
+        raise
+
+
+def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
+    """Copy the database while it is in use, check the copy, keep the `keep` newest; return it.
+
+    Raises LibraryError where the copy is not sound (the older copies are then left alone), OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = Path(DATABASE_NAME).stem
+    copy = folder / f"{stem}-{now:%Y%m%d-%H%M%S}.db"
+    unfinished = folder / f".{copy.name}.tmp"
+    unfinished.unlink(missing_ok=True)
+    try:
+        with contextlib.closing(sqlite3.connect(unfinished)) as target:
+            db.conn.backup(target)
+            # A copy of a WAL database would need its own -wal file beside it.
+            target.execute("PRAGMA journal_mode=DELETE")
+            verdict = target.execute("PRAGMA quick_check").fetchone()[0]
+        if verdict != "ok":
+            raise LibraryError(f"The copy of the database is not sound: {verdict}.")
+        _sync(unfinished)
+        unfinished.replace(copy)
+        _sync(folder)
+    except sqlite3.Error as error:
+        raise LibraryError(f"The database could not be copied: {error}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    for old in sorted(folder.glob(f"{stem}-*.db"))[: -max(1, keep)]:
+        old.unlink()
+    return copy
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
