@@ -41,10 +41,7 @@ def neutralise(image: Float32, coverage: Coverage | None = None) -> Float32:
     the medians of small covered blocks: open sky, where the median of all would see the nebula.
     Sky glow is additive, so a shift takes its colour away and leaves that of the stars.
     """
-    levels = [_sky_level(plane, coverage) for plane in image]
-    common = float(np.mean(levels))
-    shifts = np.array([common - level for level in levels], dtype=np.float32)
-    shifted: Float32 = image + shifts[:, None, None]
+    shifted: Float32 = image + _neutral_shifts(image, _covered(image, coverage))[:, None, None]
     return shifted
 
 
@@ -67,45 +64,52 @@ def stretch(
     covered = _covered(image, coverage)
     if not covered.any():
         return np.zeros((*image.shape[1:], 3) if image.shape[0] == 3 else image.shape[1:], np.uint8)
-    planes = neutralise(image, covered) if image.shape[0] == 3 else image
-    statistics = np.array([_level_and_spread(plane, covered) for plane in planes])
-    level, spread = statistics.mean(axis=0)
-    brightest = max(float(np.max(plane, where=covered, initial=-np.inf)) for plane in planes)
-    darkest = min(float(np.min(plane, where=covered, initial=np.inf)) for plane in planes)
-    black = max(level + shadows * spread, darkest)
-    if black >= level:  # no spread at all, or a median at the floor: keep the background visible
+    # A shift of a plane is a black point of its own: no copy of the image is needed.
+    shifts = _neutral_shifts(image, covered)
+    statistics = np.array([_level_and_spread(plane, covered) for plane in image])
+    level, spread = float(np.mean(statistics[:, 0] + shifts)), float(np.mean(statistics[:, 1]))
+    brightest = max(
+        float(np.max(plane, where=covered, initial=-np.inf)) + float(shift)
+        for plane, shift in zip(image, shifts, strict=True)
+    )
+    black = level + shadows * spread
+    if black >= level:  # nothing varies about the median: show it at the target all the same
         black = level - target * max(brightest - level, 1.0)
     white = max(brightest, level + (level - black))
     balance = float(midtones(np.array((level - black) / (white - black)), target))
     picture = np.empty((*image.shape[1:], image.shape[0]), np.uint8)
-    for index, plane in enumerate(planes):
-        unit = np.clip((plane - np.float32(black)) / np.float32(white - black), 0.0, 1.0)
+    for index, (plane, shift) in enumerate(zip(image, shifts, strict=True)):
+        unit = (plane - np.float32(black - shift)) / np.float32(white - black)
+        np.clip(unit, 0.0, 1.0, out=unit)
         unit[~covered] = 0.0
         np.rint(255.0 * midtones(unit, balance), out=unit)
         picture[..., index] = unit
     return picture if image.shape[0] == 3 else picture[..., 0]
 
 
-def compose(red: Float32, green: Float32, blue: Float32) -> Float32:
+def compose(
+    red: Float32, green: Float32, blue: Float32, coverage: Coverage | None = None
+) -> Float32:
     """One colour image (3, ny, nx) from three registered planes (ny, nx), in their own ADU.
 
-    Backgrounds are brought to one level; then green and blue are scaled so that the light above
-    the background of the brightest half per cent (the stars) is white on average. Pixels that one
-    plane does not cover (not finite) are not finite in all.
+    Backgrounds are brought to one level; then each plane is scaled so that the light above the
+    background of the brightest half per cent (the stars) is white on average. Pixels that are not
+    covered in all three become NaN. A new array; large planes are better shrunk with `downscale`
+    before than after.
     """
     image = np.stack([red, green, blue]).astype(np.float32, copy=False)
-    covered = _covered(image, None)
-    if not covered.any():
-        return image
-    image = neutralise(image, covered)
-    level = _sky_level(image[0], covered)
-    above = image[:, covered] - np.float32(level)
-    light = np.sum(above, axis=0)
-    stars = light >= np.quantile(light, 0.995)
-    strengths = np.median(above[:, stars], axis=1)
-    if np.all(strengths > 0.0):
-        factors = (strengths.mean() / strengths).astype(np.float32)
-        image = (image - np.float32(level)) * factors[:, None, None] + np.float32(level)
+    covered = _covered(image, coverage)
+    if covered.any():
+        image += _neutral_shifts(image, covered)[:, None, None]
+        level = np.float32(_sky_level(image[0], covered))
+        above = image[:, covered]
+        above = above[:, :: max(1, above.shape[1] // _SAMPLE)] - level
+        light = np.sum(above, axis=0)
+        strengths = np.median(above[:, light >= np.quantile(light, 0.995)], axis=1)
+        if np.all(strengths > 0.0):
+            image -= level
+            image *= (strengths.mean() / strengths)[:, None, None]
+            image += level
     image[:, ~covered] = np.nan
     return image
 
@@ -167,19 +171,25 @@ def _covered(image: Float32, coverage: Coverage | None) -> Bool:
     return covered
 
 
-def _level_and_spread(plane: Float32, coverage: Coverage | None) -> tuple[float, float]:
+def _neutral_shifts(image: Float32, covered: Bool) -> Float32:
+    """Find what to add to each plane, (planes,), to bring all backgrounds to their mean."""
+    if image.shape[0] == 1:
+        return np.zeros(1, dtype=np.float32)
+    levels = np.array([_sky_level(plane, covered) for plane in image])
+    shifts: Float32 = (levels.mean() - levels).astype(np.float32)
+    return shifts
+
+
+def _level_and_spread(plane: Float32, covered: Bool) -> tuple[float, float]:
     """Median and 1.4826 MAD of the covered pixels of one plane, from a regular sample."""
-    values = plane.ravel() if coverage is None else plane[coverage > 0]
+    values = plane[covered]
     values = values[:: max(1, values.size // _SAMPLE)]
-    if values.size == 0:
-        return 0.0, 0.0
     level = float(np.median(values))
     return level, _MAD_TO_SIGMA * float(np.median(np.abs(values - np.float32(level))))
 
 
-def _sky_level(plane: Float32, coverage: Coverage | None) -> float:
+def _sky_level(plane: Float32, covered: Bool) -> float:
     """Tenth percentile of the medians of blocks of 16×16 samples that are wholly covered."""
-    covered = _covered(plane[None], coverage)
     step = max(1, int(np.sqrt(plane.size / _SAMPLE)))
     values, whole = plane[::step, ::step], covered[::step, ::step]
     rows, columns = values.shape[0] // 16, values.shape[1] // 16
