@@ -24,6 +24,7 @@ from rich.console import Console
 from calib_library import __version__
 from daemon import config as configuration
 from daemon.config import Config, ConfigError
+from daemon.errors import AlreadyRunningError, FatalError
 
 if TYPE_CHECKING:
     from daemon.report.status import Report
@@ -85,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             _complain(problem)
         return Exit.USAGE
+    except FatalError as error:
+        _complain(str(error))
+        return Exit.ALREADY_RUNNING if isinstance(error, AlreadyRunningError) else Exit.PROBLEM
     except KeyboardInterrupt:
         return Exit.OK
     except BrokenPipeError:  # `lightkeeper status | head`

@@ -270,7 +270,8 @@ def parse(text: str, *, name: str = "config.toml", base: Path) -> Config:
     mistakes += _folder_mistakes(raw, base)
     if mistakes:
         lines = key_lines(text)
-        placed = sorted((line_of(lines, key), sentence) for key, sentence in mistakes)
+        placed = [(line_of(lines, key), sentence) for key, sentence in mistakes]
+        placed.sort(key=lambda mistake: mistake[0])
         raise ConfigError([f"{name}:{line}: {sentence}" for line, sentence in placed])
     return config
 
@@ -356,11 +357,11 @@ _WRONG = {
     "greater_than_equal": "is {given}; it must be {ge:g} or more",
     "greater_than": "is {given}; it must be more than {gt:g}",
     "less_than_equal": "is {given}; it must be {le:g} or less",
-    "int_type": "must be a whole number, without quotes, not {given}",
-    "int_from_float": "must be a whole number, not {given}",
-    "float_type": "must be a number, without quotes, not {given}",
+    "int_type": "must be a whole number{bare}, not {given}",
+    "int_from_float": "must be a whole number{bare}, not {given}",
+    "float_type": "must be a number{bare}, not {given}",
     "finite_number": "must be a finite number, not {given}",
-    "bool_type": "must be true or false, without quotes, not {given}",
+    "bool_type": "must be true or false{bare}, not {given}",
 }
 
 
@@ -371,7 +372,8 @@ def _wrong_value(details: ErrorDetails) -> str:
         choices = re.findall(r"'([^']*)'", context["expected"])
         return f"must be {_one_of(given, choices)}"
     if sentence := _WRONG.get(details["type"]):
-        return sentence.format(given=_shown(given), **context)
+        bare = ", without quotes" if isinstance(given, str) else ""
+        return sentence.format(given=_shown(given), bare=bare, **context)
     return details["msg"]
 
 
@@ -492,8 +494,8 @@ def _basic_string(text: str) -> str:
 
 _EXAMPLE = """\
 # Lightkeeper's configuration. `lightkeeper check-config` tells every mistake in it at once.
-# A setting that is commented out stands at its default. Folders may begin with ~; a relative
-# folder counts from the folder of this file.
+# Every setting stands at its default; one that is left out has it too. Folders may begin with ~; a
+# relative folder counts from the folder of this file.
 
 [library]
 # Everything that Lightkeeper writes goes here: the database, masters, stacks, previews and
@@ -506,7 +508,7 @@ path = @library@
 path = @watch@
 
 # A file must not have changed for so many seconds before it is looked at.
-#settle_s = 2.0
+settle_s = 2.0
 
 # Where the header is silent, a regular expression that is searched in the file's name may tell.
 # Groups: type filter exposure exposure_ms gain offset temperature target camera binning.
@@ -518,46 +520,46 @@ path = @watch@
 
 [calibration]
 # Frames of one kind before a master is built from them.
-#min_frames = 5
+min_frames = 5
 
 # Seconds without a new frame of the set before its master is built.
-#quiet_s = 60.0
+quiet_s = 60.0
 
 # Values further from the median than so many standard deviations are left out of a master.
-#sigma = 3.0
+sigma = 3.0
 
 # A dark may be used for a light when their sensor temperatures are within so many °C.
-#temperature_tolerance_c = 1.0
+temperature_tolerance_c = 1.0
 
 [lights]
 # Keep each calibrated light as a file of its own (they need as much disk as the raw frames, twice).
-#keep_calibrated = false
+keep_calibrated = false
 
 # Remove cosmic rays before stacking: "auto" for single frames and stacks of fewer than 8 (larger
 # ones reject them anyway), "always", "never".
-#clean_cosmics = "auto"
+clean_cosmics = "auto"
 
 [stack]
 # Memory for growing stacks, in MB. More of it rejects satellites and aeroplanes better.
-#memory_mb = 1500
+memory_mb = 1500
 
 # Pixels of stacks and calibrated lights: "unit" (float32, 0 to 1, opens correctly everywhere),
 # "adu" (float32 in ADU, for photometry), "uint16" (half the disk).
-#scale = "unit"
+scale = "unit"
 
 # The longer side of a preview, in pixels.
-#preview_px = 2000
+preview_px = 2000
 
 [service]
 # Seconds between two full scans of the watched folders (events tell of most frames at once).
-#rescan_s = 300.0
+rescan_s = 300.0
 
 # Local time at which the night is over and is summed up.
-#end_of_night = "08:00"
+end_of_night = "08:00"
 
 # Backups of the database that are kept.
-#backup_keep = 7
+backup_keep = 7
 
 # A frame that fails so often is given up, and says why.
-#max_attempts = 3
+max_attempts = 3
 """
