@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import datetime as dt
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy.typing as npt
 
 from calib_library import build, defects, flat, match
 from calib_library.frame import FrameRecord, FrameType
-from calib_library.library import CalibrationLibrary, MasterRecord
+from calib_library.library import CalibrationLibrary, CalibrationSet
+from calib_library.match import MasterRecord
 from daemon.ledger.ledger import Explanation
 from daemon.light import calibrate
 
@@ -58,44 +60,43 @@ class Calibrator:
         root: Path,
         temperature_tolerance_c: float,
         min_frames: int,
+        quiet_s: float,
     ) -> None:
         self._library = library
         self._root = root
         self._tolerance_c = temperature_tolerance_c
         self._min_frames = min_frames
+        self._quiet_s = quiet_s
         self._arrays: collections.OrderedDict[tuple[str, int], Image | Mask] = (
             collections.OrderedDict()
         )
 
-    def choose(self, record: FrameRecord, *, session: str, wait: bool = True) -> Calibration:
+    def choose(
+        self, record: FrameRecord, *, session: str, now: dt.datetime | None
+    ) -> Calibration:
         """The best masters there are for a light of the night `session`.
 
-        With `wait`, `pending_set` names a set that will soon give a master that is missing.
+        With `now`, `pending_set` names a set that will soon give a master that is missing.
         """
         dark, explanation = self.match(record, FrameType.DARK, session)
         bias = None
         flags = []
+        missing = []
         if dark is None:
+            missing.append(FrameType.DARK)
             bias, more = self.match(record, FrameType.BIAS, session)
             explanation += more
             flags.append("no dark, bias only" if bias else "no dark")
+            missing += [] if bias else [FrameType.BIAS]
         chosen_flat, more = self.match(record, FrameType.FLAT, session)
         explanation += more
         if chosen_flat is None:
             flags.append("no flat")
+            missing.append(FrameType.FLAT)
         pending = None
-        if wait:
-            wanted = [FrameType.DARK] if dark is None else []
-            wanted += [FrameType.BIAS] if dark is None and bias is None else []
-            wanted += [FrameType.FLAT] if chosen_flat is None else []
-            pending = next(
-                (
-                    found
-                    for kind in wanted
-                    if (found := self._pending(record, kind, session)) is not None
-                ),
-                None,
-            )
+        if now is not None:
+            found = (self._pending(record, kind, session, now) for kind in missing)
+            pending = next((one.id for one in found if one is not None), None)
         return Calibration(dark, bias, chosen_flat, tuple(flags), explanation, pending)
 
     def match(
@@ -104,24 +105,27 @@ class Calibrator:
         """The master of one kind for a frame, and every candidate with its score or refusal."""
         found = match.rank(
             record,
-            self._library.candidates(record, kind),
+            self._library.candidates(record, kind, session=session),
             kind=kind,
             temperature_tolerance_c=self._tolerance_c,
             session=session,
         )
-        lines = [found.text]
+        lines = [found.text, *found.notes]
         for candidate in found.candidates:
             verdict = candidate.refused or f"score {candidate.score:.3g}"
             lines.append(f"{candidate.name}: {verdict}")
         return found.chosen, [(f"Master {kind}", lines)]
 
-    def _pending(self, record: FrameRecord, kind: FrameType, session: str) -> int | None:
+    def _pending(
+        self, record: FrameRecord, kind: FrameType, session: str, now: dt.datetime
+    ) -> CalibrationSet | None:
         return self._library.pending(
             record,
-            kind=kind,
+            kind,
             session=session,
+            now=now,
             min_frames=self._min_frames,
-            temperature_tolerance_c=self._tolerance_c,
+            quiet_s=self._quiet_s,
         )
 
     def recorded(self, masters: Mapping[str, int | None]) -> Calibration:

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from calib_library import build
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
-from calib_library.library import CalibrationSet, MasterRecord
+from calib_library.library import CalibrationSet
+from calib_library.match import MasterRecord
 from daemon.ledger.stacks import Member
 from daemon.pipeline import Pipeline, describe
 
 Beat = Callable[[str], None]
-
-ORDER = (FrameType.BIAS, FrameType.FLAT_DARK, FrameType.DARK, FrameType.FLAT)
-"""Flats are built last: they subtract what the others give."""
 
 
 def build_due(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float, beat: Beat) -> int:
@@ -25,7 +23,7 @@ def build_due(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float, beat: Bea
     settings = pipeline.config.calibration
     due = pipeline.library.due_sets(now, min_frames=settings.min_frames, quiet_s=quiet_s)
     built = 0
-    for one in sorted(due, key=lambda s: ORDER.index(s.frame_type)):
+    for one in due:
         built += _build(pipeline, one, now=now, beat=beat)
     return built
 
@@ -34,13 +32,12 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     frames = pipeline.library.frames_of(one.id)
     label = f"master {describe(frames[0].record)} from {len(frames)} frames"
     beat(f"building {label}")
-    generation = one.master.generation + 1 if one.master else 1
     try:
         made = build.build(
             one,
             frames,
             root=pipeline.config.library.path,
-            generation=generation,
+            generation=pipeline.library.next_generation(one.id),
             subtract=subtracted(pipeline, one),
             sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
@@ -50,7 +47,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
         # The lights that wait for it go on with what there is; the set is tried again when
         # another frame joins it.
         with pipeline.ledger.transaction():
-            pipeline.library.mark_failed(one.id, str(error), now)
+            pipeline.library.build_failed(one.id, str(error))
             pipeline.ledger.release_waiting([one.id])
         return False
     with pipeline.ledger.transaction():
@@ -67,16 +64,28 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
 
 def subtracted(pipeline: Pipeline, one: CalibrationSet) -> MasterRecord | None:
     """What is subtracted from the frames of a set before they are combined: for flats the flat-dark
-    of their exposure, or the dark, or the bias; for the others nothing.
-    """
+    of their exposure, or the dark, or the bias; for the others nothing."""
     if one.frame_type is not FrameType.FLAT:
         return None
     record = pipeline.library.frames_of(one.id)[0].record
-    for kind in (FrameType.FLAT_DARK, FrameType.DARK, FrameType.BIAS):
-        chosen, _ = pipeline.calibrator.match(record, kind, one.session)
-        if chosen is not None:
-            return chosen
-    return None
+    chosen, _ = pipeline.calibrator.match(record, FrameType.FLAT_DARK, one.session)
+    return chosen
+
+
+def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:
+    """Let the lights go on whose set will not become a master after all: it stayed too small.
+
+    Returns how many.
+    """
+    settings = pipeline.config.calibration
+    hopeless = []
+    for set_id in pipeline.ledger.awaited_sets():
+        one = pipeline.library.set(set_id)
+        quiet = (now - one.last_filed_at).total_seconds() > quiet_s
+        coming = one.changed and one.refused is None and one.n_frames >= settings.min_frames
+        if quiet and not coming:
+            hopeless.append(set_id)
+    return pipeline.ledger.release_waiting(hopeless) if hopeless else 0
 
 
 def mark_better(pipeline: Pipeline, master: MasterRecord) -> int:
@@ -95,5 +104,5 @@ def _would_change(pipeline: Pipeline, member: Member) -> bool:
     frame = pipeline.ledger.get(member.frame_id)
     if frame is None or frame.record is None:
         return False
-    choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", wait=False)
+    choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", now=None)
     return choice.ids() != dict(member.masters)

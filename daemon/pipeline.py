@@ -235,7 +235,7 @@ class Pipeline:
         """Calibrate, measure, register and stack one light."""
         began = time.perf_counter()
         record = identity.record
-        choice = self.calibrator.choose(record, session=identity.night)
+        choice = self.calibrator.choose(record, session=identity.night, now=now)
         if choice.pending_set is not None:
             self.ledger.finish(
                 frame,

@@ -103,7 +103,7 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
         if loaded is None or frame.record is None:
             rejected.append((frame, "its raw file is gone or has changed"))
             continue
-        choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", wait=False)
+        choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", now=None)
         light = pipeline.measure(loaded, frame.record, choice, clean=pipeline.cleans(len(members)))
         steps = [*frame.explanation[:HEAD], *choice.explanation, explain_stars(light)]
         explanations[frame.id] = steps

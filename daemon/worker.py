@@ -24,10 +24,10 @@ from daemon.errors import (
     FrameRejectedError,
 )
 from daemon.intake.intake import Arrival
-from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger, printable
+from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
 from daemon.ledger.stacks import Stacks
 from daemon.ledger.states import State
-from daemon.log import StatusLog
+from daemon.log import StatusLog, clean
 from daemon.pipeline import Pipeline, night_of
 from daemon.publish import Publisher
 from daemon.stack import live
@@ -117,15 +117,23 @@ class Worker(threading.Thread):
 
     def _work(self) -> None:
         db = schema.connect(self._database)
-        library = CalibrationLibrary(db, self._config.library.path)
+        settings = self._config.calibration
+        # `--until-idle` has all frames before it builds: nothing more is waited for.
+        self._quiet_s = 0.0 if self._hurry else settings.quiet_s
+        library = CalibrationLibrary(
+            db,
+            self._config.library.path,
+            temperature_tolerance_c=settings.temperature_tolerance_c,
+        )
         ledger = Ledger.prepare(db)
         self._ledger = ledger
         self._stacks = Stacks(db)
         calibrator = Calibrator(
             library,
             root=self._config.library.path,
-            temperature_tolerance_c=self._config.calibration.temperature_tolerance_c,
-            min_frames=self._config.calibration.min_frames,
+            temperature_tolerance_c=settings.temperature_tolerance_c,
+            min_frames=settings.min_frames,
+            quiet_s=self._quiet_s,
         )
         self._live = LiveStacks(
             memory_bytes=self._config.stack.memory_mb * MEGABYTE,
@@ -190,8 +198,9 @@ class Worker(threading.Thread):
         return False
 
     def _build_masters(self, now: dt.datetime) -> bool:
-        quiet_s = 0.0 if self._hurry else self._config.calibration.quiet_s
-        return bool(masters.build_due(self._pipeline, now=now, quiet_s=quiet_s, beat=self._beat))
+        quiet_s = self._quiet_s
+        built = masters.build_due(self._pipeline, now=now, quiet_s=quiet_s, beat=self._beat)
+        return built + masters.release(self._pipeline, now=now, quiet_s=quiet_s) > 0
 
     def _now(self) -> dt.datetime:
         return dt.datetime.now(dt.UTC)
@@ -221,7 +230,7 @@ class Worker(threading.Thread):
             "size": arrival.size,
             "mtime_ns": arrival.mtime_ns,
         }
-        name = printable(arrival.path)
+        name = clean(arrival.path.name)
         if unusable is not None:
             if self._ledger.add_unusable(**where, reason=unusable, now=self._now()):
                 self._log.warning("REJECTED", unusable, frame=name)

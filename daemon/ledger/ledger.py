@@ -19,6 +19,7 @@ from calib_library.frame import FrameRecord, FrameType
 from calib_library.schema import connect, transaction
 from daemon.ledger import schema
 from daemon.ledger.states import OPEN_STATES, State
+from daemon.log import clean
 
 FRESH_NS = 12 * 3600 * 10**9
 """Frames younger than this (ns) are tonight's, and go before any backlog."""
@@ -89,18 +90,6 @@ def _frame(row: Mapping[str, Any]) -> Frame:
         explanation=[(heading, list(lines)) for heading, lines in explanation],
         attempts=row["attempts"],
         done_at=dt.datetime.fromisoformat(row["done_at"]) if row["done_at"] else None,
-    )
-
-
-def printable(path: Path) -> str:
-    """A file's name in which control characters and undecodable bytes are escaped."""
-    return (
-        path.name.encode("utf-8", "backslashreplace")
-        .decode("utf-8")
-        .encode("unicode_escape")
-        .decode("ascii")
-        if not path.name.isprintable()
-        else path.name
     )
 
 
@@ -185,7 +174,7 @@ class Ledger:
                 (
                     os.fsencode(path),
                     os.fsencode(root),
-                    printable(path),
+                    clean(path.name),
                     size,
                     mtime_ns,
                     state,
@@ -309,6 +298,14 @@ class Ledger:
                 self.db.conn.execute(query + " AND waits_for = ?", (set_id,)).rowcount
                 for set_id in set_ids
             )
+
+    def awaited_sets(self) -> list[int]:
+        """The calibration sets that waiting lights wait for."""
+        rows = self.db.query(
+            "SELECT DISTINCT waits_for FROM frame "
+            "WHERE state = 'waiting' AND waits_for IS NOT NULL ORDER BY waits_for"
+        )
+        return [row["waits_for"] for row in rows]
 
     # -- questions --------------------------------------------------------------------------
 

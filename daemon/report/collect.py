@@ -12,7 +12,8 @@ from typing import Any
 import sqlite_utils
 
 from calib_library import schema
-from calib_library.library import CalibrationLibrary, MasterRecord
+from calib_library.library import CalibrationLibrary
+from calib_library.match import MasterRecord
 from daemon.config import Config
 from daemon.ledger.ledger import Frame, Ledger
 from daemon.ledger.stacks import Stack, Stacks

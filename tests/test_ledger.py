@@ -1,0 +1,141 @@
+"""The queue and the record: each promise of the ledger, on a real database."""
+
+import dataclasses
+import datetime as dt
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from calib_library import schema
+from calib_library.frame import CalibrationKey, FrameRecord, FrameType
+from daemon.ledger.ledger import FRESH_NS, Identity, KnownFiles, Ledger
+from daemon.ledger.states import State
+
+NOW = dt.datetime(2026, 11, 21, 2, 0, tzinfo=dt.UTC)
+KEY = CalibrationKey("Cam", 100, 80, 1, 1, 100.0, 50.0, None, None, "uint16", None)
+RECORD = FrameRecord(
+    frame_type=FrameType.LIGHT, key=KEY, planes=1, exposure_s=60.0, temperature_c=-10.0,
+    set_temperature_c=-10.0, filter="R", filter_name="Red", row_order="TOP-DOWN", e_per_adu=None,
+    saturation_adu=None, pixel_size_um=None, focal_length_mm=None, telescope=None,
+    object_name="M42", ra_deg=None, dec_deg=None, rotator_deg=None, pier_side=None,
+    date_obs=NOW, program=None, stack_count=1, is_master=False, calibrated="",
+    sources={"frame_type": "IMAGETYP"},
+)
+
+
+@pytest.fixture
+def database(tmp_path):
+    path = tmp_path / "test.db"
+    db = schema.connect(path)
+    schema.apply(db)
+    Ledger.prepare(db)
+    db.close()
+    return path
+
+
+@pytest.fixture
+def ledger(database):
+    db = schema.connect(database)
+    yield Ledger(db)
+    db.close()
+
+
+def add(ledger, name, *, kind=FrameType.LIGHT, age_h=1.0, minute=0, size=100):
+    moment = NOW - dt.timedelta(hours=age_h)
+    record = dataclasses.replace(
+        RECORD, frame_type=kind, date_obs=NOW + dt.timedelta(minutes=minute)
+    )
+    return ledger.add(
+        path=Path("/in") / name, root=Path("/in"), size=size,
+        mtime_ns=int(moment.timestamp() * 1e9), identity=Identity(record, "M42", "2026-11-20"),
+        now=NOW,
+    )
+
+
+def test_one_version_of_a_file_is_recorded_once(ledger):
+    assert add(ledger, "a.fits") is not None
+    assert add(ledger, "a.fits") is None
+    assert add(ledger, "a.fits", size=101) is not None
+
+
+def test_tonight_before_the_backlog_calibration_before_lights_then_as_exposed(ledger):
+    old = FRESH_NS / 3.6e12 + 1
+    add(ledger, "old_dark.fits", kind=FrameType.DARK, age_h=old)
+    add(ledger, "light_2.fits", minute=2)
+    add(ledger, "light_1.fits", minute=1)
+    add(ledger, "dark.fits", kind=FrameType.DARK, minute=9)
+    names = []
+    while (frame := ledger.claim(NOW)) is not None:
+        names.append(frame.name)
+    assert names == ["dark.fits", "light_1.fits", "light_2.fits", "old_dark.fits"]
+
+
+def test_a_claim_counts_the_attempt_before_the_work(ledger, database):
+    add(ledger, "a.fits")
+    assert ledger.claim(NOW).attempts == 1
+    other = Ledger(schema.connect(database))
+    assert other.get(1).attempts == 1
+    assert other.claim(NOW) is None
+    assert other.release_claims() == 1
+    assert other.claim(NOW).attempts == 2
+    other.db.close()
+
+
+def test_deferred_frames_come_back_in_time(ledger):
+    add(ledger, "a.fits")
+    frame = ledger.claim(NOW)
+    ledger.defer(frame, reason="busy", until=NOW + dt.timedelta(seconds=30))
+    assert ledger.claim(NOW) is None
+    assert ledger.claim(NOW + dt.timedelta(seconds=31)).name == "a.fits"
+
+
+def test_the_database_refuses_to_count_twice(ledger):
+    add(ledger, "a.fits")
+    add(ledger, "b.fits")
+    first, second = ledger.claim(NOW), ledger.claim(NOW)
+    ledger.finish(first, State.STACKED, now=NOW, sha256="x" * 64)
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.finish(second, State.STACKED, now=NOW, sha256="x" * 64)
+    assert ledger.get(second.id).state is State.NEW
+
+
+def test_waiting_lights_are_released_by_their_set(ledger):
+    for number in range(3):
+        add(ledger, f"{number}.fits", minute=number)
+    for set_id in (1, 1, 2):
+        ledger.finish(ledger.claim(NOW), State.WAITING, now=NOW, waits_for=set_id)
+    assert ledger.awaited_sets() == [1, 2]
+    assert ledger.release_waiting([1]) == 2
+    assert ledger.awaited_sets() == [2]
+
+
+def test_a_failed_transaction_leaves_nothing(ledger):
+    with pytest.raises(ZeroDivisionError), ledger.transaction():
+        add(ledger, "a.fits")
+        raise ZeroDivisionError
+    assert ledger.open_count() == 0
+
+
+def test_names_that_are_not_text_survive(ledger):
+    raw = b"/in/caf\xe9\n\x1b[31m.fits"
+    ledger.add(
+        path=Path(os.fsdecode(raw)), root=Path("/in"), size=1, mtime_ns=1, identity=None, now=NOW
+    )
+    frame = ledger.get(1)
+    assert os.fsencode(frame.path) == raw
+    assert frame.name == r"caf\xe9\x0a\x1b[31m.fits"
+
+
+def test_known_files_are_seen_from_another_thread(ledger, database):
+    add(ledger, "a.fits", size=7)
+    frame = ledger.get(1)
+    known = KnownFiles(database)
+    assert known(frame.path, 7, frame.mtime_ns)
+    assert not known(frame.path, 8, frame.mtime_ns)
+
+
+def test_a_record_comes_back_as_it_went(ledger):
+    add(ledger, "a.fits")
+    assert ledger.get(1).record == RECORD
