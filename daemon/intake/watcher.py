@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -62,6 +63,9 @@ _RETRY_S = 300.0
 """s between attempts to watch a folder that the kernel would not watch."""
 
 log = logging.getLogger(__name__)
+
+# watchdog 7 warns of its own race between a new folder's event and its walk through it; harmless.
+warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,7 +192,7 @@ class _RootWatch:
         try:
             self._observe(self.root)
         except OSError as error:
-            self.close()
+            self._release()
             self._failed_at = now
             return self._state(
                 Mode.SCAN,
@@ -240,9 +244,12 @@ class _RootWatch:
             log.warning("the linked folder %s cannot be watched: %s", folder, _why(error))
 
     def close(self) -> None:
+        self._release()
+        self._identity = self._failed_at = None
+
+    def _release(self) -> None:
         observer, self._observer = self._observer, None
         self._threads, self._links = [], set()
-        self._identity = self._failed_at = None
         if observer is not None:
             _stop(observer)
 
