@@ -265,15 +265,15 @@ class CalibrationLibrary:
         kind: FrameType,
         *,
         session: str | None,
+        now: dt.datetime,
         min_frames: int,
-        now: dt.datetime | None = None,
-        quiet_s: float = 0.0,
-    ) -> int | None:
+        quiet_s: float,
+    ) -> CalibrationSet | None:
         """Return the set that will soon give this frame a master of `kind`, if there is one.
 
-        Soon: it has enough frames and is not built yet; or, where `now` is given, it has too few
-        but the last one came within `quiet_s` of it, so that more may follow. Ask when `rank` chose
-        nothing: a frame that waits for such a set is calibrated once instead of twice.
+        Soon: it has enough frames and is not built yet; or it has too few but the last one came
+        within `quiet_s` of `now`, so that more may follow. Ask when `rank` chose nothing: a frame
+        that waits for such a set is calibrated once instead of twice.
         """
         kinds = match.serving(kind, record.frame_type)
         groups = self._sets(
@@ -284,7 +284,7 @@ class CalibrationLibrary:
                 _key_text(record),
                 json.dumps(kinds),
                 int(min_frames),
-                _seconds(now) - float(quiet_s) if now else math.inf,
+                _seconds(now) - float(quiet_s),
             ],
         )
         best = match.rank(
@@ -294,11 +294,15 @@ class CalibrationLibrary:
             temperature_tolerance_c=self.temperature_tolerance_c,
             session=session,
         ).chosen
-        return best.set_id if best else None
+        return next((group for group in groups if best and group.id == best.set_id), None)
 
-    def mark_failed(self, set_id: int, reason: str, now: dt.datetime) -> None:
-        """Remember why a set could not be built: it rests until its frames change, or RETRY_S."""
-        self._update("calibration_set", set_id, {"refused": reason, "refused_at": _seconds(now)})
+    def build_failed(self, set_id: int, reason: str, now: dt.datetime | None = None) -> None:
+        """Remember why a set could not be built: it rests until its frames change.
+
+        With `now` it is tried again after RETRY_S: for a fault that may pass.
+        """
+        values = {"refused": reason, "refused_at": _seconds(now) if now else None}
+        self._update("calibration_set", set_id, values)
 
     # --- masters ---------------------------------------------------------------------------------
 

@@ -1,0 +1,483 @@
+"""One master: read its frames, judge them, combine, write the file; `library.register` commits it.
+
+The file's header says everything the database knows of the master. Its name carries the generation
+and a hash of what went into it: the same frames and settings give the same bytes under the same
+name, and nothing else is ever written under that name.
+"""
+
+import contextlib
+import dataclasses
+import datetime as dt
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from calib_library import __version__, combine, flat, image_io, match
+from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
+from calib_library.frame import Card, FrameType
+from calib_library.library import (
+    MASTERS_FOLDER,
+    BuiltMaster,
+    CalibrationSet,
+    FiledFrame,
+    Input,
+)
+from calib_library.match import MasterRecord
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Progress = Callable[[float], None]
+
+MOST_FRAMES = 200
+"""The newest of a larger set are used: each stays open, and more do not help (section 2)."""
+STRIPS = 16
+"""Places down the image at which a frame's level is compared with the others'."""
+STRIP_ROWS = 8
+SATURATED = 0.95
+"""A flat whose level is above this fraction of saturation is no longer linear."""
+FLAT_RATIO = 3.0
+"""A flat this many times brighter or darker than the set's median is not one of them."""
+FLAT_SHAPE = 0.3
+"""Flats differ by flicker bands of 13 %; a strip that differs by more than this is damaged."""
+
+_TITLES = {
+    FrameType.BIAS: ("MasterBias", "Master Bias"),
+    FrameType.DARK: ("MasterDark", "Master Dark"),
+    FrameType.FLAT: ("MasterFlat", "Master Flat"),
+    FrameType.FLAT_DARK: ("MasterFlatDark", "Master Flat Dark"),
+}
+_FULL_SCALE = {"uint16": 65535.0, "uint8": 255.0}
+_HASH_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opened:
+    """A frame whose file is the one that was filed, open for reading."""
+
+    frame: FiledFrame
+    reader: image_io.RowReader
+
+
+def build(
+    group: CalibrationSet,
+    frames: Sequence[FiledFrame],
+    *,
+    root: Path,
+    generation: int,
+    subtract: MasterRecord | None = None,
+    sigma: float = 3.0,
+    minimum: int = 2,
+    progress: Progress | None = None,
+) -> BuiltMaster:
+    """Combine the frames of a set into one master and write it below `root`/masters.
+
+    `subtract` (for flats: flat-dark, dark or bias) is taken from each frame first; flats are then
+    scaled to their common level, a colour camera's each by its own four planes, and keep it. Frames
+    are left out, with the reason, whose file is gone or no longer the one that was filed, or whose
+    level is grossly unlike the others'. `progress` is given the fraction done, 0 to 1.
+
+    Raises IncompatibleFramesError where fewer than `minimum` frames are left, or files are missing
+    and the present master was made of more frames; ImageError where the pedestal cannot be read;
+    OSError where the master cannot be written.
+    """
+    report = progress or (lambda _: None)
+    left_out: dict[str, str] = {}
+    ordered = sorted(frames, key=lambda frame: (_taken(frame), frame.sha256))
+    for frame in ordered[:-MOST_FRAMES]:
+        left_out[frame.sha256] = f"the newest {MOST_FRAMES} frames are enough"
+    pedestal = load_master(root, subtract) if subtract else None
+    with contextlib.ExitStack() as stack:
+        opened = _open(ordered[-MOST_FRAMES:], group, stack, left_out)
+        if group.master and left_out and len(opened) < min(group.master.frames, MOST_FRAMES):
+            raise _too_few(frames, left_out, group.master.frames)
+        report(0.2)
+        opened = _judge(opened, group, pedestal, left_out)
+        if len(opened) < minimum:
+            raise _too_few(frames, left_out, minimum)
+        scales = _flat_scales(opened, group, pedestal) if _is_flat(group) else None
+        report(0.3)
+        combined = combine.sigma_clipped_mean(
+            [one.reader for one in opened],
+            sigma=reachable_sigma(sigma, len(opened)),
+            scales=scales,
+            subtract=pedestal,
+            progress=lambda part: report(0.3 + 0.6 * part),
+        )
+    used = [one.frame for one in opened]
+    inputs = tuple(Input(frame.sha256, left_out.get(frame.sha256)) for frame in ordered)
+    built = BuiltMaster(
+        set_id=group.id,
+        generation=generation,
+        path=_path(group, used, generation, _fingerprint(inputs, subtract, sigma)),
+        sha256="",
+        exposure_s=_mean([frame.record.exposure_s for frame in used]),
+        temperature_c=_mean([frame.record.temperature_c for frame in used]),
+        date_obs=_mean_time([frame.record.date_obs for frame in used]),
+        inputs=inputs,
+        subtracted=subtract.id if subtract else None,
+        version=f"Lightkeeper {__version__}",
+        notes=_notes(group, ordered, left_out, subtract),
+    )
+    path = root / built.path
+    cards = _cards(group, used, built, subtract=subtract, sigma=sigma, combined=combined)
+    # Signed and floating-point frames may hold what 0..1 of 16 bits cannot.
+    scale: image_io.Scale = "unit" if group.key.storage in _FULL_SCALE else "adu"
+    image_io.write_fits(path, combined.mean, cards, scale=scale)
+    report(1.0)
+    return dataclasses.replace(built, sha256=_digest(path))
+
+
+def load_master(root: Path, master: MasterRecord) -> Floats:
+    """Read a master of the library as (ny, nx) float32, ADU.
+
+    Raises LibraryError where its file is gone, ImageError where it is damaged.
+    """
+    path = root / master.path
+    try:
+        image, _ = image_io.read_product(path)
+    except FileNotFoundError:
+        raise LibraryError(
+            f"The master {master.name} is no longer in {path.parent}; put the file back, or "
+            "exclude and admit one of its frames to have it built again."
+        ) from None
+    if image.shape != (master.key.height, master.key.width):
+        raise ImageError(f"{path.name}: is not the image that was registered under this name")
+    return image
+
+
+def reachable_sigma(sigma: float, n: int) -> float:
+    """Return the clip for n frames, in standard deviations, that can still reject one of them.
+
+    One wild value among n lies n/√(n−1) population standard deviations from the others' median,
+    however wild: at 3σ nothing could be rejected from 8 frames or fewer. Nine tenths of it leaves
+    room for the others' own noise.
+    """
+    return sigma if n < 2 else min(sigma, 0.9 * n / math.sqrt(n - 1))
+
+
+# --- the frames ----------------------------------------------------------------------------------
+
+
+def _open(
+    frames: Sequence[FiledFrame],
+    group: CalibrationSet,
+    stack: contextlib.ExitStack,
+    left_out: dict[str, str],
+) -> list[_Opened]:
+    """Open the frames' files; those that are not what was filed go to `left_out`."""
+    shape = (group.key.height, group.key.width)
+    opened = []
+    for frame in frames:
+        try:
+            reader = stack.enter_context(image_io.RowReader(frame.path))
+        except FileNotFoundError:
+            left_out[frame.sha256] = "its file is gone"
+        except (ImageError, OSError) as error:
+            left_out[frame.sha256] = f"its file cannot be read ({error})"
+        else:
+            if reader.shape != shape or reader.storage != group.key.storage:
+                left_out[frame.sha256] = "its file is not the one that was filed"
+            else:
+                opened.append(_Opened(frame, reader))
+    # Camera programs use their file names again: `dark_0001.fits` may be another night's by now.
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        digests = list(pool.map(lambda one: _digest(one.frame.path), opened))
+    kept = []
+    for one, digest in zip(opened, digests, strict=True):
+        if digest == one.frame.sha256:
+            kept.append(one)
+        else:
+            left_out[one.frame.sha256] = "its file is not the one that was filed"
+    return kept
+
+
+def _judge(
+    opened: Sequence[_Opened],
+    group: CalibrationSet,
+    pedestal: Floats | None,
+    left_out: dict[str, str],
+) -> list[_Opened]:
+    """Compare the frames' levels; gross outliers go to `left_out`."""
+    if not opened:
+        return []
+    starts = _strip_starts(group.key.height)
+    samples = [_strips(one.reader, starts) for one in opened]
+    levels = np.array([[np.median(strip) for strip in strips] for strips in samples])
+    if _is_flat(group):
+        base = (
+            np.zeros(len(starts))
+            if pedestal is None
+            else np.array([np.median(pedestal[y : y + STRIP_ROWS]) for y in starts])
+        )
+        ceiling = opened[0].frame.record.saturation_adu or _FULL_SCALE.get(group.key.storage)
+        reasons = judge_flats(levels, base_adu=base, saturation_adu=ceiling)
+    else:
+        noise = float(np.median([_spread(strip) for strips in samples for strip in strips]))
+        reasons = judge_levels(levels, noise_adu=noise)
+    for one, reason in zip(opened, reasons, strict=True):
+        if reason:
+            left_out[one.frame.sha256] = reason
+    return [one for one in opened if one.frame.sha256 not in left_out]
+
+
+def judge_levels(levels: Doubles, *, noise_adu: float) -> list[str | None]:
+    """Judge bias or dark frames by their levels (frames, strips), ADU: None, or what is wrong.
+
+    A frame is left out where one of its strips differs from the median of the frames by more than
+    3 times the pixel noise, 2 % of the level and 6 robust standard deviations: a cover that was
+    open, an interrupted readout. Slow drifts stay. Two frames cannot outvote each other.
+    """
+    if len(levels) < 3:
+        return [None] * len(levels)
+    centre = np.median(levels, axis=0)
+    deviation = np.abs(levels - centre)
+    robust = 1.4826 * np.median(deviation, axis=0)
+    limit = np.maximum(np.maximum(6.0 * robust, 3.0 * noise_adu), 0.02 * np.abs(centre))
+    reasons: list[str | None] = []
+    for row, excess in zip(levels, deviation - limit, strict=True):
+        worst = int(np.argmax(excess))
+        reasons.append(
+            f"its level is {row[worst]:.0f} ADU where the others have {centre[worst]:.0f} ADU"
+            if excess[worst] > 0
+            else None
+        )
+    return reasons
+
+
+def judge_flats(
+    levels: Doubles, *, base_adu: Doubles, saturation_adu: float | None
+) -> list[str | None]:
+    """Judge flats by their levels (frames, strips), ADU, above `base_adu` (strips,).
+
+    Physics first: a saturated or an empty frame is no flat, whatever the others are. Then the vote:
+    a frame 3 times brighter or darker than the median, or one whose strips differ from the common
+    shape by 30 %. Different exposures of a twilight are no fault.
+    """
+    signal = levels - base_adu
+    reasons: list[str | None] = []
+    for row, light in zip(levels, signal, strict=True):
+        if saturation_adu is not None and np.median(row) > SATURATED * saturation_adu:
+            reasons.append(f"it is saturated (level {np.median(row):.0f} ADU)")
+        elif np.median(light) <= 0:
+            reasons.append(f"there is no light on it (level {np.median(row):.0f} ADU)")
+        else:
+            reasons.append(None)
+    good = np.array([reason is None for reason in reasons])
+    if good.sum() < 3:
+        return reasons
+    middle = np.median(signal, axis=1)
+    typical = float(np.median(middle[good]))
+    shape = signal[good] / middle[good, None]
+    common = np.median(shape, axis=0)
+    for i in np.flatnonzero(good):
+        ratio = middle[i] / typical
+        with np.errstate(divide="ignore", invalid="ignore"):
+            departure = float(np.max(np.abs(signal[i] / middle[i] / common - 1.0)))
+        if not 1.0 / FLAT_RATIO <= ratio <= FLAT_RATIO:
+            reasons[i] = f"its level is {middle[i]:.0f} ADU where the others have {typical:.0f} ADU"
+        elif departure > FLAT_SHAPE:
+            reasons[i] = f"a part of it differs by {departure:.0%} from the other flats' shape"
+    return reasons
+
+
+def _strip_starts(height: int) -> list[int]:
+    """Return first rows of the strips, even, so that each holds all Bayer phases."""
+    last = max(0, height - STRIP_ROWS)
+    return sorted({int(y) // 2 * 2 for y in np.linspace(0, last, STRIPS)})
+
+
+def _strips(reader: image_io.RowReader, starts: Sequence[int]) -> list[Floats]:
+    height = reader.shape[0]
+    return [reader.to_float(reader.rows(y, min(height, y + STRIP_ROWS))) for y in starts]
+
+
+def _spread(strip: Floats) -> float:
+    return float(1.4826 * np.median(np.abs(strip - np.median(strip))))
+
+
+def _flat_scales(
+    opened: Sequence[_Opened], group: CalibrationSet, pedestal: Floats | None
+) -> Doubles:
+    """Return the factors (n, 1) or (n, 4) that bring each flat to the set's common level."""
+    bayer = group.key.bayer_pattern is not None
+    image = np.empty((group.key.height, group.key.width), np.float32)
+    levels = []
+    for one in opened:
+        one.reader.to_float(one.reader.rows(0, group.key.height), image)
+        if pedestal is not None:
+            image -= pedestal
+        levels.append(flat.levels(image, bayer=bayer))
+    measured = np.array(levels, np.float64)
+    if not (np.isfinite(measured).all() and (measured > 0).all()):
+        raise IncompatibleFramesError("A flat of this set has no light in one of its colours.")
+    return np.asarray(np.median(measured, axis=0) / measured, np.float64)
+
+
+def _too_few(
+    frames: Sequence[FiledFrame], left_out: dict[str, str], wanted: int
+) -> IncompatibleFramesError:
+    first = next((frame for frame in frames if frame.sha256 in left_out), None)
+    example = f" ({first.path.name}: {left_out[first.sha256]})" if first else ""
+    return IncompatibleFramesError(
+        f"Only {len(frames) - len(left_out)} of {len(frames)} frames can be used, "
+        f"{wanted} are needed{example}."
+    )
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def _path(
+    group: CalibrationSet, used: Sequence[FiledFrame], generation: int, fingerprint: str
+) -> PurePosixPath:
+    """Return e.g. `masters/MasterDark_300s_-10C_g100_o50_bin1_CAMERA_v1_3fa9c1d2.fits`."""
+    key = group.key
+    temperature_c = _mean([frame.record.temperature_c for frame in used])
+    parts = [_TITLES[group.frame_type][0]]
+    if _is_flat(group):
+        parts += [group.filter or "nofilter", group.session]
+    elif group.frame_type is not FrameType.BIAS and group.exposure_s is not None:
+        parts.append(f"{group.exposure_s:g}s")
+    if not _is_flat(group) and temperature_c is not None:
+        parts.append(f"{round(temperature_c):d}C")
+    parts += [f"g{key.gain:g}"] if key.gain is not None else []
+    parts += [f"o{key.offset:g}"] if key.offset is not None else []
+    square = key.xbinning == key.ybinning
+    parts.append(f"bin{key.xbinning}" if square else f"bin{key.xbinning}x{key.ybinning}")
+    parts += [key.camera or "", f"v{generation}", fingerprint]
+    return PurePosixPath(MASTERS_FOLDER, "_".join(filter(None, map(_safe, parts))) + ".fits")
+
+
+def _safe(text: str) -> str:
+    """Return a header's text as a part of a file name: plain letters, no separators, short."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip(".").rstrip("-")[:40]
+
+
+def _fingerprint(inputs: Sequence[Input], subtract: MasterRecord | None, sigma: float) -> str:
+    """Return eight digits that stand for everything the pixels depend on."""
+    lines = sorted(entry.sha256 for entry in inputs if entry.left_out is None)
+    lines += [subtract.sha256 if subtract else "", f"{sigma:g}", __version__]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+
+
+def _cards(
+    group: CalibrationSet,
+    used: Sequence[FiledFrame],
+    built: BuiltMaster,
+    *,
+    subtract: MasterRecord | None,
+    sigma: float,
+    combined: combine.Combined,
+) -> list[Card]:
+    """Return the header: what other programs read, then all that the database knows (LK…)."""
+    key = group.key
+    live_s = math.fsum(frame.record.exposure_s or 0.0 for frame in used)
+    first = min((frame.record.date_obs for frame in used if frame.record.date_obs), default=None)
+    kept = float(combined.count.mean()) / len(used)
+    noise = math.sqrt(float(np.median(combined.variance[::8, ::8])))
+    cards = [
+        Card("IMAGETYP", _TITLES[group.frame_type][1], "type of image"),
+        Card("NCOMBINE", len(used), "frames combined"),
+        Card("STACKCNT", len(used), "frames combined"),
+        Card("EXPTIME", built.exposure_s, "[s] of one frame"),
+        Card("LIVETIME", live_s, "[s] of all frames"),
+        Card("CCD-TEMP", _rounded(built.temperature_c, 3), "[degC] mean of the frames"),
+        Card("FILTER", group.filter, "filter"),
+        Card("GAIN", key.gain, "camera's gain setting"),
+        Card("OFFSET", key.offset, "camera's offset setting"),
+        Card("READOUTM", key.readout_mode, "readout mode"),
+        Card("XBINNING", key.xbinning, "binning along a row"),
+        Card("YBINNING", key.ybinning, "binning along a column"),
+        Card("INSTRUME", key.camera, "camera"),
+        Card("BAYERPAT", key.bayer_pattern, "Bayer pattern"),
+        Card("ROWORDER", group.row_order, "order of rows"),
+        Card("TELESCOP", group.telescope, "telescope"),
+        Card("FOCALLEN", group.focal_length_mm, "[mm] focal length"),
+        Card("ROTATANG", group.rotator_deg, "[deg] mechanical rotator angle"),
+        Card("DATE-OBS", _fits_time(first), "[UTC] start of the first frame"),
+        Card("SWCREATE", built.version, "program that made this file"),
+        Card("LKSET", group.id, "calibration set"),
+        Card("LKGEN", built.generation, "generation of its master"),
+        Card("LKNIGHT", group.session or None, "night of the flats"),
+        Card("LKSTORE", key.storage, "pixel format of the raw frames"),
+        Card("LKSECT", key.sections, "sections of the raw frames"),
+        Card("LKMEAN", _fits_time(built.date_obs), "[UTC] mean start of the frames"),
+        Card("LKMETHOD", "sigma-clipped mean", "how the frames were combined"),
+        Card("LKSIGMA", round(reachable_sigma(sigma, len(used)), 4), "clip, standard deviations"),
+        Card("LKKEPT", round(kept, 6), "fraction of the values kept"),
+        Card("LKNOISE", round(noise, 4), "[ADU] median error of the mean"),
+        Card("LKSUBTR", subtract.name if subtract else None, "master subtracted first"),
+        Card("LKSUBSHA", subtract.sha256[:16] if subtract else None, "its SHA-256, beginning"),
+        Card("LKLEFT", len(built.inputs) - len(used), "frames left out"),
+    ]
+    cards += [
+        Card(f"LKI{number:05d}", frame.sha256[:16], "SHA-256 of an input, beginning")
+        for number, frame in enumerate(used, start=1)
+    ]
+    return [card for card in cards if card.value is not None]
+
+
+def _notes(
+    group: CalibrationSet,
+    frames: Sequence[FiledFrame],
+    left_out: dict[str, str],
+    subtract: MasterRecord | None,
+) -> tuple[str, ...]:
+    notes = [
+        f"{frame.path.name} was left out: {left_out[frame.sha256]}."
+        for frame in frames[-MOST_FRAMES:]
+        if frame.sha256 in left_out
+    ]
+    if len(frames) > MOST_FRAMES:
+        notes.append(f"Of {len(frames)} frames the newest {MOST_FRAMES} were used.")
+    if _is_flat(group) and subtract is None:
+        notes.append(
+            "There was no flat-dark, dark or bias to subtract from these flats: they correct "
+            "too little until there is one."
+        )
+    elif subtract and subtract.frame_type is FrameType.BIAS and (group.exposure_s or 0.0) > 5.0:
+        notes.append(
+            f"Flats of {match.seconds(group.exposure_s)} had only a bias subtracted: "
+            "flat-darks of that exposure would be better."
+        )
+    return tuple(notes)
+
+
+def _is_flat(group: CalibrationSet) -> bool:
+    return group.frame_type is FrameType.FLAT
+
+
+def _taken(frame: FiledFrame) -> dt.datetime:
+    return frame.record.date_obs or frame.filed_at
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _mean_time(moments: Sequence[dt.datetime | None]) -> dt.datetime | None:
+    mean = _mean([moment.timestamp() if moment else None for moment in moments])
+    return None if mean is None else dt.datetime.fromtimestamp(mean, tz=dt.UTC)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _fits_time(moment: dt.datetime | None) -> str | None:
+    """Return a moment as FITS writes it, UTC without a zone."""
+    if moment is None:
+        return None
+    return moment.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
