@@ -60,7 +60,7 @@ class Calibrator:
         root: Path,
         temperature_tolerance_c: float,
         min_frames: int,
-        quiet_s: float,
+        quiet_s: Callable[[], float],
     ) -> None:
         self._library = library
         self._root = root
@@ -125,7 +125,7 @@ class Calibrator:
             session=session,
             now=now,
             min_frames=self._min_frames,
-            quiet_s=self._quiet_s,
+            quiet_s=self._quiet_s(),
         )
 
     def recorded(self, masters: Mapping[str, int | None]) -> Calibration:

@@ -88,7 +88,7 @@ def _supervise(
 ) -> int:
     notifier = Notifier.from_environment()
     stopping = _signals()
-    worker = Worker(config=config, database=database, log=log, hurry=until_idle)
+    worker = Worker(config=config, database=database, log=log)
     intake = Intake(
         [Watched(watch.path, watch.settle_s) for watch in config.watch],
         arrived=worker.arrived,
@@ -121,6 +121,8 @@ def _supervise(
             if not problems:
                 notifier.watchdog()
             if until_idle and (not_before is None or not_before.is_set()):
+                if intake.idle():
+                    worker.hurry()
                 quiet = quiet + 1 if worker.started.is_set() and _idle(intake, worker) else 0
                 if quiet >= IDLE_LOOKS:
                     break

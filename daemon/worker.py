@@ -2,15 +2,18 @@
 stacks again, writes products. It owns the only writing connection to the database.
 """
 
+import dataclasses
 import datetime as dt
 import os
 import queue
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
+
+from sqlite_utils import Database
 
 from calib_library import image_io, schema
 from calib_library.errors import HeaderError, ImageError
@@ -52,19 +55,72 @@ class Request(StrEnum):
     HOUSEKEEPING = "housekeeping"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """What works on frames, put together over one connection."""
+
+    ledger: Ledger
+    stacks: Stacks
+    live: LiveStacks
+    pipeline: Pipeline
+    publisher: Publisher
+
+
+def compose(
+    config: Config,
+    db: Database,
+    log: StatusLog,
+    *,
+    quiet_s: Callable[[], float],
+    beat: remake.Beat,
+) -> Parts:
+    """Put the parts together. `quiet_s` tells how long a set must be quiet before its master is
+    built; `beat` is called with what is being done whenever something takes time.
+    """
+    settings = config.calibration
+    root = config.library.path
+    ledger, stacks = Ledger(db), Stacks(db)
+    library = CalibrationLibrary(db, root, temperature_tolerance_c=settings.temperature_tolerance_c)
+    calibrator = Calibrator(
+        library,
+        root=root,
+        temperature_tolerance_c=settings.temperature_tolerance_c,
+        min_frames=settings.min_frames,
+        quiet_s=quiet_s,
+    )
+    images = LiveStacks(
+        memory_bytes=config.stack.memory_mb * MEGABYTE,
+        # A replay takes the frames' way again, which is put together below.
+        replay=lambda stack, members: remake.replay(pipeline, stack, members, beat),
+    )
+    pipeline = Pipeline(
+        config=config,
+        library=library,
+        ledger=ledger,
+        stacks=stacks,
+        live=images,
+        calibrator=calibrator,
+        log=log,
+    )
+    publisher = Publisher(
+        config=config, ledger=ledger, library=library, stacks=stacks, live_stacks=images, log=log
+    )
+    return Parts(ledger, stacks, images, pipeline, publisher)
+
+
 class Worker(threading.Thread):
     """Runs until `stop`. An error that is not one frame's ends it, and is kept in `error`."""
 
-    def __init__(self, *, config: Config, database: Path, log: StatusLog, hurry: bool) -> None:
+    def __init__(self, *, config: Config, database: Path, log: StatusLog) -> None:
         super().__init__(name="worker")
         self._config = config
         self._database = database
         self._log = log
-        self._hurry = hurry
         self._arrivals: queue.SimpleQueue[tuple[Arrival, str | None]] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
         self.started = threading.Event()
         """Set once the tables are ready and the first frame could be taken."""
         self.error: BaseException | None = None
@@ -99,6 +155,13 @@ class Worker(threading.Thread):
         self._requests.put(request)
         self._wake.set()
 
+    def hurry(self) -> None:
+        """All frames are there: wait for no more before a master is built."""
+        if not self._hurried.is_set():
+            self._hurried.set()
+            self.idle = False
+            self._wake.set()
+
     def stop(self) -> None:
         """Finish the frame at hand, write what is not written, and end."""
         self._stopping.set()
@@ -117,46 +180,10 @@ class Worker(threading.Thread):
 
     def _work(self) -> None:
         db = schema.connect(self._database)
-        settings = self._config.calibration
-        # `--until-idle` has all frames before it builds: nothing more is waited for.
-        self._quiet_s = 0.0 if self._hurry else settings.quiet_s
-        library = CalibrationLibrary(
-            db,
-            self._config.library.path,
-            temperature_tolerance_c=settings.temperature_tolerance_c,
-        )
-        ledger = Ledger.prepare(db)
-        self._ledger = ledger
-        self._stacks = Stacks(db)
-        calibrator = Calibrator(
-            library,
-            root=self._config.library.path,
-            temperature_tolerance_c=settings.temperature_tolerance_c,
-            min_frames=settings.min_frames,
-            quiet_s=self._quiet_s,
-        )
-        self._live = LiveStacks(
-            memory_bytes=self._config.stack.memory_mb * MEGABYTE,
-            replay=lambda stack, members: remake.replay(self._pipeline, stack, members, self._beat),
-        )
-        self._pipeline = Pipeline(
-            config=self._config,
-            library=library,
-            ledger=ledger,
-            stacks=self._stacks,
-            live=self._live,
-            calibrator=calibrator,
-            log=self._log,
-        )
-        self._publisher = Publisher(
-            config=self._config,
-            ledger=ledger,
-            library=library,
-            stacks=self._stacks,
-            live_stacks=self._live,
-            log=self._log,
-        )
-        void = ledger.release_claims()
+        parts = compose(self._config, db, self._log, quiet_s=self._quiet_s, beat=self._beat)
+        self._ledger, self._stacks, self._live = parts.ledger, parts.stacks, parts.live
+        self._pipeline, self._publisher = parts.pipeline, parts.publisher
+        void = self._ledger.release_claims()
         if void:
             self._log.info("RESUME", f"{void} frames were being worked on when it stopped")
         self._sweep()
@@ -164,11 +191,11 @@ class Worker(threading.Thread):
         self._beat("preparing the kernels")
         warmup.kernels()
         while not self._stopping.is_set():
-            self._beat("waiting for frames")
             self._requests_now()
             busy = self._step()
             self.idle = not busy and self._arrivals.empty() and self._requests.empty()
             if self.idle:
+                self._beat("waiting for frames")
                 self._wake.wait(1.0)
                 self._wake.clear()
         self._beat("stopping: writing the stacks")
@@ -198,9 +225,12 @@ class Worker(threading.Thread):
         return False
 
     def _build_masters(self, now: dt.datetime) -> bool:
-        quiet_s = self._quiet_s
+        quiet_s = self._quiet_s()
         built = masters.build_due(self._pipeline, now=now, quiet_s=quiet_s, beat=self._beat)
         return built + masters.release(self._pipeline, now=now, quiet_s=quiet_s) > 0
+
+    def _quiet_s(self) -> float:
+        return 0.0 if self._hurried.is_set() else self._config.calibration.quiet_s
 
     def _now(self) -> dt.datetime:
         return dt.datetime.now(dt.UTC)
@@ -301,7 +331,7 @@ class Worker(threading.Thread):
                 "FAILED", f"given up after {frame.attempts} attempts: {reason}", frame=frame.name
             )
             return
-        delay = 0.0 if self._hurry else RETRY_S
+        delay = 0.0 if self._hurried.is_set() else RETRY_S
         self._ledger.defer(frame, reason=reason, until=now + dt.timedelta(seconds=delay))
         self._log.warning("RETRY", f"{reason}; tried again", frame=frame.name)
 

@@ -1,4 +1,4 @@
-"""Bad files: each gets one clear line that names it, and the good frames beside it are worked on."""
+"""Bad files: each gets one clear line that names it, and the good frames are worked on."""
 
 import numpy as np
 import pytest
@@ -45,9 +45,11 @@ def outcome(tmp_path_factory):
 
 def test_the_good_frames_are_stacked(outcome):
     assert {f.name for f in outcome.frames if f.state == "stacked"} == {
-        "good_0.fits", "good_1.fits",
+        "good_0.fits",
+        "good_1.fits",
     } or {f.name for f in outcome.frames if f.state == "stacked"} == {
-        "copy_of_good_0.fits", "good_1.fits",
+        "copy_of_good_0.fits",
+        "good_1.fits",
     }
 
 

@@ -16,11 +16,30 @@ from daemon.ledger.states import State
 NOW = dt.datetime(2026, 11, 21, 2, 0, tzinfo=dt.UTC)
 KEY = CalibrationKey("Cam", 100, 80, 1, 1, 100.0, 50.0, None, None, "uint16", None)
 RECORD = FrameRecord(
-    frame_type=FrameType.LIGHT, key=KEY, planes=1, exposure_s=60.0, temperature_c=-10.0,
-    set_temperature_c=-10.0, filter="R", filter_name="Red", row_order="TOP-DOWN", e_per_adu=None,
-    saturation_adu=None, pixel_size_um=None, focal_length_mm=None, telescope=None,
-    object_name="M42", ra_deg=None, dec_deg=None, rotator_deg=None, pier_side=None,
-    date_obs=NOW, program=None, stack_count=1, is_master=False, calibrated="",
+    frame_type=FrameType.LIGHT,
+    key=KEY,
+    planes=1,
+    exposure_s=60.0,
+    temperature_c=-10.0,
+    set_temperature_c=-10.0,
+    filter="R",
+    filter_name="Red",
+    row_order="TOP-DOWN",
+    e_per_adu=None,
+    saturation_adu=None,
+    pixel_size_um=None,
+    focal_length_mm=None,
+    telescope=None,
+    object_name="M42",
+    ra_deg=None,
+    dec_deg=None,
+    rotator_deg=None,
+    pier_side=None,
+    date_obs=NOW,
+    program=None,
+    stack_count=1,
+    is_master=False,
+    calibrated="",
     sources={"frame_type": "IMAGETYP"},
 )
 
@@ -48,8 +67,11 @@ def add(ledger, name, *, kind=FrameType.LIGHT, age_h=1.0, minute=0, size=100):
         RECORD, frame_type=kind, date_obs=NOW + dt.timedelta(minutes=minute)
     )
     return ledger.add(
-        path=Path("/in") / name, root=Path("/in"), size=size,
-        mtime_ns=int(moment.timestamp() * 1e9), identity=Identity(record, "M42", "2026-11-20"),
+        path=Path("/in") / name,
+        root=Path("/in"),
+        size=size,
+        mtime_ns=int(moment.timestamp() * 1e9),
+        identity=Identity(record, "M42", "2026-11-20"),
         now=NOW,
     )
 
@@ -112,9 +134,13 @@ def test_waiting_lights_are_released_by_their_set(ledger):
 
 
 def test_a_failed_transaction_leaves_nothing(ledger):
-    with pytest.raises(ZeroDivisionError), ledger.transaction():
-        add(ledger, "a.fits")
-        raise ZeroDivisionError
+    def interrupted():
+        with ledger.transaction():
+            add(ledger, "a.fits")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert ledger.open_count() == 0
 
 

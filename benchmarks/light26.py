@@ -1,0 +1,161 @@
+"""How long a light takes, and how much memory, at 26 megapixels: file complete → stack updated.
+
+    python benchmarks/light26.py [--folder DIR] [--lights 12] [--shape 4176x6248] [--json FILE]
+
+Simulated frames are written to DIR (a tmpfs by choice: the disk is not what is measured), the
+daemon's own parts work on them one by one, and each step is timed. Cold is the first light of the
+process (kernels from their cache, masters from disk); warm is the median of the others.
+"""
+
+import argparse
+import datetime as dt
+import json
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from calib_library import image_io, schema
+from calib_library.frame import FrameType
+from daemon import masters, warmup
+from daemon.config import parse
+from daemon.ledger.ledger import Ledger
+from daemon.log import StatusLog
+from daemon.simulator.camera import make_camera
+from daemon.simulator.night import plan_night, take
+from daemon.simulator.sky import make_sky
+from daemon.simulator.writer import write_frame
+from daemon.worker import compose
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--lights", type=int, default=12)
+    parser.add_argument("--calibration", type=int, default=20, help="darks and flats, each")
+    parser.add_argument("--shape", default="4176x6248", help="rows x columns")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    """Generate, measure, print."""
+    args = arguments()
+    ny, nx = (int(part) for part in args.shape.split("x"))
+    folder = Path(tempfile.mkdtemp(prefix="lightkeeper-bench-", dir=args.folder))
+    try:
+        # The frames come from a child, so that its memory is not counted as the daemon's.
+        child = os.fork()
+        if child == 0:
+            generate(folder, (ny, nx), lights=args.lights, calibration=args.calibration)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise SystemExit("the frames could not be generated")
+        figures = measure(folder, megapixels=ny * nx / 1e6)
+    finally:
+        shutil.rmtree(folder)
+    for name, value in figures.items():
+        print(f"{name:<44}{value:10.3f}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1))
+
+
+def generate(folder: Path, shape: tuple[int, int], *, lights: int, calibration: int) -> None:
+    """Write the night's frames below `folder/in`."""
+    sky = make_sky(shape, seed=11)
+    camera = make_camera(shape, seed=11, filters=("R",))
+    plan = plan_night(
+        sky,
+        camera,
+        seed=11,
+        filters=("R",),
+        bias=0,
+        darks=calibration,
+        flats=calibration,
+        flat_darks=5,
+        lights=lights,
+        cloud=False,
+        bump=False,
+    )
+    for number, shot in enumerate(plan.shots, start=1):
+        write_frame(folder / "in", take(plan, shot))
+        print(f"\rframe {number} of {len(plan.shots)}", end="", flush=True)
+    print()
+
+
+def measure(folder: Path, *, megapixels: float) -> dict[str, float]:
+    """Let the daemon's parts work on the frames; figures by name."""
+    (folder / "library").mkdir()
+    config = parse(
+        f'[library]\npath = "{folder / "library"}"\n[[watch]]\npath = "{folder / "in"}"\n'
+        "[stack]\nmemory_mb = 2500\n",
+        base=folder,
+    )
+    database = config.library.path / schema.DATABASE_NAME
+    db = schema.connect(database)
+    schema.apply(db)
+    Ledger.prepare(db)
+    with Path(os.devnull).open("w") as nowhere:
+        log = StatusLog(config.library.path / "status.log", stream=nowhere)
+        parts = compose(config, db, log, quiet_s=lambda: 0.0, beat=lambda _: None)
+        figures: dict[str, float] = {"megapixels": megapixels, "cores": float(os.cpu_count() or 1)}
+        began = time.perf_counter()
+        warmup.kernels()
+        figures["kernels ready, s"] = time.perf_counter() - began
+        now = dt.datetime.now(dt.UTC)
+        paths = sorted((folder / "in").rglob("*.fits"))
+        for path in paths:
+            stat = path.stat()
+            info = image_io.probe(path)
+            identity = parts.pipeline.identify(info, root=folder / "in", mtime_ns=stat.st_mtime_ns)
+            parts.ledger.add(
+                path=path,
+                root=folder / "in",
+                size=stat.st_size,
+                mtime_ns=stat.st_mtime_ns,
+                identity=identity,
+                now=now,
+            )
+        filed: list[float] = []
+        lights: list[float] = []
+        built = False
+        while (frame := parts.ledger.claim(now)) is not None:
+            is_light = frame.frame_type is FrameType.LIGHT
+            if is_light and not built:
+                figures["memory after filing, MB"] = peak_mb()
+                began = time.perf_counter()
+                count = masters.build_due(
+                    parts.pipeline, now=dt.datetime.now(dt.UTC), quiet_s=0.0, beat=lambda _: None
+                )
+                figures[f"{count} masters, read, combined, written, s"] = (
+                    time.perf_counter() - began
+                )
+                figures["memory after the masters, MB"] = peak_mb()
+                built = True
+            began = time.perf_counter()
+            parts.pipeline.process(frame, now=dt.datetime.now(dt.UTC))
+            (lights if is_light else filed).append(time.perf_counter() - began)
+        figures["a calibration frame filed, median s"] = statistics.median(filed)
+        figures["first light, cold, s"] = lights[0]
+        figures["light, warm, median s"] = statistics.median(lights[1:])
+        figures["light, warm, slowest s"] = max(lights[1:])
+        began = time.perf_counter()
+        parts.publisher.tick(dt.datetime.now(dt.UTC), flush=True)
+        figures["stack rendered and written, s"] = time.perf_counter() - began
+        figures["peak memory, MB"] = peak_mb()
+        figures["frames stacked"] = float(parts.ledger.count_states().get(("stacked", "light"), 0))
+    return figures
+
+
+if __name__ == "__main__":
+    main()
