@@ -118,14 +118,20 @@ def examine(pixels: Pixels, record: FrameRecord) -> Inspection:
 
     Nothing is mutated. The cost is that of about 0.6 megapixels, whatever the frame's size.
     """
-    plane = pixels[1] if pixels.ndim == 3 else pixels
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _examine(pixels, record)
+
+
+def _examine(pixels: Pixels, record: FrameRecord) -> Inspection:
+    plane = pixels[len(pixels) // 2] if pixels.ndim == 3 else pixels
     if min(plane.shape) < _SMALLEST:
         return _refused(f"{plane.shape[1]} × {plane.shape[0]} pixels are not a sensor's frame.")
     blocks = _windows(plane)
     finite = np.isfinite(blocks)
-    if not finite.any():
-        return _refused("Not one pixel is a number: the file is damaged. Take the frame again.")
-    if not finite.all():
+    missing = 1 - np.count_nonzero(finite) / finite.size
+    if missing > 0.5:
+        return _refused(f"{missing:.0%} of the pixels are not numbers: the file is damaged.")
+    if missing:
         blocks = np.where(finite, blocks, np.median(blocks[finite]))
     certain = _unfinished(plane, blocks, record)
     look = _look(blocks, plane.shape, record)
@@ -133,10 +139,14 @@ def examine(pixels: Pixels, record: FrameRecord) -> Inspection:
         return _result(look, None, 0.0, "reject", (certain,))
     proposed, confidence = propose(look, record)
     verdict, reasons = judge(look, record, proposed, confidence)
-    if not finite.all():
-        share = 1 - np.count_nonzero(finite) / finite.size
-        reasons = (*reasons, f"{share:.1%} of the pixels are not numbers.")
+    if missing:
+        reasons = (*reasons, f"{missing:.1%} of the pixels are not numbers.")
     return _result(look, proposed, confidence, verdict, reasons)
+
+
+def _finite(value: float) -> float:
+    """Replace what absurd floats overflow to: an inspection's numbers are always finite."""
+    return value if math.isfinite(value) else 0.0
 
 
 def _result(
@@ -147,12 +157,12 @@ def _result(
     reasons: tuple[str, ...],
 ) -> Inspection:
     return Inspection(
-        median_adu=look.median,
-        sigma_adu=look.sigma,
-        minimum=look.minimum,
-        maximum=look.maximum,
+        median_adu=_finite(look.median),
+        sigma_adu=_finite(look.sigma),
+        minimum=_finite(look.minimum),
+        maximum=_finite(look.maximum),
         saturated_fraction=look.saturated,
-        gradient=look.gradient,
+        gradient=_finite(look.gradient),
         star_like=look.stars,
         proposed=proposed,
         confidence=confidence,
@@ -162,8 +172,7 @@ def _result(
 
 
 def _refused(reason: str) -> Inspection:
-    nan = math.nan
-    nothing = Look(nan, nan, nan, nan, 0.0, nan, 0.0, nan, stars=0, hot=0, seen=1, full_scale=1.0)
+    nothing = Look(0, 0, 0, 0, 0, 0, 0, 0, stars=0, hot=0, seen=1, full_scale=1)
     return _result(nothing, None, 0.0, "reject", (reason,))
 
 
@@ -171,7 +180,7 @@ def _refused(reason: str) -> Inspection:
 
 
 def _starts(length: int, window: int) -> npt.NDArray[np.intp]:
-    """Place the first pixels of evenly spread windows, even so that each begins on the same colour."""
+    """Spread windows evenly; each begins at an even pixel, on the same colour of a mosaic."""
     count = min(_GRID, max(1, length // window))
     return (np.linspace(0, length - window, count) / 2).astype(np.intp) * 2
 
@@ -227,9 +236,9 @@ def _look(blocks: Floats, shape: tuple[int, ...], record: FrameRecord) -> Look:
     floor = _half_step(steps)
     sigma = float(np.median(noise))
     levels = medians.mean(axis=1)
-    # Medians of equal windows scatter by 1.2533 σ / √n each; their 5 … 95 % range is 3.3 times that.
+    # Medians of equal windows scatter by 1.2533 σ / √n; 5 … 95 % of them span 3.3 times that.
     scatter = 3.3 * 1.2533 * max(sigma, floor) / size + floor
-    low, high = (float(level) for level in np.percentile(levels, (5, 95)))
+    low, high = float(np.percentile(levels, 5)), float(np.percentile(levels, 95))
     maximum = float(blocks.max())
     full_scale, saturated = _saturation(blocks, maximum, record)
     stars, hot = _sources(flat, medians, np.maximum(noise, floor))
@@ -339,13 +348,12 @@ def propose(look: Look, record: FrameRecord) -> tuple[FrameType | None, float]:
         marked = look.falloff > 0.5 or look.gradient > 0.02 or look.colours > 0.02 * look.median
         return FrameType.FLAT, 0.55 + 0.2 * brief + 0.15 * marked
     warm = look.hot > 1e-3 * look.seen
-    if not (look.unlit or warm):
-        return None, 0.0
-    if look.unlit and exposure is not None and exposure <= 0.01:
+    if not look.unlit or exposure is None:
+        guess = FrameType.DARK if warm else FrameType.BIAS
+        return (guess, 0.6 if warm else 0.5) if look.unlit or warm else (None, 0.0)
+    if exposure <= 0.01:
         return FrameType.BIAS, 0.85
-    if look.unlit and exposure is not None:
-        return FrameType.DARK, 0.8 if exposure >= 1 else 0.5
-    return (FrameType.DARK, 0.6) if warm else (FrameType.BIAS, 0.5)
+    return FrameType.DARK, 0.8 if exposure >= 1 else 0.5
 
 
 def judge(
