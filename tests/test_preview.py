@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from daemon.report import preview
 
@@ -178,6 +178,15 @@ def test_png_opens_at_the_size_asked_for_and_carries_its_caption():
     np.testing.assert_array_equal(np.asarray(framed)[:60], np.asarray(plain))
     assert np.asarray(framed)[60:].max() > 100  # the text
     assert Image.open(io.BytesIO(preview.png(image[:1]))).mode == "L"
+
+
+def test_a_caption_uses_only_signs_that_the_font_has():
+    font = ImageFont.load_default(14)
+    missing = bytes(font.getmask("\uffff"))
+    text = preview._drawable("Rosette é ½ α 12 × 120 s · −10 °C ± 0.1 → 3 σ\n\x1b[2J")
+    assert text.startswith("Rosette e ")
+    assert "12 x 120 s · -10 °C ± 0.1 > 3 sigma??[2J" in text
+    assert not [c for c in text if bytes(font.getmask(c)) == missing]
 
 
 def test_nothing_is_mutated():

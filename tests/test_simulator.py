@@ -88,6 +88,17 @@ def test_the_nebula_shifts_with_the_pointing(sky):
     assert still.max() > 5 * still.min() > 0.0
 
 
+def test_larger_pixels_collect_more_nebula_and_the_same_stars(sky):
+    doubled = np.diag([2.0, 2.0, 1.0])  # a frame pixel spans two reference px
+    star = one_star(sky, x=64.0, y=48.0)
+    fine = star.render("G", fwhm_px=4.0, with_nebula=False).sum(dtype=np.float64)
+    coarse = star.render("G", fwhm_px=2.4, matrix=doubled, shape=(48, 64), with_nebula=False)
+    assert coarse.sum(dtype=np.float64) == pytest.approx(fine, rel=2e-3)
+    nebula = sky.render("R", fwhm_px=4.0, with_stars=False)
+    binned = sky.render("R", fwhm_px=4.0, matrix=doubled, shape=(48, 64), with_stars=False)
+    np.testing.assert_allclose(binned, 4.0 * nebula[::2, ::2], rtol=1e-4)
+
+
 def test_stars_have_colours_and_a_wide_range_of_brightness(sky):
     ratio = sky.star_flux("B") / sky.star_flux("R")
     hot, cool = sky.temperature_k > 8000, sky.temperature_k < 4500
@@ -276,6 +287,14 @@ def test_the_same_shot_gives_the_same_bits_alone_and_in_any_thread(plan, taken):
         assert frame.cards == taken[index].cards
     other = night.take(dataclasses.replace(plan, seed=6), plan.shots[index])
     assert not np.array_equal(other.pixels, taken[index].pixels)
+
+
+def test_every_frame_has_noise_of_its_own(plan, taken):
+    bias = [f.pixels - plan.camera.pedestal_adu for f in taken if f.kind is FrameType.BIAS]
+    assert len(bias) == 3
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        correlation = np.corrcoef(bias[one].ravel(), bias[other].ravel())[0, 1]
+        assert abs(correlation) < 5 / math.sqrt(bias[0].size) + 0.01  # rounding shares a little
 
 
 def test_trails_and_cosmic_rays_are_where_the_truth_says(plan, taken):

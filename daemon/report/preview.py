@@ -5,6 +5,7 @@ to `target`, everything darker than `shadows` normalised deviations from it to b
 """
 
 import io
+import unicodedata
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,9 @@ _SAMPLE = 1_000_000  # pixels that the statistics of one plane look at, at most
 _MAD_TO_SIGMA = 1.4826
 _STRIP_BACKGROUND = (18, 18, 20)
 _STRIP_TEXT = (200, 200, 200)
+# Pillow's own font has little beyond ASCII: these are written out, and these it can draw.
+_PLAIN = str.maketrans({"×": "x", "−": "-", "–": "-", "—": "-", "σ": "sigma", "µ": "u", "→": ">"})
+_DRAWABLE = "°·±’“”"
 
 
 def midtones(x: NDArray[F], balance: float) -> NDArray[F]:
@@ -221,6 +225,7 @@ def _area_weights(size: int, smaller: int) -> sparse.csr_matrix:
 
 def _with_caption(picture: Image.Image, caption: str) -> Image.Image:
     """Put the caption in a strip below, in a size that fits the picture's width."""
+    caption = _drawable(caption)
     size = max(11, picture.width // 70)
     font = ImageFont.load_default(size)
     strip = round(2.0 * size)
@@ -230,3 +235,10 @@ def _with_caption(picture: Image.Image, caption: str) -> Image.Image:
         (size, picture.height + strip // 2), caption, fill=_STRIP_TEXT, font=font, anchor="lm"
     )
     return framed
+
+
+def _drawable(text: str) -> str:
+    """Write a text with the signs of Pillow's font: accents dropped, unknown signs as `?`."""
+    letters = unicodedata.normalize("NFKD", text.translate(_PLAIN))
+    kept = (c for c in letters if not unicodedata.combining(c))
+    return "".join(c if " " <= c <= "~" or c in _DRAWABLE else "?" for c in kept)

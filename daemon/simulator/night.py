@@ -440,7 +440,7 @@ def _light(
     # A mount comes back from its flip a little off in angle, and farther off in position.
     angle = rng.normal(0.0, 0.02) + (180.3 if flipped else 0.0)
     shift = rng.normal(0.0, dither_px, 2) + (
-        np.array([3.1, -2.3]) * dither_px if flipped else np.zeros(2)
+        np.array([1.8, -1.3]) * dither_px if flipped else np.zeros(2)
     )
     glow = band_of(shot.filter or "G").sky_e_s * weather.sky[number]
     trail = Trail(
