@@ -5,6 +5,7 @@ import dataclasses
 import datetime as dt
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,9 @@ from daemon.light import calibrate
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
 
-KEPT_ARRAYS = 6
-"""Master arrays kept in memory: dark, flat and bad pixels of two kinds of light."""
+KEPT_IMAGES = 4
+KEPT_MASKS = 2
+"""Master arrays kept in memory: a dark and flats of three filters, the hot pixels of two darks."""
 
 HOT_SIGMA = 8.0
 """A pixel of a master dark this far above its neighbours (in the noise of the dark) is repaired.
@@ -67,13 +69,10 @@ class Calibrator:
         self._tolerance_c = temperature_tolerance_c
         self._min_frames = min_frames
         self._quiet_s = quiet_s
-        self._arrays: collections.OrderedDict[tuple[str, int], Image | Mask] = (
-            collections.OrderedDict()
-        )
+        self._images: _Kept[Image] = _Kept(KEPT_IMAGES)
+        self._masks: _Kept[Mask] = _Kept(KEPT_MASKS)
 
-    def choose(
-        self, record: FrameRecord, *, session: str, now: dt.datetime | None
-    ) -> Calibration:
+    def choose(self, record: FrameRecord, *, session: str, now: dt.datetime | None) -> Calibration:
         """The best masters there are for a light of the night `session`.
 
         With `now`, `pending_set` names a set that will soon give a master that is missing.
@@ -143,43 +142,49 @@ class Calibrator:
         """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired."""
         bayer = record.key.bayer_pattern is not None
         subtract = calibration.dark or calibration.bias
-        dark = self._array("image", subtract, self._image) if subtract else None
-        flat_field = (
-            self._array("flat", calibration.flat, lambda m: self._flat(m, bayer=bayer))
-            if calibration.flat
-            else None
-        )
-        bad = (
-            self._array("bad", calibration.dark, lambda m: self._hot(m, bayer=bayer))
-            if calibration.dark
-            else None
-        )
         return calibrate.calibrate(
             pixels,
-            dark=dark,
-            flat=flat_field,
-            bad=bad,
+            dark=self._image(subtract) if subtract else None,
+            flat=self._flat(calibration.flat, bayer=bayer) if calibration.flat else None,
+            bad=self._hot(calibration.dark, bayer=bayer) if calibration.dark else None,
             bayer=bayer,
             saturation_adu=record.saturation_adu,
         )
 
     def _image(self, master: MasterRecord) -> Image:
-        return build.load_master(self._root, master)
+        return self._images.get(("image", master.id), lambda: build.load_master(self._root, master))
 
     def _flat(self, master: MasterRecord, *, bayer: bool) -> Image:
-        return flat.normalise(self._image(master), bayer=bayer)
+        # The master's own image is not kept: only its normal form is ever used.
+        return self._images.get(
+            ("flat", master.id),
+            lambda: flat.normalise(build.load_master(self._root, master), bayer=bayer),
+        )
 
     def _hot(self, master: MasterRecord, *, bayer: bool) -> Mask:
-        dark = self._array("image", master, self._image)
-        return defects.hot_pixels(dark, sigma=HOT_SIGMA, bayer=bayer).astype(np.uint8)
+        return self._masks.get(
+            ("hot", master.id),
+            lambda: defects.hot_pixels(self._image(master), sigma=HOT_SIGMA, bayer=bayer).astype(
+                np.uint8
+            ),
+        )
 
-    def _array(
-        self, use: str, master: MasterRecord, make: Callable[[MasterRecord], Image | Mask]
-    ) -> Image | Mask:
-        key = (use, master.id)
+
+A = TypeVar("A")
+
+
+class _Kept(Generic[A]):
+    """The arrays used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._arrays: collections.OrderedDict[tuple[str, int], A] = collections.OrderedDict()
+
+    def get(self, key: tuple[str, int], make: Callable[[], A]) -> A:
+        """The array of this key, made where it is not kept."""
         if key not in self._arrays:
-            self._arrays[key] = make(master)
-            while len(self._arrays) > KEPT_ARRAYS:
+            self._arrays[key] = make()
+            while len(self._arrays) > self._most:
                 self._arrays.popitem(last=False)
         self._arrays.move_to_end(key)
         return self._arrays[key]

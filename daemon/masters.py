@@ -40,6 +40,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             generation=pipeline.library.next_generation(one.id),
             subtract=subtracted(pipeline, one),
             sigma=pipeline.config.calibration.sigma,
+            minimum=pipeline.config.calibration.min_frames,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
     except (LibraryError, OSError) as error:

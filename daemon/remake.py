@@ -92,11 +92,10 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
     renewed: Reference | None = None
     photometry: Photometry | None = None
     reference = pipeline.stacks.reference(stack.target, stack.camera)
-    frames = list(pipeline.ledger.of_stack(stack.id))
-    if reference is not None:
-        # The frame that all register to comes first, so that its star list is renewed before the
-        # others are matched with it.
-        frames.sort(key=lambda frame: frame.id != reference.frame_id)
+    first_id = reference.frame_id if reference is not None else None
+    # The frame that all register to comes first, so that its star list is renewed before the
+    # others are matched with it.
+    frames = sorted(pipeline.ledger.of_stack(stack.id), key=lambda frame: frame.id != first_id)
     for position, frame in enumerate(frames, start=1):
         beat(f"making {stack.label} again, frame {position} of {len(frames)}")
         loaded = _raw(pipeline, frame)
@@ -135,7 +134,9 @@ def record(pipeline: Pipeline, stack: Stack, made: Remade, *, now: dt.datetime) 
     if made.reference is not None:
         pipeline.stacks.set_reference(stack.target, stack.camera, made.reference)
     pipeline.stacks.replace_members(stack, made.members, made.photometry)
-    outcomes = [(member.frame_id, State.STACKED, None) for member in made.members]
+    outcomes: list[tuple[int, State, str | None]] = [
+        (member.frame_id, State.STACKED, None) for member in made.members
+    ]
     outcomes += [(frame.id, State.REJECTED, reason) for frame, reason in made.rejected]
     for frame_id, state, reason in outcomes:
         frame = pipeline.ledger.get(frame_id)

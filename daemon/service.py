@@ -35,6 +35,9 @@ replayed frame or one tile of a master takes seconds even on a small machine."""
 INTAKE_LIMIT_S = 120.0
 """The same for the intake: it works in small steps, but a slow share can hold one up."""
 
+GRACE_S = 60.0
+"""A file that is not whole and does not grow is reported after so long (s)."""
+
 HURRIED_GRACE_S = 5.0
 """`--until-idle` waits so long (s) for a file that is not whole."""
 
@@ -97,7 +100,7 @@ def _supervise(
         event=log.event,
         ignore=(config.library.path,),
         timing=Timing(
-            grace_s=HURRIED_GRACE_S if until_idle else Timing.grace_s,
+            grace_s=HURRIED_GRACE_S if until_idle else GRACE_S,
             scan_s=config.service.rescan_s,
         ),
         # An archive needs no events; a camera that is still at work does.

@@ -30,7 +30,7 @@ from daemon.intake.intake import Arrival
 from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
 from daemon.ledger.stacks import Stacks
 from daemon.ledger.states import State
-from daemon.log import StatusLog, clean
+from daemon.log import StatusLog
 from daemon.pipeline import Pipeline, night_of
 from daemon.publish import Publisher
 from daemon.stack import live
@@ -254,18 +254,11 @@ class Worker(threading.Thread):
         return taken
 
     def _take(self, arrival: Arrival, unusable: str | None) -> None:
-        where = {
-            "path": arrival.path,
-            "root": arrival.root,
-            "size": arrival.size,
-            "mtime_ns": arrival.mtime_ns,
-        }
-        name = clean(arrival.path.name)
-        if unusable is not None:
-            if self._ledger.add_unusable(**where, reason=unusable, now=self._now()):
-                self._log.warning("REJECTED", unusable, frame=name)
-            return
-        self._ledger.add(**where, identity=self._identify(arrival), now=self._now())
+        stat = (arrival.path, arrival.root, arrival.size, arrival.mtime_ns)
+        if unusable is None:
+            self._ledger.add(*stat, identity=self._identify(arrival), now=self._now())
+        elif self._ledger.add_unusable(*stat, reason=unusable, now=self._now()):
+            self._log.warning("REJECTED", unusable, frame=arrival.path.name)
 
     def _identify(self, arrival: Arrival) -> Identity | None:
         """What the header says, for the order of the queue. What is wrong with it is said when

@@ -115,11 +115,11 @@ class Ledger:
 
     def add(
         self,
-        *,
         path: Path,
         root: Path,
         size: int,
         mtime_ns: int,
+        *,
         identity: Identity | None,
         now: dt.datetime,
     ) -> int | None:
@@ -136,7 +136,7 @@ class Ledger:
         )
 
     def add_unusable(
-        self, *, path: Path, root: Path, size: int, mtime_ns: int, reason: str, now: dt.datetime
+        self, path: Path, root: Path, size: int, mtime_ns: int, *, reason: str, now: dt.datetime
     ) -> int | None:
         """Record a file that is no image, with the reason; None if it is known already."""
         return self._insert(

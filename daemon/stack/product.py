@@ -161,7 +161,6 @@ def write_preview(root: Path, relative: Path, image: live.StackImage, *, max_px:
     path = root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     image_io.write_bytes(path, preview.png(image.mean, coverage=image.coverage, max_px=max_px))
-    return relative
 
 
 def link_newest(root: Path, link_to: Path, newest: Path) -> None:
