@@ -242,13 +242,17 @@ def demo(*, folder: Path = Path("lightkeeper-demo"), fast: bool = False) -> int:
     Parameters
     ----------
     folder
-        Where to put the simulated night, the library and the stacks.
+        Where to put the simulated night, the library and the stacks: new, or empty.
     fast
-        A smaller camera and a shorter night.
+        Without a pause between two frames.
     """
     from daemon import demo as demonstration
 
-    return demonstration.demo(folder, fast=fast)
+    try:
+        return demonstration.demo(folder, fast=fast)
+    except FileExistsError as error:
+        _complain(str(error))
+        return Exit.USAGE
 
 
 # --- the log -------------------------------------------------------------------------------------

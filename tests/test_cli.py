@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import types
@@ -209,6 +210,37 @@ def test_what_is_fatal_is_a_sentence_and_a_code(
     service.run = run  # type: ignore[attr-defined]
     assert main(["run", "--config", str(config)]) == code
     assert capsys.readouterr().err == f"{error}\n"
+
+
+def test_demo_mixes_nothing_with_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def demo(folder: Path, *, fast: bool) -> int:
+        assert (folder, fast) == (Path("night"), True)
+        raise FileExistsError("night is not empty")
+
+    module = types.ModuleType("daemon.demo")
+    module.demo = demo  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "daemon.demo", module)
+    monkeypatch.setattr("daemon.demo", module, raising=False)
+    assert main(["demo", "--folder", "night", "--fast"]) == 2
+    assert capsys.readouterr().err == "night is not empty\n"
+
+
+def test_the_commands_and_options_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [
+        line.split()
+        for line in re.findall(r"lightkeeper ([a-z][^`\n|&]*)", (ROOT / "README.md").read_text())
+    ]
+    assert len(shown) >= 8
+    for command, *words in shown:
+        if command in COMMANDS:
+            main([command, "--help"])
+            out = capsys.readouterr().out
+            assert all(word in out for word in words if word.startswith("-")), (command, words)
+        else:
+            assert not any(word.startswith("-") for word in words), command
+    assert {command for command, *_ in shown} >= set(COMMANDS) - {"demo"}
 
 
 # --- status, library, explain ---------------------------------------------------------------------
