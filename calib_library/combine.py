@@ -1,0 +1,533 @@
+"""Sigma-clipped mean and median of many frames, in tiles of rows, at bounded memory.
+
+The frames' values at a pixel are sorted, 64 neighbouring pixels at a time: a sorting network is a
+fixed list of compare-and-swap steps, and each step works on 64 pixels side by side, which the
+compiler turns into vector instructions. In sorted order the clipped values lie at the two ends, so
+that what is kept is always a range. Every pixel is computed by itself: the result does not depend
+on the number of threads or on the size of the tiles.
+
+Frames of 16-bit integers are sorted as they are stored; others, and frames that are to be scaled,
+as float32.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from calib_library.errors import IncompatibleFramesError
+from calib_library.kernels import kernel
+
+LANES = 64
+"""Pixels sorted side by side: one cache line of uint16 twice, small enough for any first cache."""
+TILE_BYTES = 16_000_000
+"""Of one tile's input. Larger ones are slower: fresh memory costs more than it saves."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class Rows(Protocol):
+    """A frame that can be read by rows, such as `image_io.RowReader` or `ArrayRows`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(ny, nx)."""
+
+    @property
+    def storage(self) -> str:
+        """Name of the dtype of the physical values."""
+
+    @property
+    def plain(self) -> bool:
+        """`rows` gives `>i2`; physical value = stored + `bzero`. Otherwise float32 values."""
+
+    @property
+    def bzero(self) -> float:
+        """32768 or 0 (ADU), for plain frames."""
+
+    def rows(self, y0: int, y1: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Rows y0 to y1 (exclusive) into `out`, (y1 - y0, nx)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArrayRows:
+    """An image in memory, read by rows."""
+
+    pixels: npt.NDArray[Any]
+    """(ny, nx), any real dtype, ADU."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(ny, nx)."""
+        return self.pixels.shape
+
+    @property
+    def storage(self) -> str:
+        """The dtype of the values."""
+        return self.pixels.dtype.name
+
+    @property
+    def plain(self) -> bool:
+        """Whether the rows are big-endian 16-bit: unsigned pixels are given in the FITS form."""
+        return self.pixels.dtype in (np.uint16, np.int16)
+
+    @property
+    def bzero(self) -> float:
+        """32768 for unsigned 16-bit pixels."""
+        return 32768.0 if self.pixels.dtype == np.uint16 else 0.0
+
+    def rows(self, y0: int, y1: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Rows y0 to y1 (exclusive), `>i2` where plain, else float32, into `out` where given."""
+        part = self.pixels[y0:y1]
+        if out is None:
+            out = np.empty(part.shape, ">i2" if self.plain else np.float32)
+        if self.plain:
+            part = (part.astype(np.int32) - int(self.bzero)).astype(np.int16)
+        np.copyto(out, part, casting="unsafe")
+        return out
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Combined:
+    """A combined frame, all arrays (ny, nx)."""
+
+    mean: Floats
+    """ADU (times the scale, where frames were scaled); 0 where no frame has a finite value."""
+    variance: Floats
+    """ADU², of the mean: sample variance of the kept values / their number; 0 below two values."""
+    count: npt.NDArray[np.uint16]
+    """Values kept."""
+
+
+def sigma_clipped_mean(
+    readers: Sequence[Rows],
+    *,
+    sigma: float = 3.0,
+    iterations: int = 5,
+    scales: npt.NDArray[np.float64] | None = None,
+    subtract: Floats | None = None,
+    memory_bytes: int = 256_000_000,
+    progress: Callable[[float], None] | None = None,
+) -> Combined:
+    """Combine frames of one geometry and storage by the mean of what a sigma clip keeps.
+
+    The clip is that of `astropy.stats.sigma_clip` with cenfunc="median", stdfunc="std": up to
+    `iterations` times, values farther than `sigma` population standard deviations from the median
+    of those still kept are dropped. Values that are not finite are never kept. Note that the
+    largest deviation among n values is (n - 1) / √n standard deviations: at 3 sigma, fewer than
+    11 frames lose nothing.
+
+    `subtract` (ny, nx), ADU, is taken from every frame first. `scales` then multiplies: (n,) a
+    factor a frame, or (n, 4) a factor a frame and Bayer phase, phase = 2 (y mod 2) + x mod 2.
+    `memory_bytes` bounds the working memory beside the result. `progress` is given the fraction
+    done, 0 to 1, from the calling thread. Nothing is mutated.
+
+    Raises IncompatibleFramesError (no frames, geometry or storage differ, fewer than 1 px), and
+    whatever the readers raise.
+    """
+    clip = _Clip(sigma=sigma, iterations=iterations, median=False)
+    return _combine(
+        readers,
+        clip,
+        scales=scales,
+        subtract=subtract,
+        memory_bytes=memory_bytes,
+        progress=progress,
+    )
+
+
+def median(
+    readers: Sequence[Rows],
+    *,
+    scales: npt.NDArray[np.float64] | None = None,
+    subtract: Floats | None = None,
+    memory_bytes: int = 256_000_000,
+    progress: Callable[[float], None] | None = None,
+) -> Floats:
+    """Combine frames by the median of their finite values, (ny, nx) float32, ADU.
+
+    The mean of the middle two for an even number; 0 where no value is finite. Arguments and errors
+    as for `sigma_clipped_mean`.
+    """
+    clip = _Clip(sigma=math.inf, iterations=0, median=True)
+    return _combine(
+        readers,
+        clip,
+        scales=scales,
+        subtract=subtract,
+        memory_bytes=memory_bytes,
+        progress=progress,
+    ).mean
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Clip:
+    sigma: float
+    iterations: int
+    median: bool
+    """The result is the median of all values instead of the mean of those kept."""
+
+
+def _combine(
+    readers: Sequence[Rows],
+    clip: _Clip,
+    *,
+    scales: npt.NDArray[np.float64] | None,
+    subtract: Floats | None,
+    memory_bytes: int,
+    progress: Callable[[float], None] | None,
+) -> Combined:
+    ny, nx = _common_shape(readers, subtract)
+    n = len(readers)
+    plain, bzero = readers[0].plain, readers[0].bzero
+    factors = _factors(scales, n)
+    offset = bzero - 32768.0
+    if subtract is not None:
+        subtract = np.ascontiguousarray(subtract, np.float32)
+    floats = not plain or factors is not None
+    network = sorting_network(n)
+    result = Combined(
+        np.empty((ny, nx), np.float32),
+        np.empty((ny, nx), np.float32),
+        np.empty((ny, nx), np.uint16),
+    )
+    # Two input tiles, one being read while the other is combined; a third as float32 where needed.
+    row_bytes = n * nx * ((2 * 2 if plain else 2 * 4) + (4 if plain and floats else 0))
+    height = max(1, min(ny, min(memory_bytes, 2 * TILE_BYTES) // row_bytes))
+    as_float = np.empty(n * height * nx if plain and floats else 0, np.float32)
+    for y0, y1, tile in _tiles(readers, ny, nx, height, plain=plain):
+        dark = subtract[y0:y1] if subtract is not None else np.empty((0, 0), np.float32)
+        out = (result.mean[y0:y1], result.variance[y0:y1], result.count[y0:y1])
+        if not floats:
+            _clip_integers(
+                tile, offset, network, clip.sigma, clip.iterations, int(clip.median), *out
+            )
+            if subtract is not None:
+                result.mean[y0:y1] -= dark  # a shift common to all frames does not move the clip
+        else:
+            if plain:
+                values = as_float[: tile.size].reshape(tile.shape)
+                _decode(tile, offset, values)
+            else:
+                values = tile
+            scale = factors if factors is not None else np.ones((n, 4), np.float32)
+            _clip_floats(
+                values,
+                y0,
+                dark,
+                scale,
+                network,
+                clip.sigma,
+                clip.iterations,
+                int(clip.median),
+                *out,
+            )
+        if progress is not None:
+            progress(y1 / ny)
+    return result
+
+
+def _common_shape(readers: Sequence[Rows], subtract: Floats | None) -> tuple[int, int]:
+    if not readers:
+        raise IncompatibleFramesError("there are no frames to combine")
+    first = readers[0]
+    for reader in readers:
+        if len(reader.shape) != 2:
+            raise IncompatibleFramesError("colour images cannot be combined into a master")
+        if reader.shape != first.shape:
+            raise IncompatibleFramesError(
+                f"frames of {_size(first.shape)} and {_size(reader.shape)} px cannot be combined"
+            )
+        if reader.storage != first.storage:
+            raise IncompatibleFramesError(
+                f"frames stored as {first.storage} and {reader.storage} cannot be combined"
+            )
+    if subtract is not None and subtract.shape != first.shape:
+        raise IncompatibleFramesError(
+            f"what is to be subtracted has {_size(subtract.shape)} px, "
+            f"the frames have {_size(first.shape)}"
+        )
+    return first.shape[0], first.shape[1]
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(str(length) for length in reversed(shape))
+
+
+def _factors(scales: npt.NDArray[np.float64] | None, n: int) -> Floats | None:
+    """Scales as (n, 4) float32, or None."""
+    if scales is None:
+        return None
+    columns = np.asarray(scales, np.float64).reshape(n, -1)
+    return np.ascontiguousarray(np.broadcast_to(columns, (n, 4)), np.float32)
+
+
+def _tiles(
+    readers: Sequence[Rows], ny: int, nx: int, height: int, *, plain: bool
+) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
+    """Read the frames tile by tile, one ahead: (y0, y1, values (n, y1 - y0, nx)).
+
+    Plain tiles hold the stored bytes, viewed as uint16 in native order; others float32 values.
+    """
+    dtype = np.dtype(">i2") if plain else np.dtype(np.float32)
+    buffers = [np.empty((len(readers), height, nx), dtype) for _ in range(2)]
+
+    def read(y0: int, y1: int, buffer: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        tile = buffer.reshape(-1)[: len(readers) * (y1 - y0) * nx].reshape(-1, y1 - y0, nx)
+        for reader, rows in zip(readers, tile, strict=True):
+            reader.rows(y0, y1, rows)
+        return tile.view(np.uint16) if plain else tile
+
+    spans = [(y0, min(y0 + height, ny)) for y0 in range(0, ny, height)]
+    with ThreadPoolExecutor(1, "combine-reader") as pool:
+        pending = pool.submit(read, *spans[0], buffers[0])
+        for i, (y0, y1) in enumerate(spans):
+            tile = pending.result()
+            if i + 1 < len(spans):
+                pending = pool.submit(read, *spans[i + 1], buffers[(i + 1) % 2])
+            yield y0, y1, tile
+
+
+def sorting_network(n: int) -> npt.NDArray[np.int32]:
+    """Steps (i, j), i < j, that sort any n values: swap so that value i ≤ value j. Shape (k, 2).
+
+    Batcher's merge exchange: Knuth, The Art of Computer Programming 3, section 5.2.2, algorithm M.
+    """
+    steps: list[tuple[int, int]] = []
+    top = 1 << max(0, (n - 1).bit_length() - 1)
+    p = top if n > 1 else 0
+    while p > 0:
+        q, r, d = top, 0, p
+        while True:
+            steps += [(i, i + d) for i in range(n - d) if i & p == r]
+            if q == p:
+                break
+            d, q, r = q - p, q >> 1, p
+        p >>= 1
+    return np.array(steps, np.int32).reshape(-1, 2)
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+@kernel()
+def sort_lanes(values: npt.NDArray[Any], network: npt.NDArray[np.int32]) -> None:
+    """Sort every column of `values` (n, LANES) in place, ascending."""
+    for step in range(network.shape[0]):
+        low = values[network[step, 0]]
+        high = values[network[step, 1]]
+        for lane in range(LANES):
+            a = low[lane]
+            b = high[lane]
+            low[lane] = min(a, b)
+            high[lane] = max(a, b)
+
+
+@kernel()
+def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> float:
+    """Median of the sorted values first … last - 1 of one lane."""
+    middle = (first + last) // 2
+    centre = np.float64(values[middle, lane])
+    if (last - first) % 2 == 0:
+        centre = 0.5 * (centre + np.float64(values[middle - 1, lane]))
+    return centre
+
+
+@kernel()
+def _moments(
+    values: npt.NDArray[Any], lane: int, first: int, last: int, centre: float
+) -> tuple[float, float]:
+    """(mean - centre, sum of squares about the mean) of the values first … last - 1."""
+    total = 0.0
+    squares = 0.0
+    for k in range(first, last):
+        difference = np.float64(values[k, lane]) - centre
+        total += difference
+        squares += difference * difference
+    shift = total / (last - first)
+    return shift, max(0.0, squares - total * shift)
+
+
+@kernel()
+def _clip_lane(
+    values: npt.NDArray[Any], lane: int, last: int, sigma: float, iterations: int
+) -> tuple[float, float, int]:
+    """(mean, variance of the mean, count) of what the clip keeps of values 0 … last - 1."""
+    first = 0
+    for _ in range(iterations):
+        if first == last:
+            break
+        centre = _median_of(values, lane, first, last)
+        shift, squares = _moments(values, lane, first, last, centre)
+        reach = sigma * math.sqrt(squares / (last - first))
+        new_first, new_last = first, last
+        while new_first < last and np.float64(values[new_first, lane]) < centre - reach:
+            new_first += 1
+        while new_last > new_first and np.float64(values[new_last - 1, lane]) > centre + reach:
+            new_last -= 1
+        if new_first == first and new_last == last:
+            break
+        first, last = new_first, new_last
+    kept = last - first
+    if kept == 0:
+        return 0.0, 0.0, 0
+    centre = _median_of(values, lane, first, last)
+    shift, squares = _moments(values, lane, first, last, centre)
+    variance = squares / (kept - 1) / kept if kept > 1 else 0.0
+    return centre + shift, variance, kept
+
+
+@kernel()
+def _clip_block(  # noqa: PLR0917: compiled functions are called by position
+    values: npt.NDArray[Any],
+    sums: npt.NDArray[np.float64],
+    width: int,
+    offset: float,
+    sigma: float,
+    iterations: int,
+    want_median: int,
+    mean: Floats,
+    variance: Floats,
+    count: npt.NDArray[np.uint16],
+) -> None:
+    """Combine sorted `values` (n, LANES) into the first `width` elements of the three results.
+
+    `offset` is added to the mean; `sums` (2, LANES) is scratch. The first look, which drops nothing
+    in nineteen pixels of twenty, takes all lanes together.
+    """
+    n = values.shape[0]
+    totals = sums[0]
+    squares = sums[1]
+    middle = values[n // 2]
+    totals[:] = 0.0
+    squares[:] = 0.0
+    for k in range(n):
+        row = values[k]
+        for lane in range(LANES):
+            difference = np.float64(row[lane]) - np.float64(middle[lane])
+            totals[lane] += difference
+            squares[lane] += difference * difference
+    for lane in range(width):
+        finite = n
+        while finite > 0 and not np.isfinite(values[finite - 1, lane]):
+            finite -= 1
+        if want_median:
+            mean[lane] = _median_of(values, lane, 0, finite) + offset if finite > 0 else 0.0
+            variance[lane] = 0.0
+            count[lane] = finite
+            continue
+        if finite == n and n > 1:
+            shift = totals[lane] / n
+            about_mean = max(0.0, squares[lane] - totals[lane] * shift)
+            centre = _median_of(values, lane, 0, n)
+            reach = sigma * math.sqrt(about_mean / n)
+            low = np.float64(values[0, lane])
+            high = np.float64(values[n - 1, lane])
+            if low >= centre - reach and high <= centre + reach:
+                mean[lane] = np.float64(middle[lane]) + shift + offset
+                variance[lane] = about_mean / (n - 1) / n
+                count[lane] = n
+                continue
+        kept_mean, variance[lane], kept = _clip_lane(values, lane, finite, sigma, iterations)
+        mean[lane] = kept_mean + offset if kept > 0 else 0.0
+        count[lane] = kept
+
+
+@kernel(parallel=True)
+def _clip_integers(  # noqa: PLR0917: compiled functions are called by position
+    tile: npt.NDArray[np.uint16],
+    offset: float,
+    network: npt.NDArray[np.int32],
+    sigma: float,
+    iterations: int,
+    want_median: int,
+    mean: Floats,
+    variance: Floats,
+    count: npt.NDArray[np.uint16],
+) -> None:
+    """Combine a tile (n, rows, nx) of big-endian int16 pixels, as stored.
+
+    With the sign bit flipped, the stored numbers sort as unsigned ones. `offset` is added to the
+    mean of those, which is that of the stored numbers + 32768.
+    """
+    n, height, nx = tile.shape
+    for y in numba.prange(height):
+        values = np.zeros((n, LANES), np.uint16)
+        sums = np.empty((2, LANES), np.float64)
+        for x in range(0, nx, LANES):
+            width = min(LANES, nx - x)
+            for k in range(n):
+                source = tile[k, y, x : x + width]
+                target = values[k]
+                for lane in range(width):
+                    v = source[lane]
+                    target[lane] = ((v >> 8) | (v << 8)) ^ 0x8000
+            sort_lanes(values, network)
+            out = mean[y, x:], variance[y, x:], count[y, x:]
+            _clip_block(values, sums, width, offset, sigma, iterations, want_median, *out)
+
+
+@kernel(parallel=True)
+def _clip_floats(  # noqa: PLR0917: compiled functions are called by position
+    tile: Floats,
+    y0: int,
+    dark: Floats,
+    scales: Floats,
+    network: npt.NDArray[np.int32],
+    sigma: float,
+    iterations: int,
+    want_median: int,
+    mean: Floats,
+    variance: Floats,
+    count: npt.NDArray[np.uint16],
+) -> None:
+    """Combine (tile - dark) × scale, tile (n, rows, nx) whose first row is row y0 of the frame.
+
+    `dark` (rows, nx), or (0, 0) for none; `scales` (n, 4) by Bayer phase.
+    """
+    n, height, nx = tile.shape
+    has_dark = dark.shape[0] > 0
+    largest = np.float32(3.4e38)
+    for y in numba.prange(height):
+        values = np.zeros((n, LANES), np.float32)
+        sums = np.empty((2, LANES), np.float64)
+        factors = np.empty((n, LANES), np.float32)
+        phase = 2 * ((y0 + y) % 2)
+        for k in range(n):
+            for lane in range(LANES):  # LANES is even: a lane's parity is its column's
+                factors[k, lane] = scales[k, phase + lane % 2]
+        for x in range(0, nx, LANES):
+            width = min(LANES, nx - x)
+            for k in range(n):
+                source = tile[k, y, x : x + width]
+                target = values[k]
+                factor = factors[k]
+                if has_dark:
+                    pedestal = dark[y, x : x + width]
+                    for lane in range(width):
+                        target[lane] = (source[lane] - pedestal[lane]) * factor[lane]
+                else:
+                    for lane in range(width):
+                        target[lane] = source[lane] * factor[lane]
+                for lane in range(width):  # what is not finite sorts to the end
+                    v = target[lane]
+                    target[lane] = v if abs(v) < largest else np.float32(np.inf)
+            sort_lanes(values, network)
+            out = mean[y, x:], variance[y, x:], count[y, x:]
+            _clip_block(values, sums, width, 0.0, sigma, iterations, want_median, *out)
+
+
+@kernel(parallel=True)
+def _decode(tile: npt.NDArray[np.uint16], offset: float, out: Floats) -> None:
+    """Big-endian int16 pixels as stored, (n, rows, nx) → stored + 32768 + offset."""
+    n, height, nx = tile.shape
+    for y in numba.prange(height):
+        for k in range(n):
+            for x in range(nx):
+                v = tile[k, y, x]
+                out[k, y, x] = np.float32((((v >> 8) | (v << 8)) & 0xFFFF) ^ 0x8000) + offset
