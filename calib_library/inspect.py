@@ -210,8 +210,8 @@ def _unfinished(plane: Pixels, blocks: Floats, record: FrameRecord) -> str | Non
     # 32768 is what a zero in the file means where BZERO makes 16 bits unsigned.
     blank = still & ((lowest == 0) | (lowest == 32_768))
     share = _longest_run(blank) / len(blank)
-    alive = np.count_nonzero(~still) / max(1, np.count_nonzero(~blank))
-    if share >= _FILLED and alive > 0.9:
+    alive = np.count_nonzero(~still) > 0.9 * np.count_nonzero(~blank)
+    if share >= _FILLED and alive:
         return (
             f"{share:.0%} of the rows are empty: the file was not written to its end. Copy it "
             "again, or take the frame again."
@@ -267,7 +267,8 @@ def _median(values: Floats) -> Floats:
 def _half_step(steps: Floats) -> float:
     """Half the smallest step between values: 8 of a 12-bit camera's shifted to 16 bits."""
     some = steps[:, :64]
-    return float(some[some > 0].min(initial=np.inf)) / 2 if (some > 0).any() else 0.5
+    moving = some[some > 0]
+    return float(moving.min()) / 2 if len(moving) else 0.5
 
 
 def _saturation(blocks: Floats, maximum: float, record: FrameRecord) -> tuple[float, float]:
@@ -288,7 +289,8 @@ def _falloff(levels: Floats, shape: tuple[int, ...]) -> float:
     rows, columns = levels.shape
     if min(rows, columns) < 3 or np.ptp(levels) == 0:
         return 0.0
-    y, x = np.linspace(-1, 1, rows) * shape[0], np.linspace(-1, 1, columns) * shape[1]
+    y = np.linspace(-shape[0], shape[0], rows)
+    x = np.linspace(-shape[1], shape[1], columns)
     closeness = -(y[:, np.newaxis] ** 2 + x**2)
     return float(np.corrcoef(levels.ravel(), closeness.ravel())[0, 1])
 

@@ -125,7 +125,8 @@ def _refined(reader: Reader, found: FrameType) -> FrameType:
 
 def _words(name: str) -> list[str]:
     """Split a name at `_` and blanks, casefolded, without `master` and a running number."""
-    return [_NUMBERED.sub("", word) or word for word in _NOT_A_WORD.split(name.casefold()) if word]
+    words = (word.removeprefix("master") for word in _NOT_A_WORD.split(name.casefold()))
+    return [_NUMBERED.sub("", word) or word for word in words if word]
 
 
 def _types_in(name: str) -> Iterator[FrameType]:
