@@ -451,7 +451,10 @@ class CalibrationLibrary:
         frame_type = FrameType(identity["frame_type"])
         rows = self._rows(
             "calibration_set",
-            "key = :key AND frame_type = :frame_type AND filter IS :filter AND session = :session",
+            "key = :key AND frame_type = :frame_type AND filter IS :filter AND session = :session"
+            # Somewhat wider than the rule itself, which decides below.
+            " AND (exposure_s IS :exposure_s"
+            " OR abs(exposure_s - :exposure_s) <= 0.0011 + 0.02 * :exposure_s)",
             identity,
         )
         fitting = []
