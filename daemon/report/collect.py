@@ -15,8 +15,8 @@ from calib_library import schema
 from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord
 from daemon.config import Config
+from daemon.ledger import summary
 from daemon.ledger.ledger import Frame, Ledger
-from daemon.ledger.stacks import Stack, Stacks
 from daemon.ledger.states import State
 from daemon.report.status import (
     Explanation,
@@ -82,7 +82,7 @@ def status(config: Config) -> StatusReport:
     """What `lightkeeper status` shows. Raises NoLibraryError."""
     root = config.library.path
     with _opened(config) as db:
-        ledger, stacks, library = Ledger(db), Stacks(db), CalibrationLibrary(db, root)
+        ledger, library = Ledger(db), CalibrationLibrary(db, root)
         by_state: dict[str, int] = {}
         by_type: dict[str, int] = {}
         for (state, kind), n in ledger.count_states().items():
@@ -102,7 +102,7 @@ def status(config: Config) -> StatusReport:
             queue=ledger.open_count(),
             frames_by_state=by_state,
             frames_by_type=by_type,
-            stacks=[_stack(root, stacks, stack) for stack in stacks.all()],
+            stacks=[_stack(root, stack) for stack in summary.stacks(db)],
             library=[_master(master) for master in library.masters()],
             problems=problems,
             last_frames=[_frame(frame) for frame in ledger.recent()],
@@ -156,26 +156,23 @@ def _explanation(frame: Frame, others: Sequence[Frame]) -> Explanation:
     )
 
 
-def _stack(root: Path, stacks: Stacks, stack: Stack) -> StackStatus:
-    members = stacks.members(stack.id)
-    flags = {flag for member in members for flag in member.flags if flag.startswith("no ")}
+def _stack(root: Path, stack: summary.StackSummary) -> StackStatus:
+    flags = {flag for flag in stack.flags if flag.startswith("no ")}
     if stack.stale:
         flags.add("will be made again")
     picture = None
     if stack.path:
-        folder = (root / stack.path).parent
         stem = Path(stack.path).stem.rpartition("_v")[0]
-        if (folder / f"{stem}.png").exists():
-            picture = str(folder / f"{stem}.png")
+        picture = (root / stack.path).with_name(f"{stem}.png")
     return StackStatus(
         target=stack.target,
         filter=stack.filter or None,
         camera=stack.camera_name,
-        frames=len(members),
-        exposure_s=sum(member.exposure_s or 0.0 for member in members),
+        frames=stack.frames,
+        exposure_s=stack.exposure_s,
         generation=stack.generation,
         path=str(root / stack.path) if stack.path else None,
-        preview=picture,
+        preview=str(picture) if picture and picture.exists() else None,
         flags=sorted(flags),
         updated=_time(stack.updated_at),
     )
