@@ -64,7 +64,7 @@ class Background:
 
     def at(self, x: F64, y: F64) -> F64:
         """Level (ADU) at px positions (n,), bilinear between the centres of the cells."""
-        return _bilinear_cells(self.cells, self.shape, x, y)
+        return bilinear_cells(self.cells, self.shape, x, y)
 
     def to_json(self) -> str:
         """Write the background as JSON, without loss."""
@@ -353,7 +353,7 @@ def _empty() -> StarList:
     return StarList(none, none, none, none, none, none, none, np.empty(0, dtype=np.bool_), 0)
 
 
-def _bilinear_cells(cells: F32, shape: tuple[int, int], x: F64, y: F64) -> F64:
+def bilinear_cells(cells: F32, shape: tuple[int, int], x: F64, y: F64) -> F64:
     """Interpolate `cells` (cy, cx) of an image of `shape` at px positions; flat beyond its rim."""
     cy, cx = cells.shape
     u = np.clip((x + 0.5) * cx / shape[1] - 0.5, 0, cx - 1)

@@ -1,0 +1,239 @@
+"""How good a frame is: its stars, its sky, and how both compare with a reference frame.
+
+Transparency and background are measured from star lists and median cells, never from a fit to
+pixels: scales from pixels err by 25–260 % under a bright sky or cloud.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from daemon.light import register
+from daemon.light.stars import Background, StarList, bilinear_cells
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_GOOD_SNR = 20.0
+_ENOUGH_GOOD = 8  # below, fainter stars are asked too
+_INTRINSIC = 0.02  # scatter of ln flux ratios beyond the noise: flat field, scintillation
+_OUTLIER = 3.5
+_LEAST_SCATTER = 0.05
+_LEAST_HISTORY = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Quality:
+    """The measured quality of one frame."""
+
+    stars: int
+    """Stars found in the frame."""
+    fwhm_px: float
+    """px, median of the good stars; 0 without stars."""
+    eccentricity: float
+    """√(1 − (b/a)²), median of the good stars; 0 without stars."""
+    sky_adu: float
+    """ADU, median level of the background."""
+    noise_adu: float
+    """ADU, noise of one background pixel."""
+    transparency: float | None
+    """Star flux over that in the reference frame; None for the reference."""
+    weight: float
+    """t² / (σ² FWHM), with t = 1 where there is no transparency; 0 without stars."""
+    residual_px: float | None = None
+    """px, rms of the registration, where there was one."""
+
+
+def measure(stars: StarList, background: Background) -> Quality:
+    """Quality of a frame by itself: `transparency` is None, the weight is for t = 1."""
+    good = stars.take(_good(stars))
+    fwhm = float(np.median(good.fwhm)) if len(good) else 0.0
+    elongation = float(np.median(good.elongation)) if len(good) else 1.0
+    return Quality(
+        stars=stars.found,
+        fwhm_px=fwhm,
+        eccentricity=math.sqrt(max(0.0, 1 - 1 / elongation**2)),
+        sky_adu=background.level_adu,
+        noise_adu=background.sigma_adu,
+        transparency=None,
+        weight=weight(1.0, background.sigma_adu, fwhm),
+    )
+
+
+def _good(stars: StarList) -> npt.NDArray[np.bool_]:
+    """Stars fit for widths and fluxes: unsaturated, S/N > 20 if there are enough of those."""
+    clean = ~stars.saturated
+    bright: npt.NDArray[np.bool_] = clean & (stars.snr > _GOOD_SNR)
+    if bright.sum() >= _ENOUGH_GOOD:
+        return bright
+    return clean if clean.any() else np.ones(len(stars), dtype=np.bool_)
+
+
+def weight(transparency: float, noise_adu: float, fwhm_px: float) -> float:
+    """Return t² / (σ² FWHM), 1 / (ADU² px); 0 where the noise or the width is not known."""
+    if noise_adu <= 0 or fwhm_px <= 0:
+        return 0.0
+    return transparency**2 / (noise_adu**2 * fwhm_px)
+
+
+def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
+    """Star flux of a frame over that of the reference frame, by their common stars.
+
+    `transform` is 3×3, frame → reference px. Unsaturated stars with S/N > 20 in both are used
+    (fainter ones if fewer than eight have it): the robust mean of ln(f/f_ref), that is Tukey's
+    biweight about the median, each star weighted by its noise. The fluxes' apertures scale with
+    each frame's own FWHM, so that the seeing does not change the ratio. Exposures are not divided
+    out. Raises register.RegistrationError where no star is common.
+    """
+    moved = register.apply(transform, stars.xy)
+    radius = max(2.0, 0.5 * float(np.median(reference.fwhm))) if len(reference) else 2.0
+    if len(stars) == 0 or len(reference) == 0:
+        raise register.RegistrationError("no stars to measure the transparency with")
+    distance, nearest = cKDTree(reference.xy).query(moved, distance_upper_bound=radius)
+    _, back = cKDTree(moved).query(reference.xy)
+    i = np.flatnonzero(np.isfinite(distance))
+    i = i[back[nearest[i]] == i]
+    a, b = stars.take(i), reference.take(nearest[i])
+    clean = ~a.saturated & ~b.saturated & (a.flux > 0) & (b.flux > 0)
+    snr = np.minimum(a.snr, b.snr)
+    bright = clean & (snr > _GOOD_SNR)
+    chosen = bright if bright.sum() >= _ENOUGH_GOOD else clean
+    if not chosen.any():
+        raise register.RegistrationError("no unsaturated star in common with the reference")
+    ratio = np.log(a.flux[chosen] / b.flux[chosen])
+    variance = _INTRINSIC**2 + 1 / a.snr[chosen] ** 2 + 1 / b.snr[chosen] ** 2
+    return math.exp(_biweight(ratio, 1 / variance))
+
+
+def _biweight(values: F64, weights: F64) -> float:
+    """Tukey's biweight mean (c = 6 MAD) of `values` (n,) with prior `weights` (n,)."""
+    centre = float(np.median(values))
+    for _ in range(10):
+        scale = 6 * max(float(np.median(np.abs(values - centre))), 1e-6)
+        robust = weights * np.maximum(1 - ((values - centre) / scale) ** 2, 0) ** 2
+        if robust.sum() <= 0:
+            break
+        centre = float(robust @ values / robust.sum())
+    return centre
+
+
+def background_plane(
+    cells: F32, reference_cells: F32, transform: F64, scale: float, shape: tuple[int, ...]
+) -> tuple[float, float, float]:
+    """Plane (a, bx, by) with  scale · warped frame + a + bx x + by y  ≈  reference's background.
+
+    `cells` (cy, cx) ADU are the frame's (`Background.cells`), `reference_cells` the reference's;
+    both frames have `shape` (ny, nx). `transform` is 3×3, frame → reference px; x, y are reference
+    px; a is ADU, bx and by ADU/px. The warp conserves flux, so the frame's level is multiplied by
+    the area of a reference pixel in frame pixels. Tukey's biweight keeps a nebula or a star's halo
+    that differs from bending the plane. Fewer than six common cells give a level only; none, zeros.
+    """
+    ny, nx = shape[-2:]
+    cy, cx = reference_cells.shape
+    x, y = np.meshgrid((np.arange(cx) + 0.5) * nx / cx - 0.5, (np.arange(cy) + 0.5) * ny / cy - 0.5)
+    points = np.column_stack((x.ravel(), y.ravel()))
+    inverse = np.asarray(np.linalg.inv(transform), dtype=np.float64)
+    inverse /= inverse[2, 2]
+    there = register.apply(inverse, points)
+    inside = np.all((there >= 0) & (there <= (nx - 1, ny - 1)), axis=1)
+    points, there = points[inside], there[inside]
+    if len(points) == 0:
+        return 0.0, 0.0, 0.0
+    area = abs(float(np.linalg.det(inverse[:2, :2])))
+    level = scale * area * bilinear_cells(cells, (ny, nx), there[:, 0], there[:, 1])
+    difference = reference_cells.ravel()[inside] - level
+    middle, half = np.array([(nx - 1) / 2, (ny - 1) / 2]), 0.5 * max(nx, ny)
+    offset, slope_x, slope_y = _robust_plane((points - middle) / half, difference) / (1, half, half)
+    a = offset - slope_x * middle[0] - slope_y * middle[1]
+    return float(a), float(slope_x), float(slope_y)
+
+
+def _robust_plane(points: F64, values: F64) -> F64:
+    """(3,) level and slopes of the plane through `values` (n,) at `points` (n, 2), robustly."""
+    if len(points) < 6:
+        return np.array([float(np.median(values)), 0.0, 0.0])
+    design = np.column_stack((np.ones(len(points)), points))
+    weights = np.ones(len(points))
+    plane: F64 = np.zeros(3)
+    for _ in range(20):
+        root = np.sqrt(weights)
+        solution = np.linalg.lstsq(root[:, None] * design, root * values, rcond=None)
+        plane = np.asarray(solution[0], dtype=np.float64)
+        if solution[2] < 3:
+            return np.array([float(np.median(values)), 0.0, 0.0])
+        residual = np.abs(values - design @ plane)
+        scale = 4.685 * max(1.4826 * float(np.median(residual)), 1e-9)
+        weights = np.maximum(1 - (residual / scale) ** 2, 0) ** 2
+    return plane
+
+
+def admit(
+    quality: Quality,
+    history: Sequence[Quality],
+    *,
+    least_transparency: float = 0.3,
+    most_fwhm: float = 2.0,
+    least_stars: int = 10,
+) -> tuple[bool, str]:
+    """Whether a frame may join a stack, and why not, as a sentence; the reason is empty if it may.
+
+    `history` is the stack's frames so far, the reference first. Absolute limits come first: fewer
+    than `least_stars` stars, a transparency below `least_transparency`, a FWHM above `most_fwhm`
+    times the reference's. From five frames on, a frame is an outlier if it is worse than the median
+    in ln FWHM, ln star count, ln sky, transparency or registration residual by more than 3.5 times
+    max(1.4826 MAD, 0.05). Only the harmful side counts: a frame that is sharper, darker or clearer
+    than the others is welcome.
+    """
+    if quality.stars < least_stars:
+        return False, f"{quality.stars} stars, fewer than {least_stars}: cloud, or out of focus"
+    t = quality.transparency
+    if t is not None and t < least_transparency:
+        return (
+            False,
+            f"transparency {t:.2f} of the reference, below {least_transparency:.2f}: cloud",
+        )
+    if history and quality.fwhm_px > most_fwhm * history[0].fwhm_px > 0:
+        return False, (
+            f"FWHM {quality.fwhm_px:.2f} px, more than {most_fwhm:g} times the reference's "
+            f"{history[0].fwhm_px:.2f} px: focus, wind or seeing"
+        )
+    if len(history) < _LEAST_HISTORY:
+        return True, ""
+    return _outlier(quality, history)
+
+
+def _outlier(quality: Quality, history: Sequence[Quality]) -> tuple[bool, str]:
+    own = _harm(quality)
+    past = [_harm(q) for q in history]
+    for name, value in own.items():
+        values = np.array([p[name] for p in past if name in p])
+        if len(values) < _LEAST_HISTORY:
+            continue
+        median = float(np.median(values))
+        scatter = max(1.4826 * float(np.median(np.abs(values - median))), _LEAST_SCATTER)
+        deviation = (value - median) / scatter
+        if deviation > _OUTLIER:
+            return False, (
+                f"{name} is worse than the other {len(history)} frames' by {deviation:.1f} σ, "
+                f"more than {_OUTLIER:g}"
+            )
+    return True, ""
+
+
+def _harm(quality: Quality) -> dict[str, float]:
+    """Measures by name, each the worse the larger; what is not known is left out."""
+    harm: dict[str, float] = {}
+    if quality.fwhm_px > 0:
+        harm["the FWHM"] = math.log(quality.fwhm_px)
+    if quality.stars > 0:
+        harm["the number of stars"] = -math.log(quality.stars)
+    if quality.sky_adu > 0:
+        harm["the sky's brightness"] = math.log(quality.sky_adu)
+    harm["the transparency"] = -(1.0 if quality.transparency is None else quality.transparency)
+    if quality.residual_px is not None:
+        harm["the registration's residual"] = quality.residual_px
+    return harm
