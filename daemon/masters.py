@@ -65,7 +65,8 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
 
 def subtracted(pipeline: Pipeline, one: CalibrationSet) -> MasterRecord | None:
     """What is subtracted from the frames of a set before they are combined: for flats the flat-dark
-    of their exposure, or the dark, or the bias; for the others nothing."""
+    of their exposure, or the dark, or the bias; for the others nothing.
+    """
     if one.frame_type is not FrameType.FLAT:
         return None
     record = pipeline.library.frames_of(one.id)[0].record

@@ -390,7 +390,7 @@ class Pipeline:
             raise FrameRejectedError(f"cannot be registered: {error}") from error
         matrix = registration.matrix
         first = photometry if history else None
-        measured = light.quality
+        measured = dataclasses.replace(light.quality, residual_px=registration.rms_px)
         scale, planes, begun = 1.0, [(0.0, 0.0, 0.0)] * len(light.image), None
         if first is None:
             measured = dataclasses.replace(

@@ -182,10 +182,9 @@ class Publisher:
         return [Path(self._library.master(i).path).name for i in sorted(ids)]
 
     def _settings(self, growing: Growing) -> str:
-        return (
-            f"extremes {growing.depth.high}/{growing.depth.low}, gate 4 sigma, "
-            f"cosmics {self._config.lights.clean_cosmics}"
-        )
+        depth = growing.depth
+        kept = f"extremes {depth.high}/{depth.low}, " if depth else ""
+        return f"{kept}gate 4 sigma, cosmics {self._config.lights.clean_cosmics}"
 
     def colour(self) -> None:
         """Where a target has red, green and blue stacks in memory: one picture of all three."""

@@ -33,7 +33,6 @@ from daemon.ledger.states import State
 from daemon.log import StatusLog
 from daemon.pipeline import Pipeline, night_of
 from daemon.publish import Publisher
-from daemon.stack import live
 from daemon.stack.store import Growing, LiveStacks
 
 MEGABYTE = 1_000_000
@@ -336,7 +335,7 @@ class Worker(threading.Thread):
         why = stack.stale or ""
         self._log.info("AGAIN", f"{stack.label}: {why}")
         self._live.forget(stack_id)
-        growing = Growing(live.depth_for(self._config.stack.memory_mb * MEGABYTE))
+        growing = Growing(self._config.stack.memory_mb * MEGABYTE)
         made = remake.remake(self._pipeline, stack, growing, beat=self._beat)
         product = self._publisher.write(stack, growing, made.members)
         with self._ledger.transaction():

@@ -1,5 +1,6 @@
 """The stacks in figures, for faces: read without the mathematics that stacking needs, so that a
-command answers at once."""
+command answers at once.
+"""
 
 import dataclasses
 from collections.abc import Sequence

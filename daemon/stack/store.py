@@ -26,8 +26,10 @@ Replay = Callable[[Stack, Sequence[Member]], Iterator[tuple[Image, Mask, Member]
 class Growing:
     """One stack's image in memory. `add` mutates it."""
 
-    depth: live.Depth
+    memory_bytes: int
+    """The budget that chooses how many undecided values a pixel keeps."""
     image: live.LiveStack | None = None
+    depth: live.Depth | None = None
     frames: list[int] = dataclasses.field(default_factory=list)
     """The frame ids it holds, in order."""
     exposure_s: float = 0.0
@@ -37,6 +39,8 @@ class Growing:
     def add(self, image: Image, mask: Mask, member: Member) -> None:
         """Register and accumulate one calibrated frame, (planes, ny, nx) ADU."""
         if self.image is None:
+            planes, ny, nx = image.shape
+            self.depth = live.depth_for((planes, ny, nx), self.memory_bytes)
             self.image = live.LiveStack.empty(image.shape, high=self.depth.high, low=self.depth.low)
         live.add(self.image, image, member.matrix, member.terms, mask=mask)
         self.frames.append(member.frame_id)
@@ -62,7 +66,7 @@ class LiveStacks:
         wanted = [member.frame_id for member in members]
         growing = self._stacks.get(stack.id)
         if growing is None or growing.frames != wanted:
-            growing = Growing(live.depth_for(self._memory_bytes))
+            growing = Growing(self._memory_bytes)
             for image, mask, member in self._replay(stack, members):
                 growing.add(image, mask, member)
             # A member whose raw file is gone was left out with a word by `replay`; it stays a
