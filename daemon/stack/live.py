@@ -1,0 +1,724 @@
+# ruff: noqa: PLR0917 - a compiled kernel is called with its arguments in order
+"""The stack that grows: one frame more in a fraction of a second, and no trail is ever in it.
+
+Each pixel keeps the sums of the values that are settled, and its few lowest and highest values
+undecided, each with the frame it came from. When these are full, a new value pushes the innermost
+of them out; it is settled into the sums, or dropped if it lies outside the gate. A satellite trail
+is an extreme, so it waits at the edge of the buffer until the pixel knows its own mean. For
+display, `render` admits the waiting values that lie inside the gate, without touching the state;
+therefore the first frames are no special case.
+
+Exactness. Weights are integers and values are counted in a quantum of at most 1/1024 of the first
+frame's noise, so that the sums are integers: adding and taking away are exact, and the mean does
+not depend on which of its values are settled and which still wait. Only the decisions of the gate
+depend on the order of the frames.
+
+Memory of a pixel: 8 + 4 + 4 + 2 + 2 bytes for sums, weight, spread, count and contrast, and 6 for
+each waiting value: 50 bytes with 3 high and 2 low.
+"""
+
+import dataclasses
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from numba import prange
+
+from calib_library.kernels import kernel
+from daemon.light import warp
+
+Image = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.uint8]
+Matrix = npt.NDArray[np.float64]
+Count = npt.NDArray[np.uint16]
+Sums = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.int32]
+
+GATE_SIGMA = 3.5
+"""k of the gate. σ is measured before resampling, which takes a tenth or more off the noise, so
+that this is about 4 σ of the values compared."""
+CONTRAST_SHARE = 0.5
+"""s of the gate: the share of the largest difference to the eight neighbours."""
+SEEING_FLOOR = 0.05
+"""Relative error of a source that even equal seeing leaves."""
+CENTRE_VARIANCE = 1.5
+"""Variance of the centre in units of σ²/n: between a mean (1) and a median (π/2)."""
+EMPIRICAL_FROM = 8
+"""Settled values from which the measured spread counts."""
+MODEL_FREEDOM = 8.0
+"""The noise model weighs as many values as this against the measured spread, in the variance."""
+
+WEIGHT_UNITS = 512.0
+"""Integer weight of the first frame; other frames are rounded to 1/512 of it and held within
+64 times it."""
+MAX_WEIGHT = 32767
+QUANTA_PER_SIGMA = 1024.0
+MAX_QUANTA = 2.0**32
+"""Values are held within ± 4 million σ, so that the integer sums cannot overflow."""
+MAX_INDEX = 65533
+CONTRAST_PER_SIGMA = 4.0
+"""Resolution of the stored contrast: σ/4, up to 16 000 σ."""
+TILE_ROWS = 16
+
+BYTES_FIXED = 20
+BYTES_WAITING = 6
+BYTES_RENDERED = 12
+"""Mean, weight and variance of a rendered pixel."""
+
+
+class Depth(NamedTuple):
+    """How many extremes a pixel keeps undecided."""
+
+    high: int
+    low: int
+    superpixel_needed: bool
+    """Not even the smallest fits: stack at half the resolution, as super-pixels or binned 2×2."""
+
+
+def depth_for(shape: tuple[int, int, int], memory_bytes: int) -> Depth:
+    """The deepest buffers for a stack of `shape` (planes, ny, nx) that fit into `memory_bytes`
+    together with one rendered image.
+    """
+    pixels = shape[0] * shape[1] * shape[2]
+    for share in (1, 4):
+        for high, low in ((3, 2), (3, 1), (2, 1)):
+            needed = BYTES_FIXED + BYTES_WAITING * (high + low) + BYTES_RENDERED
+            if needed * pixels <= memory_bytes * share:
+                return Depth(high, low, superpixel_needed=share > 1)
+    return Depth(2, 1, superpixel_needed=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrameTerms:
+    """The numbers with which one frame enters the stack: y = scale · warp(image) + plane."""
+
+    index: int
+    """0 … 65533, this frame's own in its stack."""
+    weight: float
+    """> 0, in any unit that all frames share: t² / (σ² FWHM)."""
+    scale: float
+    """1 / transparency."""
+    planes: tuple[tuple[float, float, float], ...]
+    """ADU (a, bx, by) for each colour plane: a + bx·x + by·y is added, in reference px."""
+    sigma_adu: float
+    """ADU, measured noise of one background pixel, after scaling, before resampling."""
+    e_per_adu: float
+    """e- per ADU after scaling (the camera's divided by `scale`); 1 if unknown."""
+    sky_adu: float
+    """ADU, the frame's own sky level before scaling (of the luminance, for a colour frame)."""
+    fwhm_px: float
+    """px, in the reference's pixels."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StackImage:
+    """A stack to look at or to write. Pixels that no frame covers are 0 everywhere."""
+
+    mean: Image
+    """(planes, ny, nx) ADU of the reference."""
+    weight: Image
+    """(planes, ny, nx), sum of the admitted frames' weights, in their unit."""
+    variance: Image
+    """(planes, ny, nx) ADU², of the mean."""
+    coverage: Count
+    """(ny, nx), frames admitted; with colour, in the plane with the most."""
+
+
+@dataclasses.dataclass(slots=True)
+class LiveStack:
+    """The state of one growing stack. `add` and `remove` change it; `render` does not.
+
+    Waiting values are sorted, lowest first; their number is that of the non-zero `frames`.
+    """
+
+    low: int
+    """Waiting values below the place where a value is settled; `len(values) − low` above."""
+    values: Image
+    """(high + low, planes, ny, nx) ADU, waiting."""
+    frames: Count
+    """(high + low, planes, ny, nx), index + 1 of the frame of each waiting value, 0 for none."""
+    total: Sums
+    """(planes, ny, nx), Σ weight · value, in quanta."""
+    weight: Weights
+    """(planes, ny, nx), Σ weight."""
+    spread: Image
+    """(planes, ny, nx), Σ weight · (value − mean)², ADU²."""
+    settled: Count
+    """(planes, ny, nx), number of settled values."""
+    contrast: Count
+    """(planes, ny, nx), the largest difference to the eight neighbours in `contrast_unit`."""
+    terms: dict[int, FrameTerms] = dataclasses.field(default_factory=dict)
+    """The frames in the stack, in the order they came."""
+    sigmas: dict[int, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """ADU, each frame's noise in each plane, after scaling."""
+    quantum: float = 0.0
+    """ADU; set, as are the following, by the first frame."""
+    weight_unit: float = 0.0
+    sky: tuple[float, ...] = ()
+    """ADU, level of the sky in each plane of the stack: above it, light comes from sources."""
+    contrast_due: int = 0
+    """Number of frames at which the contrast is looked at again."""
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], *, high: int = 3, low: int = 2) -> Self:
+        """A stack of no frames of `shape` (planes, ny, nx), with room for `high` and `low` ≥ 1
+        waiting values. Memory is taken up only as pixels are touched.
+        """
+        if len(shape) != 3 or shape[0] not in {1, 3} or high < 1 or low < 1:
+            raise ValueError(
+                f"a stack is (1 or 3, ny, nx) with high, low ≥ 1, not {shape}, {high}, {low}"
+            )
+        depth = high + low
+        return cls(
+            low=low,
+            values=np.zeros((depth, *shape), np.float32),
+            frames=np.zeros((depth, *shape), np.uint16),
+            total=np.zeros(shape, np.int64),
+            weight=np.zeros(shape, np.int32),
+            spread=np.zeros(shape, np.float32),
+            settled=np.zeros(shape, np.uint16),
+            contrast=np.zeros(shape, np.uint16),
+            contrast_due=depth,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(planes, ny, nx)."""
+        planes, height, width = self.total.shape
+        return planes, height, width
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, once every pixel is touched."""
+        arrays = (self.values, self.frames, self.total, self.weight, self.spread, self.settled)
+        return sum(array.nbytes for array in arrays) + self.contrast.nbytes
+
+    @property
+    def contrast_unit(self) -> float:
+        """ADU of one step of `contrast`."""
+        return self.quantum * QUANTA_PER_SIGMA / CONTRAST_PER_SIGMA
+
+
+def add(
+    stack: LiveStack,
+    image: Image,
+    matrix: Matrix,
+    terms: FrameTerms,
+    *,
+    mask: Mask | None = None,
+) -> None:
+    """Resample one frame onto the stack's grid and accumulate it, in one pass.
+
+    image: (planes, ny, nx) f32 ADU, of any size. matrix: 3×3, frame → reference px. mask: (ny, nx)
+    uint8 of the frame; pixels with bit 1 are not used. Only `stack` is changed.
+
+    Raises ValueError, with the stack unchanged, for a wrong shape, a matrix without inverse, terms
+    that are not finite or not positive, and an index that is in the stack already.
+    """
+    _check_terms(terms, stack)
+    if terms.index in stack.terms:
+        raise ValueError(f"frame {terms.index} is in the stack already")
+    place = _place(stack, image, matrix, mask)
+    sigmas = _plane_sigmas(image, terms)
+    if not stack.quantum:
+        stack.quantum = 2.0 ** np.floor(np.log2(min(sigmas) / QUANTA_PER_SIGMA))
+        stack.weight_unit = terms.weight / WEIGHT_UNITS
+        stack.sky = _plane_skies(image, terms, stack.shape)
+    stack.terms[terms.index] = terms
+    stack.sigmas[terms.index] = sigmas
+    _add_rows(
+        image, *place, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
+        stack.quantum, stack.contrast_unit, stack.low, stack.values, stack.frames, stack.total,
+        stack.weight, stack.spread, stack.settled, stack.contrast,
+    )  # fmt: skip
+    if len(stack.terms) >= stack.contrast_due:
+        _refresh_contrast(stack)
+
+
+def remove(
+    stack: LiveStack,
+    image: Image,
+    matrix: Matrix,
+    terms: FrameTerms,
+    *,
+    mask: Mask | None = None,
+) -> None:
+    """Take one frame out again, given exactly what it was added with.
+
+    A waiting value is deleted, a settled one subtracted; a value that the gate would drop now is
+    taken for one that it dropped then. At least 99.9 % of the pixels then render as if the frame
+    had never been there; where it must be all of them, stack anew.
+
+    Raises ValueError, with the stack unchanged, if the frame is not in the stack or its terms
+    differ, and as `add`.
+    """
+    if stack.terms.get(terms.index) != terms:
+        raise ValueError(f"frame {terms.index} is not in the stack with these terms")
+    place = _place(stack, image, matrix, mask)
+    _remove_rows(
+        image, *place, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
+        stack.quantum, stack.contrast_unit, stack.values, stack.frames, stack.total,
+        stack.weight, stack.spread, stack.settled, stack.contrast,
+    )  # fmt: skip
+    del stack.terms[terms.index], stack.sigmas[terms.index]
+
+
+def render(stack: LiveStack) -> StackImage:
+    """The stack as it is now: the weighted mean of the settled values and of the waiting ones
+    inside the gate. With one frame it is that frame. The stack is not changed.
+
+    The variance of the mean is σ²/n_eff, with σ² the measured spread, weighed against the noise
+    model with `MODEL_FREEDOM` degrees of freedom, so that it makes sense from the first frame on.
+    """
+    image = StackImage(
+        mean=np.zeros(stack.shape, np.float32),
+        weight=np.zeros(stack.shape, np.float32),
+        variance=np.zeros(stack.shape, np.float32),
+        coverage=np.zeros(stack.shape[1:], np.uint16),
+    )
+    if not stack.terms:
+        return image
+    table = _table(stack)
+    _render_rows(
+        table, _typical(stack, table), np.array(stack.sky), stack.quantum, stack.weight_unit,
+        stack.values, stack.frames, stack.total, stack.weight, stack.spread, stack.settled,
+        image.mean, image.weight, image.variance, image.coverage,
+    )  # fmt: skip
+    return image
+
+
+def _check_terms(terms: FrameTerms, stack: LiveStack) -> None:
+    numbers = [terms.weight, terms.scale, terms.sigma_adu, terms.e_per_adu, terms.fwhm_px]
+    offsets = [terms.sky_adu, *(number for plane in terms.planes for number in plane)]
+    if not (all(np.isfinite(numbers)) and min(numbers) > 0 and all(np.isfinite(offsets))):
+        raise ValueError(
+            "weight, scale, σ, e-/ADU and FWHM of a frame must be positive, all its terms finite: "
+            f"{terms}"
+        )
+    if not 0 <= terms.index <= MAX_INDEX:
+        raise ValueError(f"a frame's index is 0 … {MAX_INDEX}, not {terms.index}")
+    if len(terms.planes) != stack.shape[0]:
+        raise ValueError(f"{len(terms.planes)} background planes for {stack.shape[0]} image planes")
+
+
+def _place(
+    stack: LiveStack, image: Image, matrix: Matrix, mask: Mask | None
+) -> tuple[Matrix, Image, Mask, Mask]:
+    """What `warp_row` needs of a frame: inverse matrix, table, bad pixels and blocks near them."""
+    if image.ndim != 3 or image.shape[0] != stack.shape[0]:
+        raise ValueError(f"an image of shape {image.shape} for a stack of {stack.shape}")
+    if image.dtype != np.float32 or not image.flags.c_contiguous:
+        raise ValueError(f"an image must be float32 in C order, not {image.dtype}")
+    bad, near = warp.bad_pixels(mask, shape=(image.shape[1], image.shape[2]))
+    return warp.invert(matrix), warp.TABLE, bad, near
+
+
+def _plane_sigmas(image: Image, terms: FrameTerms) -> tuple[float, ...]:
+    """ADU, the noise in each plane. A colour frame's terms know only one number; a plane that is
+    noisier by its own pixels keeps its own.
+    """
+    if len(image) == 1:
+        return (terms.sigma_adu,)
+    return tuple(
+        max(terms.sigma_adu, terms.scale * warp.pixel_noise(plane[np.newaxis])) for plane in image
+    )
+
+
+def _plane_skies(image: Image, terms: FrameTerms, shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """ADU in the stack, the sky's level in each plane at the centre of the field.
+
+    The planes of a colour frame differ from its luminance, (R + 2 G + B)/4, by their medians.
+    """
+    step = max(1, int(np.sqrt(image[0].size / 50_000)))
+    medians = np.nanmedian(image[:, ::step, ::step].reshape(len(image), -1), axis=1)
+    luminance = medians @ [0.25, 0.5, 0.25] if len(image) == 3 else medians[0]
+    skies = terms.scale * (terms.sky_adu + np.nan_to_num(medians - luminance))
+    y, x = shape[1] / 2, shape[2] / 2
+    offsets = [a + bx * x + by * y for a, bx, by in terms.planes]
+    return tuple(float(sky) for sky in skies + offsets)
+
+
+def _frame_numbers(
+    stack: LiveStack, terms: FrameTerms, image: Image
+) -> tuple[int, float, Matrix, Image]:
+    """The frame's number in the stack, its scale, planes, and the clamp's tolerances in its ADU."""
+    tolerances = [warp.CLAMP_SIGMA * sigma / terms.scale for sigma in stack.sigmas[terms.index]]
+    return (
+        terms.index + 1,
+        terms.scale,
+        np.array(terms.planes, dtype=np.float64).reshape(len(image), 3),
+        np.array(tolerances, dtype=np.float32),
+    )
+
+
+def _table(stack: LiveStack) -> Matrix:
+    """Everything the gate asks of a frame, by frame number: (numbers, 3 + planes) f64: integer
+    weight, ADU² a source adds per ADU, relative seeing term, and σ² of each plane.
+
+    A waiting value is judged by its own frame, whichever frame pushes it out.
+    """
+    table = np.zeros((max(stack.terms) + 2, 3 + stack.shape[0]))
+    weights = np.array([terms.weight for terms in stack.terms.values()])
+    widths = np.array([terms.fwhm_px for terms in stack.terms.values()])
+    width = float(weights @ widths / weights.sum())
+    for terms in stack.terms.values():
+        row = table[terms.index + 1]
+        row[0] = np.clip(np.rint(terms.weight / stack.weight_unit), 1, MAX_WEIGHT)
+        row[1] = 1.0 / terms.e_per_adu
+        row[2] = abs((width / terms.fwhm_px) ** 2 - 1.0) + SEEING_FLOOR
+        row[3:] = np.square(stack.sigmas[terms.index])
+    return table
+
+
+def _typical(stack: LiveStack, table: Matrix) -> Matrix:
+    """For the variance, (planes, 3): the weighted mean of σ², that of a source's share, and the
+    number of frames of equal weight that are worth one.
+    """
+    weights = table[:, 0]
+    numbers = len(stack.terms)
+    typical = np.empty((stack.shape[0], 3))
+    for plane, row in enumerate(typical):
+        variances = table[:, 3 + plane]
+        row[0] = weights @ variances / weights.sum()
+        row[1] = weights @ table[:, 1] / weights.sum()
+        row[2] = row[0] * weights.sum() ** 2 / (weights**2 @ variances) / numbers
+    return typical
+
+
+def _refresh_contrast(stack: LiveStack) -> None:
+    """Look at the contrast again, and say when next.
+
+    Not with every frame, because it costs a pass over the state and changes little once a few
+    frames are averaged; and by the number of frames alone, so that replaying gives the same bits
+    whenever the stack was looked at. The first time is before anything is settled.
+    """
+    _contrast_rows(
+        stack.quantum, stack.contrast_unit, stack.values, stack.frames, stack.total, stack.weight,
+        stack.settled, stack.contrast,
+    )  # fmt: skip
+    frames = len(stack.terms)
+    stack.contrast_due = frames + min(max(frames // 2, 1), 32)
+
+
+@kernel(inline=True)
+def _gate(
+    centre: float,
+    sky: float,
+    contrast: float,
+    variance: float,
+    per_adu: float,
+    seeing: float,
+    number: int,
+    empirical: float,
+) -> float:
+    """How far a value may lie from the centre, ADU."""
+    source = max(centre - sky, 0.0)
+    noise = (variance + source * per_adu) * (1.0 + CENTRE_VARIANCE / number)
+    return float(
+        GATE_SIGMA * np.sqrt(max(noise, empirical)) + seeing * source + CONTRAST_SHARE * contrast
+    )
+
+
+@kernel(inline=True)
+def _quanta(value: float, quantum: float) -> int:
+    return int(np.floor(min(max(value / quantum, -MAX_QUANTA), MAX_QUANTA) + 0.5))
+
+
+@kernel(inline=True)
+def _empirical(spread: float, weight: int, number: int) -> float:
+    """ADU², the spread of the settled values, 0 while they are few."""
+    if number < EMPIRICAL_FROM:
+        return 0.0
+    return spread / weight * number / (number - 1.0)
+
+
+@kernel(parallel=True)
+def _add_rows(
+    image: Image, inverse: Matrix, kernel_table: Image, bad: Mask, near: Mask,
+    number: int, scale: float, planes: Matrix, tolerances: Image,
+    table: Matrix, skies: Matrix, quantum: float, contrast_unit: float, low: int,
+    values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
+    contrast: Count,
+) -> None:  # fmt: skip
+    depth, plane_count, height, width = values.shape
+    for y in prange(height):
+        row = np.empty(width, np.float32)
+        for plane in range(plane_count):
+            warp.warp_row(image[plane], inverse, kernel_table, tolerances[plane], bad, near, y, row)
+            offset = planes[plane, 0] + planes[plane, 2] * y
+            for x in range(width):
+                if np.isnan(row[x]):
+                    continue
+                value = np.float32(scale * row[x] + (offset + planes[plane, 1] * x))
+                frame = number
+                if frames[depth - 1, plane, y, x] == 0:
+                    k = depth - 1
+                    while k > 0 and (
+                        frames[k - 1, plane, y, x] == 0 or values[k - 1, plane, y, x] > value
+                    ):
+                        values[k, plane, y, x] = values[k - 1, plane, y, x]
+                        frames[k, plane, y, x] = frames[k - 1, plane, y, x]
+                        k -= 1
+                    values[k, plane, y, x] = value
+                    frames[k, plane, y, x] = frame
+                    continue
+                if value > values[low, plane, y, x]:
+                    value, frame = _push_high(values, frames, plane, y, x, low, value, frame)
+                elif value < values[low - 1, plane, y, x]:
+                    value, frame = _push_low(values, frames, plane, y, x, low, value, frame)
+                count = settled[plane, y, x]
+                old = weight[plane, y, x]
+                share = table[frame, 0]
+                if count > 0:
+                    centre = total[plane, y, x] * quantum / old
+                    away = value - centre
+                    variance = table[frame, 3 + plane]
+                    # Most values lie within the gate's smallest possible width.
+                    if away * away > GATE_SIGMA * GATE_SIGMA * variance and abs(away) > _gate(
+                        centre, skies[plane], contrast[plane, y, x] * contrast_unit, variance,
+                        table[frame, 1], table[frame, 2], count + depth,
+                        _empirical(float(spread[plane, y, x]), old, count),
+                    ):  # fmt: skip
+                        continue
+                    spread[plane, y, x] += np.float32(share * away * away * old / (old + share))
+                total[plane, y, x] += int(share) * _quanta(float(value), quantum)
+                weight[plane, y, x] = old + int(share)
+                settled[plane, y, x] = count + 1
+
+
+@kernel()
+def _push_high(
+    values: Image,
+    frames: Count,
+    plane: int,
+    y: int,
+    x: int,
+    low: int,
+    value: np.float32,
+    frame: int,
+) -> tuple[np.float32, int]:
+    """Put a value among the high ones; returns the lowest of them and its frame, pushed out."""
+    out_value = values[low, plane, y, x]
+    out_frame = int(frames[low, plane, y, x])
+    k = low
+    while k + 1 < values.shape[0] and values[k + 1, plane, y, x] < value:
+        values[k, plane, y, x] = values[k + 1, plane, y, x]
+        frames[k, plane, y, x] = frames[k + 1, plane, y, x]
+        k += 1
+    values[k, plane, y, x] = value
+    frames[k, plane, y, x] = frame
+    return out_value, out_frame
+
+
+@kernel()
+def _push_low(
+    values: Image,
+    frames: Count,
+    plane: int,
+    y: int,
+    x: int,
+    low: int,
+    value: np.float32,
+    frame: int,
+) -> tuple[np.float32, int]:
+    """Put a value among the low ones; returns the highest of them and its frame, pushed out."""
+    k = low - 1
+    out_value = values[k, plane, y, x]
+    out_frame = int(frames[k, plane, y, x])
+    while k > 0 and values[k - 1, plane, y, x] > value:
+        values[k, plane, y, x] = values[k - 1, plane, y, x]
+        frames[k, plane, y, x] = frames[k - 1, plane, y, x]
+        k -= 1
+    values[k, plane, y, x] = value
+    frames[k, plane, y, x] = frame
+    return out_value, out_frame
+
+
+@kernel(parallel=True)
+def _remove_rows(
+    image: Image, inverse: Matrix, kernel_table: Image, bad: Mask, near: Mask,
+    number: int, scale: float, planes: Matrix, tolerances: Image,
+    table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
+    values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
+    contrast: Count,
+) -> None:  # fmt: skip
+    depth, plane_count, height, width = values.shape
+    share = int(table[number, 0])
+    for y in prange(height):
+        row = np.empty(width, np.float32)
+        for plane in range(plane_count):
+            warp.warp_row(image[plane], inverse, kernel_table, tolerances[plane], bad, near, y, row)
+            offset = planes[plane, 0] + planes[plane, 2] * y
+            for x in range(width):
+                if np.isnan(row[x]):
+                    continue
+                found = _delete_waiting(values, frames, plane, y, x, number)
+                count = settled[plane, y, x]
+                if found or count == 0:
+                    continue
+                value = np.float32(scale * row[x] + (offset + planes[plane, 1] * x))
+                rest = weight[plane, y, x] - share
+                rest_total = total[plane, y, x] - share * _quanta(float(value), quantum)
+                if count > 1:
+                    if rest <= 0:
+                        continue
+                    centre = rest_total * quantum / rest
+                    away = value - centre
+                    without = np.float32(
+                        max(spread[plane, y, x] - share * away * away * rest / (rest + share), 0.0)
+                    )
+                    if abs(away) > _gate(
+                        centre, skies[plane], contrast[plane, y, x] * contrast_unit,
+                        table[number, 3 + plane], table[number, 1], table[number, 2],
+                        count - 1 + depth, _empirical(float(without), rest, count - 1),
+                    ):  # fmt: skip
+                        continue
+                    spread[plane, y, x] = without
+                elif rest != 0:
+                    continue
+                else:
+                    spread[plane, y, x] = 0
+                total[plane, y, x] = rest_total
+                weight[plane, y, x] = rest
+                settled[plane, y, x] = count - 1
+
+
+@kernel()
+def _delete_waiting(values: Image, frames: Count, plane: int, y: int, x: int, number: int) -> bool:
+    """Delete the waiting value of a frame; tells whether there was one."""
+    depth = values.shape[0]
+    found = False
+    for k in range(depth):
+        if frames[k, plane, y, x] == number:
+            found = True
+        if found:
+            last = k == depth - 1
+            values[k, plane, y, x] = 0 if last else values[k + 1, plane, y, x]
+            frames[k, plane, y, x] = 0 if last else frames[k + 1, plane, y, x]
+    return found
+
+
+@kernel()
+def _centre_row(
+    values: Image, frames: Count, total: Sums, weight: Weights, settled: Count,
+    quantum: float, plane: int, y: int, out: Image,
+) -> None:  # fmt: skip
+    """A robust estimate of each pixel of a row, NaN where there is no value: the mean of the
+    settled values, which come from the middle; before that the median of the waiting ones, the
+    lower of two, because what disturbs a frame is bright.
+    """
+    for x in range(out.size):
+        if settled[plane, y, x] > 0:
+            out[x] = np.float32(total[plane, y, x] * quantum / weight[plane, y, x])
+            continue
+        waiting = 0
+        while waiting < values.shape[0] and frames[waiting, plane, y, x] != 0:
+            waiting += 1
+        out[x] = values[(waiting - 1) // 2, plane, y, x] if waiting else np.float32(np.nan)
+
+
+@kernel()
+def _contrast_row(above: Image, here: Image, below: Image, out: Image) -> None:
+    """The largest difference of each pixel to its eight neighbours; NaN neighbours are left
+    out.
+    """
+    width = here.size
+    for x in range(width):
+        largest = np.float32(0)
+        for neighbour in range(max(x - 1, 0), min(x + 2, width)):
+            # A comparison with NaN is false.
+            difference = abs(above[neighbour] - here[x])
+            largest = difference if difference > largest else largest  # noqa: FURB136
+            difference = abs(here[neighbour] - here[x])
+            largest = difference if difference > largest else largest  # noqa: FURB136
+            difference = abs(below[neighbour] - here[x])
+            largest = difference if difference > largest else largest  # noqa: FURB136
+        out[x] = largest
+
+
+@kernel(parallel=True)
+def _contrast_rows(
+    quantum: float, contrast_unit: float, values: Image, frames: Count, total: Sums,
+    weight: Weights, settled: Count, contrast: Count,
+) -> None:  # fmt: skip
+    _, plane_count, height, width = values.shape
+    for tile in prange((height + TILE_ROWS - 1) // TILE_ROWS):
+        first = tile * TILE_ROWS
+        last = min(first + TILE_ROWS, height)
+        centres = np.empty((TILE_ROWS + 2, width), np.float32)
+        row = np.empty(width, np.float32)
+        for plane in range(plane_count):
+            for y in range(first - 1, last + 1):
+                inside = min(max(y, 0), height - 1)
+                _centre_row(
+                    values, frames, total, weight, settled, quantum, plane, inside,
+                    centres[y - first + 1],
+                )  # fmt: skip
+            for y in range(first, last):
+                k = y - first + 1
+                _contrast_row(centres[k - 1], centres[k], centres[k + 1], row)
+                for x in range(width):
+                    steps = row[x] / contrast_unit
+                    contrast[plane, y, x] = np.uint16(min(steps + 0.5, 65535.0))
+
+
+@kernel(parallel=True)
+def _render_rows(
+    table: Matrix, typical: Matrix, skies: Matrix, quantum: float, weight_unit: float,
+    values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
+    mean: Image, weight_out: Image, variance: Image, coverage: Count,
+) -> None:  # fmt: skip
+    depth, plane_count, height, width = values.shape
+    for tile in prange((height + TILE_ROWS - 1) // TILE_ROWS):
+        first = tile * TILE_ROWS
+        last = min(first + TILE_ROWS, height)
+        centres = np.empty((TILE_ROWS + 2, width), np.float32)
+        contrast = np.empty(width, np.float32)
+        for plane in range(plane_count):
+            for y in range(first - 1, last + 1):
+                inside = min(max(y, 0), height - 1)
+                _centre_row(
+                    values, frames, total, weight, settled, quantum, plane, inside,
+                    centres[y - first + 1],
+                )  # fmt: skip
+            for y in range(first, last):
+                k = y - first + 1
+                _contrast_row(centres[k - 1], centres[k], centres[k + 1], contrast)
+                for x in range(width):
+                    centre = float(centres[k, x])
+                    if np.isnan(centre):
+                        continue
+                    waiting = 0
+                    while waiting < depth and frames[waiting, plane, y, x] != 0:
+                        waiting += 1
+                    count = int(settled[plane, y, x])
+                    weights = int(weight[plane, y, x])
+                    sums = total[plane, y, x]
+                    squares = float(spread[plane, y, x])
+                    number = count + waiting
+                    empirical = _empirical(squares, weights, count)
+                    for i in range(waiting):
+                        frame = frames[i, plane, y, x]
+                        value = values[i, plane, y, x]
+                        if abs(value - centre) > _gate(
+                            centre, skies[plane], contrast[x], table[frame, 3 + plane],
+                            table[frame, 1], table[frame, 2], number, empirical,
+                        ):  # fmt: skip
+                            continue
+                        share = int(table[frame, 0])
+                        if count > 0:
+                            away = value - sums * quantum / weights
+                            squares += share * away * away * weights / (weights + share)
+                        sums += share * _quanta(float(value), quantum)
+                        weights += share
+                        count += 1
+                    result = sums * quantum / weights
+                    mean[plane, y, x] = result
+                    weight_out[plane, y, x] = weights * weight_unit
+                    source = max(result - skies[plane], 0.0)
+                    model = typical[plane, 0] + typical[plane, 1] * source
+                    # Σ w (y − mean)² / W · n / (n − 1), with n − 1 degrees of freedom.
+                    measured = squares / weights * count
+                    combined = (MODEL_FREEDOM * model + measured) / (MODEL_FREEDOM + count - 1)
+                    variance[plane, y, x] = combined / (count * typical[plane, 2])
+                    coverage[y, x] = max(coverage[y, x], count)
