@@ -35,6 +35,7 @@ from daemon.log import Event, Level
 _SLICE_S = 0.2  # of scanning before the other work has its turn
 _BATCH = 8  # files examined before the other work has its turn
 _HINTS = 50_000  # more than these are not kept: a scan is cheaper
+_TOGETHER_S = 2.0  # what vanishes within this time is told in one line
 _SAY_AGAIN_S = 600.0  # the same trouble with the watch is not told more often
 _SCAN_SHARE = 4.0  # a scan that takes long is repeated after this many times its own duration
 
@@ -175,6 +176,7 @@ class Intake(threading.Thread):
         self._next_health = float("-inf")
         self._told: dict[object, tuple[str, float]] = {}
         self._vanished: list[Path] = []
+        self._tell_vanished_at = float("inf")
 
     # --- for other threads -----------------------------------------------------------------------
 
@@ -253,6 +255,8 @@ class Intake(threading.Thread):
         self._started.set()
         self._scan_slice()
         self._examine_batch()
+        if now >= self._tell_vanished_at:
+            self._tell_vanished()
         with self._wake:
             unsettled = any(settler.unsettled() for settler in self._settlers.values())
             self._busy = bool(self._scans) or unsettled
@@ -264,7 +268,7 @@ class Intake(threading.Thread):
         """Return for how long there is nothing to do, s."""
         if self._scans:
             return 0.0
-        times = [self._next_health, *self._next_scan.values()]
+        times = [self._next_health, self._tell_vanished_at, *self._next_scan.values()]
         times += [t for s in self._settlers.values() if (t := s.next_due()) is not None]
         return min(times) - self._clock()
 
@@ -325,13 +329,19 @@ class Intake(threading.Thread):
                     case Blocked(reason):
                         self._event("UNREADABLE", f"{path}: {reason}", level=Level.WARNING)
                     case Vanished():
+                        if not self._vanished:
+                            self._tell_vanished_at = self._clock() + _TOGETHER_S
                         self._vanished.append(path)
                     case None:
                         pass
-        if self._vanished and self._rest() > 0:  # one line, however many they are
-            more = f" and {len(self._vanished) - 1} more" if len(self._vanished) > 1 else ""
-            self._event("VANISHED", f"{self._vanished[0]}{more}: gone before it was complete")
-            self._vanished.clear()
+
+    def _tell_vanished(self) -> None:
+        """Tell of vanished files in one line, however many went together."""
+        first, *others = self._vanished
+        more = f" and {len(others)} more" if others else ""
+        self._event("VANISHED", f"{first}{more}: gone before it was complete")
+        self._vanished.clear()
+        self._tell_vanished_at = float("inf")
 
     def _deliver(self, root: Path, path: Path, stat: os.stat_result) -> None:
         self._arrived(Arrival(root, path, stat.st_size, stat.st_mtime_ns, stat.st_ino))
