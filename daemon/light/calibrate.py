@@ -110,7 +110,7 @@ def _calibrate(  # noqa: PLR0917
         if has_flat:
             flat_row = flat[y]
             for x in range(nx):
-                lit = flat_row[x] > FLAT_FLOOR
+                lit = flat_row[x] > np.float32(FLAT_FLOOR)
                 row[x] /= flat_row[x] if lit else np.float32(1.0)
                 marks[x] |= 0 if lit else BAD
         if has_bad:
