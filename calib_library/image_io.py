@@ -21,6 +21,7 @@ import re
 import secrets
 import stat
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -969,7 +970,9 @@ def _append(header: fits.Header, card: Card) -> None:
 
 
 def _ascii(text: str) -> str:
-    return "".join(c if " " <= c <= "~" else "?" for c in text)
+    """Reduce to printable ASCII: accents are dropped, what has no such form becomes `?`."""
+    plain = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(c if " " <= c <= "~" else "?" for c in plain)
 
 
 def _header_bytes(header: fits.Header, datasum: int) -> bytes:
