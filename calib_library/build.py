@@ -100,12 +100,12 @@ def build(
         opened = _judge(opened, group, pedestal, left_out)
         if len(opened) < minimum:
             raise _too_few(frames, left_out, minimum)
-        scales = _flat_scales(opened, group, pedestal) if _is_flat(group) else None
+        levels = _flat_levels(opened, group, pedestal) if _is_flat(group) else None
         report(0.3)
         combined = combine.sigma_clipped_mean(
             [one.reader for one in opened],
             sigma=reachable_sigma(sigma, len(opened)),
-            scales=scales,
+            scales=None if levels is None else flat.scales(levels),
             subtract=pedestal,
             progress=lambda part: report(0.3 + 0.6 * part),
         )
@@ -122,7 +122,7 @@ def build(
         inputs=inputs,
         subtracted=subtract.id if subtract else None,
         version=f"Lightkeeper {__version__}",
-        notes=_notes(group, ordered, left_out, subtract),
+        notes=(*_notes(group, ordered, left_out, subtract), *_flat_checks(group, used, levels)),
     )
     path = root / built.path
     cards = _cards(group, used, built, subtract=subtract, sigma=sigma, combined=combined)
@@ -208,46 +208,100 @@ def _judge(
         return []
     starts = _strip_starts(group.key.height)
     samples = [_strips(one.reader, starts) for one in opened]
-    levels = np.array([[np.median(strip) for strip in strips] for strips in samples])
+    levels = np.array([[_trimmed_mean(strip) for strip in strips] for strips in samples])
     if _is_flat(group):
         base = (
             np.zeros(len(starts))
             if pedestal is None
-            else np.array([np.median(pedestal[y : y + STRIP_ROWS]) for y in starts])
+            else np.array([_trimmed_mean(pedestal[y : y + STRIP_ROWS]) for y in starts])
         )
-        ceiling = opened[0].frame.record.saturation_adu or _FULL_SCALE.get(group.key.storage)
+        ceiling = _ceiling(group, opened[0].frame)
         reasons = judge_flats(levels, base_adu=base, saturation_adu=ceiling)
     else:
         noise = float(np.median([_spread(strip) for strips in samples for strip in strips]))
-        reasons = judge_levels(levels, noise_adu=noise)
+        reasons = judge_levels(levels, noise_adu=noise, rows=starts)
     for one, reason in zip(opened, reasons, strict=True):
         if reason:
             left_out[one.frame.sha256] = reason
     return [one for one in opened if one.frame.sha256 not in left_out]
 
 
-def judge_levels(levels: Doubles, *, noise_adu: float) -> list[str | None]:
+def judge_levels(levels: Doubles, *, noise_adu: float, rows: Sequence[int]) -> list[str | None]:
     """Judge bias or dark frames by their levels (frames, strips), ADU: None, or what is wrong.
 
-    A frame is left out where one of its strips differs from the median of the frames by more than
-    3 times the pixel noise, 2 % of the level and 6 robust standard deviations: a cover that was
-    open, an interrupted readout. Slow drifts stay. Two frames cannot outvote each other.
+    `noise_adu` is the noise of a pixel, `rows` (strips,) are the strips' first rows. As a whole a
+    frame must not differ from the median frame by more than 3 times the noise, 2 % of the level and
+    6 robust standard deviations: that was an open cover; slow drifts stay. Then each strip, drifts
+    taken off: by physics first (`_cut_short`), then by vote among those left.
     """
-    if len(levels) < 3:
-        return [None] * len(levels)
     centre = np.median(levels, axis=0)
-    deviation = np.abs(levels - centre)
-    robust = 1.4826 * np.median(deviation, axis=0)
-    limit = np.maximum(np.maximum(6.0 * robust, 3.0 * noise_adu), 0.02 * np.abs(centre))
-    reasons: list[str | None] = []
-    for row, excess in zip(levels, deviation - limit, strict=True):
-        worst = int(np.argmax(excess))
-        reasons.append(
-            f"its level is {row[worst]:.0f} ADU where the others have {centre[worst]:.0f} ADU"
-            if excess[worst] > 0
-            else None
-        )
+    offsets = np.median(levels - centre, axis=1)
+    reasons: list[str | None] = [None] * len(levels)
+    if len(levels) >= 3:
+        robust = 1.4826 * float(np.median(np.abs(offsets)))
+        typical = float(np.median(centre))
+        limit = max(6.0 * robust, 3.0 * noise_adu, 0.02 * abs(typical))
+        for i in np.flatnonzero(np.abs(offsets) > limit).tolist():
+            reasons[i] = (
+                f"its level is {typical + offsets[i]:.0f} ADU "
+                f"where the others have {typical:.0f} ADU"
+            )
+    even = levels - offsets[:, None]
+    for judge in (_cut_short, _outvoted):
+        for strip, row in enumerate(rows):
+            left = [i for i, reason in enumerate(reasons) if reason is None]
+            for i, reason in judge(even[left], strip, noise_adu=noise_adu).items():
+                reasons[left[i]] = f"around row {row} its level is {reason}"
     return reasons
+
+
+def _cut_short(levels: Doubles, strip: int, *, noise_adu: float) -> dict[int, str]:
+    """Return the frames that hold too little in one strip, be they the majority.
+
+    Dark current cannot fall: where frames disagree, those that lie below their own usual level, and
+    the others do not, were not exposed or not read to the end.
+    """
+    groups = _two_groups(levels, strip, noise_adu=noise_adu)
+    if groups is None:
+        return {}
+    low, high, limit = groups
+    here, usual = levels[:, strip], np.median(levels, axis=1)
+    fallen = here < usual - limit
+    if not fallen[low].all() or fallen[high].any():
+        return {}
+    expected = np.median(here[high])
+    return {i: f"{here[i]:.0f} ADU instead of {expected:.0f} ADU: it was cut short" for i in low}
+
+
+def _outvoted(levels: Doubles, strip: int, *, noise_adu: float) -> dict[int, str]:
+    """Return the smaller of two groups that disagree on one strip; equal ones are left alone."""
+    groups = _two_groups(levels, strip, noise_adu=noise_adu)
+    if groups is None or len(groups[0]) == len(groups[1]):
+        return {}
+    few, many = sorted(groups[:2], key=len)
+    here = levels[:, strip]
+    expected = np.median(here[many])
+    return {i: f"{here[i]:.0f} ADU where the others have {expected:.0f} ADU" for i in few}
+
+
+def _two_groups(
+    levels: Doubles, strip: int, *, noise_adu: float
+) -> tuple[list[int], list[int], float] | None:
+    """Split frames (frames, strips) at the widest gap between their levels in one strip.
+
+    Returns (the lower, the higher, the limit in ADU); None where the gap is within half the pixel
+    noise, 1 % of the level or 6 times the frames' usual scatter: they agree.
+    """
+    if len(levels) < 2:
+        return None
+    scatter = 1.4826 * float(np.median(np.abs(levels - np.median(levels, axis=0))))
+    limit = max(0.5 * noise_adu, 0.01 * abs(float(np.median(levels))), 6.0 * scatter)
+    order = np.argsort(levels[:, strip], kind="stable")
+    gaps = np.diff(levels[order, strip])
+    if gaps.max() <= limit:
+        return None
+    cut = int(np.argmax(gaps)) + 1
+    return order[:cut].tolist(), order[cut:].tolist(), limit
 
 
 def judge_flats(
@@ -297,26 +351,27 @@ def _strips(reader: image_io.RowReader, starts: Sequence[int]) -> list[Floats]:
     return [reader.to_float(reader.rows(y, min(height, y + STRIP_ROWS))) for y in starts]
 
 
+def _trimmed_mean(strip: Floats) -> float:
+    """Mean of the middle four fifths: robust as a median, and not quantised as one."""
+    low, high = np.quantile(strip, (0.1, 0.9))
+    return float(strip[(strip >= low) & (strip <= high)].mean(dtype=np.float64))
+
+
 def _spread(strip: Floats) -> float:
     return float(1.4826 * np.median(np.abs(strip - np.median(strip))))
 
 
-def _flat_scales(
+def _flat_levels(
     opened: Sequence[_Opened], group: CalibrationSet, pedestal: Floats | None
 ) -> Doubles:
-    """Return the factors (n, 1) or (n, 4) that bring each flat to the set's common level."""
+    """Return the levels (n, 1) or (n, 4) of the flats above their pedestal, ADU."""
     bayer = group.key.bayer_pattern is not None
-    image = np.empty((group.key.height, group.key.width), np.float32)
-    levels = []
-    for one in opened:
-        one.reader.to_float(one.reader.rows(0, group.key.height), image)
-        if pedestal is not None:
-            image -= pedestal
-        levels.append(flat.levels(image, bayer=bayer))
-    measured = np.array(levels, np.float64)
-    if not (np.isfinite(measured).all() and (measured > 0).all()):
+    measured = np.array(
+        [flat.levels(one.reader, bayer=bayer, subtract=pedestal) for one in opened], np.float64
+    )
+    if not (measured > 0).all():
         raise IncompatibleFramesError("A flat of this set has no light in one of its colours.")
-    return np.asarray(np.median(measured, axis=0) / measured, np.float64)
+    return measured
 
 
 def _too_few(
@@ -395,7 +450,7 @@ def _cards(
         Card("XBINNING", key.xbinning, "binning along a row"),
         Card("YBINNING", key.ybinning, "binning along a column"),
         Card("INSTRUME", key.camera, "camera"),
-        Card("BAYERPAT", key.bayer_pattern, "Bayer pattern"),
+        Card("BAYERPAT", _displayed_pattern(group), "Bayer pattern as displayed"),
         Card("ROWORDER", group.row_order, "order of rows"),
         Card("TELESCOP", group.telescope, "telescope"),
         Card("FOCALLEN", group.focal_length_mm, "[mm] focal length"),
@@ -423,6 +478,14 @@ def _cards(
     return [card for card in cards if card.value is not None]
 
 
+def _displayed_pattern(group: CalibrationSet) -> str | None:
+    """Return the mosaic at the first displayed row, as headers give it; ours begins as stored."""
+    pattern = group.key.bayer_pattern
+    if pattern and group.row_order == "BOTTOM-UP" and group.key.height % 2 == 0:
+        return pattern[2:] + pattern[:2]
+    return pattern
+
+
 def _notes(
     group: CalibrationSet,
     frames: Sequence[FiledFrame],
@@ -447,6 +510,20 @@ def _notes(
             "flat-darks of that exposure would be better."
         )
     return tuple(notes)
+
+
+def _flat_checks(
+    group: CalibrationSet, used: Sequence[FiledFrame], levels: Doubles | None
+) -> tuple[str, ...]:
+    ceiling = _ceiling(group, used[0])
+    if levels is None or ceiling is None:
+        return ()
+    return flat.checks(levels, saturation_adu=ceiling)
+
+
+def _ceiling(group: CalibrationSet, frame: FiledFrame) -> float | None:
+    """Saturation, ADU: the header's, or that of the pixel format; None for floats."""
+    return frame.record.saturation_adu or _FULL_SCALE.get(group.key.storage)
 
 
 def _is_flat(group: CalibrationSet) -> bool:
