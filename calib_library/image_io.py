@@ -64,6 +64,9 @@ _TABLE = re.compile(
 )
 _NATIVE = {8: "uint8", 16: "int16", 32: "int32", -32: "float32", -64: "float64"}
 _STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+_COMPRESSIONS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
+"""What capture programs and fpack write. Damaged HCOMPRESS data make the decompressor overwrite
+memory and end the process; no camera program writes it, so it is refused."""
 _ASTROPY = threading.Lock()
 """`warnings.catch_warnings` is not safe across threads; astropy is called under this lock."""
 
@@ -511,6 +514,11 @@ def _is_compressed(hdu: _Hdu) -> bool:
 
 def _compressed_geometry(path: Path, hdu: _Hdu) -> tuple[int, tuple[int, ...]]:
     """(bitpix, axes) of the image inside a compressed table, its tiles checked to lie within."""
+    kind = hdu.value("ZCMPTYPE")
+    if kind not in _COMPRESSIONS:
+        raise ImageError(
+            f"{path.name}: its kind of compression is not read; compress with RICE or GZIP"
+        )
     bitpix = _bitpix(path, hdu.header, "ZBITPIX")
     naxis = _integer(path, hdu.header, "ZNAXIS", least=1, most=9)
     axes = [_integer(path, hdu.header, f"ZNAXIS{n + 1}", least=0) for n in range(naxis)]
