@@ -424,6 +424,11 @@ def test_old_files_need_not_settle_but_fresh_ones_must(inbox):
         wait_for(lambda: fresh.said("SCAN"))
         assert not fresh.intake.idle()
         assert fresh.probed == []
+    soon = time.time() + 30.0  # older than the settle time, but a clock may be some seconds wrong
+    with Night(inbox, timing=timing, settle_s=20.0, wall=lambda: soon) as recent:
+        wait_for(lambda: recent.said("SCAN"))
+        assert not recent.intake.idle()
+        assert recent.probed == []
     later = time.time() + 3600.0
     with Night(inbox, timing=timing, settle_s=600.0, wall=lambda: later) as old:
         wait_for(lambda: old.paths() == [inbox / "a.fits"])
@@ -469,9 +474,42 @@ def test_a_folder_deleted_and_made_again_is_watched_anew(inbox):
         assert len([t for t in night.said("WATCH") if "anew" in t]) == 1
 
 
-def test_lost_events_are_made_good_by_a_scan(inbox, monkeypatch):
-    """Scenario 9: hints beyond what is kept are dropped, the files are found all the same."""
+def test_a_hint_at_a_folder_has_it_scanned(inbox):
+    """Scenarios 6 and 7: the files in it were there before it was watched."""
+    with Night(inbox, watch=False) as night:
+        wait_for(night.intake.idle)
+        (inbox / "a" / "b").mkdir(parents=True)
+        (inbox / "a" / "b" / "x.fits").write_bytes(frame())
+        (inbox / "c").mkdir()
+        (inbox / "c" / "y.fits").write_bytes(frame())
+        night.intake.hint(inbox / "a")
+        wait_for(lambda: night.arrivals)
+        wait_for(night.intake.idle)
+    assert night.paths() == [inbox / "a" / "b" / "x.fits"]
+
+
+def test_hints_beyond_what_is_kept_are_made_good_by_a_scan(inbox, monkeypatch):
+    """Scenario 9, on our own side of the kernel's queue."""
     monkeypatch.setattr(module, "_HINTS", 10)
+    paths = [inbox / f"{n}.fits" for n in range(30)]
+    taken, go_on = [], threading.Event()
+
+    def arrived(arrival):
+        taken.append(arrival.path)
+        assert go_on.wait(PATIENCE_S)
+
+    (inbox / "first.fits").write_bytes(frame())
+    with Night(inbox, watch=False, arrived=arrived) as night:
+        wait_for(lambda: taken)  # the thread is busy with the first while the rest comes
+        for path in paths:
+            path.write_bytes(frame())
+            night.intake.hint(path)
+        go_on.set()
+        wait_for(lambda: len(taken) == 31)
+    assert set(taken) == {inbox / "first.fits", *paths}
+
+
+def test_a_burst_of_files_arrives_whole(inbox):
     with Night(inbox) as night:
         wait_for(night.intake.idle)
         for n in range(300):

@@ -101,6 +101,14 @@ def test_symlinks_are_followed_once_and_loops_end(tmp_path):
     assert sum(folder.linked for folder in folders) == 1
 
 
+def test_a_folder_inside_is_found_by_its_plain_path_whatever_links_to_it(tmp_path):
+    inbox = tmp_path / "inbox"
+    for n in range(10):
+        touch(inbox / "nights" / f"{n}" / "x.fits")
+        (inbox / f"link{n}").symlink_to(inbox / "nights" / f"{n}")
+    assert names(inbox) == [f"nights/{n}/x.fits" for n in range(10)]
+
+
 def test_a_root_that_is_a_symlink_keeps_its_own_name(tmp_path):
     touch(tmp_path / "disk" / "one.fits")
     (tmp_path / "inbox").symlink_to(tmp_path / "disk")

@@ -80,24 +80,21 @@ def test_hints_at_files_written_in_place_and_renamed_in(start, inbox, tmp_path, 
     assert watch.healthy(1.0) == {}
 
 
-def test_hints_lead_to_the_first_file_in_a_new_folder_and_in_one_moved_in(
-    start, inbox, tmp_path, hints
-):
+def test_folders_that_come_to_be_are_hinted_at(start, inbox, tmp_path, hints):
+    """What lay in them before they were watched is found by scanning them."""
     start(inbox)
     (inbox / "night" / "Ha").mkdir(parents=True)
-    (inbox / "night" / "Ha" / "first.fits").write_bytes(b"x")
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "old.fits").write_bytes(b"x")
     outside.rename(inbox / "moved")
-
-    def led_to(path):  # the file itself, or a folder above it that is scanned on a hint
-        return path in hints or any(parent in hints for parent in path.parents)
-
-    wait_for(lambda: led_to(inbox / "night" / "Ha" / "first.fits"))
-    wait_for(lambda: led_to(inbox / "moved" / "old.fits"))
+    wait_for(lambda: inbox / "night" in hints)
+    wait_for(lambda: inbox / "moved" in hints)
+    (inbox / "night").rename(inbox / "night 1")
+    wait_for(lambda: inbox / "night 1" in hints)
     (inbox / "moved" / "later.fits").write_bytes(b"x")
+    (inbox / "night 1" / "Ha" / "later.fits").write_bytes(b"x")
     wait_for(lambda: inbox / "moved" / "later.fits" in hints)
+    wait_for(lambda: inbox / "night 1" / "Ha" / "later.fits" in hints)
 
 
 def test_a_root_that_is_a_symlink_is_watched_and_keeps_its_name(start, tmp_path, inbox, hints):
@@ -189,6 +186,19 @@ def test_an_exception_in_the_handler_is_noticed(inbox):
         wait_for(lambda: inbox / "b.fits" in calls)
     finally:
         watch.stop()
+
+
+def test_an_emitter_that_has_died_under_a_living_observer_is_noticed(start, inbox, hints):
+    watch, _ = start(inbox)
+    observer = watch._roots[inbox]._observer
+    for emitter in observer.emitters:
+        emitter.stop()
+        emitter.join()
+    assert observer.is_alive()
+    assert "has died" in watch.healthy(1.0)[inbox]
+    watch.rebuild(inbox, 1.0)
+    (inbox / "a.fits").write_bytes(b"x")
+    wait_for(lambda: inbox / "a.fits" in hints)
 
 
 def test_a_watch_that_the_kernel_has_dropped_is_noticed(start, inbox, monkeypatch):
