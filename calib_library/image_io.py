@@ -33,12 +33,11 @@ import numpy.typing as npt
 from astropy.io import fits
 
 from calib_library.errors import ImageError, IncompleteImageError
+from calib_library.fits_cards import CARD, parse_card, parse_cards
 from calib_library.frame import Card
 
 BLOCK = 2880
 """bytes; every FITS header and data unit fills whole blocks."""
-CARD = 80
-"""bytes of one header card."""
 MAX_HEADER_BYTES = 4_000_000
 """All headers of one file together; real ones have 3 to 50 kB."""
 MAX_HDUS = 64
@@ -695,81 +694,6 @@ def _integer(
     ):
         raise ImageError(f"{path.name}: {keyword} is missing or makes no sense; it is damaged")
     return value
-
-
-# --- cards ---------------------------------------------------------------------------------------
-
-_STRING = re.compile(rb"\s*'((?:[^']|'')*)(?:'|$)[^/]*(?:/(.*))?", re.DOTALL)
-_INTEGER = re.compile(r"[+-]?\d+")
-_FLOAT = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([EeDd][+-]?\d+)?")
-_COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([Ee][+-]?\d+)?")
-
-
-def parse_cards(images: Sequence[bytes]) -> tuple[Card, ...]:
-    """Header card images → cards, blank ones left out. Never raises."""
-    return tuple(card for card in map(parse_card, images) if card.keyword)
-
-
-def parse_card(image: bytes) -> Card:
-    """One card of 80 bytes (more with its CONTINUE cards) → keyword, value, comment. Never raises.
-
-    Follows the FITS standard 4.0, section 4, and mends what programs write beside it: a decimal
-    comma (`6,4E-05`), non-ASCII text (UTF-8, else Latin-1), control characters. A value that no
-    rule reads, `nan` or an infinity among them, is None.
-    """
-    keyword, field = image[:8], image[8:CARD]
-    if image.startswith(b"HIERARCH ") and b"=" in field:
-        keyword, _, field = image[9:CARD].partition(b"=")
-    elif field[:1] == b"=":
-        field = field[1:]
-    else:
-        return Card(_text(keyword), _text(image[8:]))
-    name = _text(keyword).upper()
-    if quoted := _STRING.match(field):
-        value, comment = _joined(quoted, image)
-        return Card(name, _mended(name, value), comment)
-    token, _, remark = field.partition(b"/")
-    return Card(name, _number(_text(token)), _text(remark))
-
-
-def _joined(first: re.Match[bytes], image: bytes) -> tuple[str, str]:
-    """Read the string of a card and of the CONTINUE cards that were joined to it."""
-    value, comment = first[1].rstrip(), first[2] or b""
-    for i in range(CARD, len(image), CARD):
-        more = _STRING.match(image[i + 8 : i + CARD])
-        if more is None:
-            break
-        value = value.removesuffix(b"&") + more[1].rstrip()
-        comment += more[2] or b""
-    return _text(value.replace(b"''", b"'"), leading=True), _text(comment)
-
-
-def _text(raw: bytes, *, leading: bool = False) -> str:
-    """Bytes of a header as printable text, blanks stripped (`leading` ones kept if asked)."""
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return text.rstrip() if leading else text.strip()
-
-
-def _mended(keyword: str, value: str) -> str:
-    """Give a number in quotes its decimal point for a comma; `2,2` of a binning stays."""
-    if _COMMA_NUMBER.fullmatch(value.strip()) and not re.search("BIN|SUM", keyword):
-        return value.replace(",", ".")
-    return value
-
-
-def _number(text: str) -> int | float | bool | None:
-    if text in ("T", "F"):
-        return text == "T"
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        value = float(re.sub("[Dd]", "E", text.replace(",", ".")))
-        return value if math.isfinite(value) else None
-    return None
 
 
 # --- checksums -----------------------------------------------------------------------------------

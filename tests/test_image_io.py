@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from calib_library import image_io
 from calib_library.errors import ImageError, IncompleteImageError
+from calib_library.fits_cards import parse_card
 from calib_library.frame import Card
 from calib_library.image_io import (
     RowReader,
     load,
-    parse_card,
     probe,
     read_extra,
     read_product,
