@@ -1,6 +1,6 @@
 """Cosmic rays in a single monochrome frame, by L.A.Cosmic (van Dokkum 2001, PASP 113, 1420).
 
-With the defaults of astroscrappy 92 % of the star cores of FWHM 1.4 px are flagged; the options here
+With the defaults of astroscrappy 92 % of star cores of FWHM 1.4 px are flagged; the options here
 were chosen because they leave cores alone and still find 95 % and more of the rays.
 """
 
@@ -30,9 +30,9 @@ def clean(
 
     `e_per_adu` is e-/ADU; `read_noise_e` e-, everything that does not grow with the light (see
     `read_noise`); `sky_adu` stands in for pixels that are not finite while rays are looked for.
-    Pixels at `saturation_adu` and above are never flagged. Returns the cleaned copy (flagged pixels
-    are the mean of their good neighbours in 5×5) and the mask, True where a ray was. Monochrome
-    only: in a mosaic every pixel differs from its neighbours. `image` is not changed.
+    Stars saturated at `saturation_adu` are not taken for rays. Returns the cleaned copy (flagged
+    pixels are the mean of their good neighbours in 5×5) and the mask, True where a ray was.
+    Monochrome only: in a mosaic every pixel differs from its neighbours. `image` is not changed.
     """
     finite = np.isfinite(image)
     filled = image if finite.all() else np.where(finite, image, np.float32(sky_adu))

@@ -139,7 +139,9 @@ def background_plane(
     inverse = np.asarray(np.linalg.inv(transform), dtype=np.float64)
     inverse /= inverse[2, 2]
     there = register.apply(inverse, points)
-    inside = np.all((there >= 0) & (there <= (nx - 1, ny - 1)), axis=1)
+    # Between the centres of the frame's outermost cells: beyond, its level would be a guess.
+    rim = np.array([nx / cells.shape[1], ny / cells.shape[0]]) / 2 - 0.5 - 1e-6
+    inside = np.all((there >= rim) & (there <= (nx - 1, ny - 1) - rim), axis=1)
     points, there = points[inside], there[inside]
     if len(points) == 0:
         return 0.0, 0.0, 0.0

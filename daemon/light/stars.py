@@ -38,6 +38,7 @@ _STORED = 500  # stars kept by StarList.to_json
 _BINNED_FROM_PX = 8_000_000  # from here on stars are found on 2×2 means
 _SPARSE_FROM_PX = 6_000_000  # from here on the background looks at every third row and column
 _THRESHOLD_SIGMA = 5.0
+_BLOCK_PX = 32  # nebulae are taken off at this scale where stars are looked for
 _NARROWEST_FWHM_PX = 1.05  # below: a single pixel, not light through optics
 _HOT_RATIO = 0.28  # smoothed over raw peak; a single pixel has 0.25 under the 1-2-1 kernel
 _APERTURE_FWHM = 3.0  # radius; scales with the seeing, so that the enclosed fraction does not
@@ -52,11 +53,11 @@ class Background:
     level_adu: float
     """Median of the cells, ADU."""
     sigma_adu: float
-    """Noise of one pixel: median over the cells of the clipped standard deviation, ADU."""
+    """Noise of one pixel: median over the cells, ADU."""
     cells: F32
     """(cy, cx) clipped median of each cell, ADU."""
     noise: F32
-    """(cy, cx) clipped standard deviation of each cell, ADU."""
+    """(cy, cx) noise of one pixel in each cell, gradients taken off, ADU."""
     cell_px: int
     """Nominal edge of a cell; the true pitch is shape / cells.shape."""
     shape: tuple[int, int]
@@ -151,9 +152,10 @@ _COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "saturated")
 def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
     """Measure level and noise of `image` (ny, nx), ADU, in cells of about `cell_px` px.
 
-    Each cell's samples are clipped at 3σ about their median until they settle. Large frames are
-    sampled at every third row and column (an odd step, so that a mosaic's planes count equally).
-    NaN is left out; a cell without samples takes the frame's median. `image` is not changed.
+    Samples are clipped at 3σ about their median until they settle; the noise is that of differences
+    of pixels, to which a gradient or a nebula adds nothing. Large frames are sampled at every third
+    row and column (an odd step, so that a mosaic's planes count equally). NaN is left out; a cell
+    without samples takes the frame's median. `image` is not changed.
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     ny, nx = pixels.shape
@@ -204,13 +206,16 @@ def _find(pixels: F32, flags: U8, sky: Background, binning: int) -> F64:
     """(n, 3) candidates: x, y (px of the full image), sigma (px); highest peak first."""
     # A constant image has no noise; the floor keeps its significance finite.
     floor = max(0.5 * sky.sigma_adu, 1e-5 * abs(sky.level_adu), 1e-6)
-    level = median_filter(sky.cells, size=3, mode="nearest")
     noise = np.maximum(median_filter(sky.noise, size=3, mode="nearest"), np.float32(floor))
-    ny, nx = pixels.shape
-    significance = np.empty((ny // binning, nx // binning), dtype=np.float32)
+    significance = np.empty([side // binning for side in pixels.shape], dtype=np.float32)
     if significance.size == 0:
         return np.empty((0, 3))
-    _significance(pixels, flags, level, noise, binning, significance)
+    _significance(pixels, flags, sky.cells, noise, binning, significance)
+    if min(significance.shape) >= _BLOCK_PX:
+        ny, nx = (side // (_BLOCK_PX // binning) for side in significance.shape)
+        residual = np.empty((max(ny, 1), max(nx, 1)), dtype=np.float32)
+        _block_medians(significance, residual)
+        _subtract(significance, residual)
     objects = _extract(significance, _THRESHOLD_SIGMA * max(_smoothed_noise(significance), 0.1))
     compact = objects["a"] < 5.0 * np.maximum(objects["b"], 0.3)
     objects = objects[compact]
@@ -268,17 +273,16 @@ def _extract(significance: F32, threshold: float) -> npt.NDArray[Any]:
 def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: float) -> StarList:
     """Measure the candidates twice: for the frame's FWHM, then with apertures made to it."""
     x, y, width = (np.ascontiguousarray(column) for column in chosen.T)
+    guess = FWHM_PER_SIGMA * float(np.median(width))
     first = np.empty((len(x), 7))
-    _moments(pixels, flags, x, y, width, sky.at(x, y), saturation, first)
+    local = _local_sky(pixels, sky, x, y, guess)
+    _moments(pixels, flags, x, y, width, local, saturation, first)
     fwhm = _typical_fwhm(first)
     if fwhm is None:
         return _empty()
-    usable = first[:, _OK] > 0
-    first = first[usable]
+    first = first[first[:, _OK] > 0]
     x, y = (np.ascontiguousarray(first[:, column]) for column in (_X, _Y))
-    inner = max(4.0 * fwhm, 6.0)
-    local = np.empty(len(x))
-    _annulus_sky(pixels, x, y, inner, 1.5 * inner + 2.0, sky.at(x, y), local)
+    local = _local_sky(pixels, sky, x, y, fwhm)
     second = np.empty((len(x), 7))
     width = np.ascontiguousarray(first[:, _FWHM] / FWHM_PER_SIGMA)
     _moments(pixels, flags, x, y, width, local, saturation, second)
@@ -297,6 +301,14 @@ def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: f
     matched = snr * _APERTURE_FWHM * FWHM_PER_SIGMA / 2
     starlike = _starlike(second, fwhm) & (flux > 0) & (matched >= _SNR_MIN)
     return _sorted_list(second[starlike], flux[starlike], snr[starlike], fwhm)
+
+
+def _local_sky(pixels: F32, sky: Background, x: F64, y: F64, fwhm: float) -> F64:
+    """(n,) ADU: the ring from 4 to 6 FWHM round each star; the cells' level where it is cut off."""
+    inner = max(4.0 * fwhm, 6.0)
+    local = np.empty(len(x))
+    _annulus_sky(pixels, x, y, inner, 1.5 * inner + 2.0, sky.at(x, y), local)
+    return local
 
 
 _X, _Y, _FWHM, _ELONGATION, _PEAK, _SATURATED, _OK = range(7)
@@ -382,58 +394,109 @@ def _unpack(text: str, shape: tuple[int, ...]) -> F32:
 @kernel()
 def _clipped(samples: F32, count: int) -> tuple[float, float]:
     """Median and standard deviation of the first `count` sorted samples, clipped at 3σ."""
+    median = float(samples[count // 2])
     sigma = (samples[(3 * count) // 4] - samples[count // 4]) / 1.349
     low, high = 0, count
-    median = float(samples[count // 2])
-    for _ in range(6):
+    for _ in range(7):
+        if sigma > 0.0:  # quartiles of coarsely quantised data can coincide
+            next_low = int(np.searchsorted(samples[:count], np.float32(median - 3.0 * sigma)))
+            next_high = int(np.searchsorted(samples[:count], np.float32(median + 3.0 * sigma)))
+            if next_high - next_low < 2:
+                break
+            settled = next_low == low and next_high == high
+            low, high = next_low, next_high
+        else:
+            settled = False
         middle = (low + high) // 2
         if (high - low) % 2 == 1:
             median = float(samples[middle])
         else:
             median = 0.5 * (float(samples[middle - 1]) + float(samples[middle]))
-        if sigma <= 0.0 or low != 0 or high != count:
-            mean = 0.0
-            for i in range(low, high):
-                mean += samples[i]
-            mean /= high - low
-            square = 0.0
-            for i in range(low, high):
-                square += (samples[i] - mean) ** 2
-            sigma = np.sqrt(square / max(high - low - 1, 1)) / 0.9866  # what clipping at 3σ loses
-        if sigma <= 0.0:
+        mean = 0.0
+        for i in range(low, high):
+            mean += samples[i]
+        mean /= high - low
+        square = 0.0
+        for i in range(low, high):
+            square += (samples[i] - mean) ** 2
+        sigma = np.sqrt(square / (high - low)) / 0.9866  # what clipping at 3σ takes from a Gaussian
+        if settled or sigma <= 0.0:
             break
-        next_low = int(np.searchsorted(samples[:count], np.float32(median - 3.0 * sigma)))
-        next_high = int(np.searchsorted(samples[:count], np.float32(median + 3.0 * sigma)))
-        if (next_low == low and next_high == high) or next_high - next_low < 2:
-            break
-        low, high = next_low, next_high
     return median, float(sigma)
 
 
 @kernel(parallel=True)
 def _measure_cells(image: F32, step: int, cells: F32, noise: F32) -> None:
+    """Clipped median of each cell; noise from differences of pixels three columns apart.
+
+    A gradient across the cell shifts all differences alike, so it is not taken for noise; and over
+    three pixels the correlation that an interpolated mosaic has is gone.
+    """
     ny, nx = image.shape
     cy, cx = cells.shape
     for j in prange(cy):
         y0, y1 = j * ny // cy, (j + 1) * ny // cy
-        samples = np.empty(((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2), np.float32)
+        size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
+        samples = np.empty(size, np.float32)
+        differences = np.empty(size, np.float32)
         for i in range(cx):
             x0, x1 = i * nx // cx, (i + 1) * nx // cx
-            count = 0
+            count = pairs = 0
             for y in range(y0, y1, step):
+                paired = (y - y0) // step % 2 == 0  # every second row is enough for the noise
                 for x in range(x0, x1, step):
                     value = image[y, x]
                     if np.isfinite(value):
                         samples[count] = value
                         count += 1
-            if count < 4:
+                        if paired and x + 3 < x1 and np.isfinite(image[y, x + 3]):
+                            differences[pairs] = image[y, x + 3] - value
+                            pairs += 1
+            if count < 4 or pairs < 4:
                 cells[j, i] = np.nan
                 noise[j, i] = np.nan
                 continue
             samples[:count].sort()
-            median, sigma = _clipped(samples, count)
-            cells[j, i] = median
-            noise[j, i] = sigma
+            differences[:pairs].sort()
+            cells[j, i] = _clipped(samples, count)[0]
+            noise[j, i] = _clipped(differences, pairs)[1] / np.sqrt(2.0)
+
+
+@kernel(parallel=True)
+def _block_medians(image: F32, out: F32) -> None:
+    """Median of a sparse grid of each block's pixels: what the cells left of a nebula."""
+    ny, nx = image.shape
+    by, bx = out.shape
+    for j in prange(by):
+        y0, y1 = j * ny // by, (j + 1) * ny // by
+        samples = np.empty(((ny // by) // 2 + 2) * ((nx // bx) // 2 + 2), np.float32)
+        for i in range(bx):
+            count = 0
+            for y in range(y0, y1, 2):
+                for x in range(i * nx // bx, (i + 1) * nx // bx, 2):
+                    samples[count] = image[y, x]
+                    count += 1
+            samples[:count].sort()
+            out[j, i] = samples[count // 2]
+
+
+@kernel(parallel=True)
+def _subtract(image: F32, cells: F32) -> None:
+    """Take `cells`, bilinear between their centres, off `image` in place."""
+    ny, nx = image.shape
+    cy, cx = cells.shape
+    for row in prange(ny):
+        level = np.empty(cx, np.float32)
+        v = min(max((row + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
+        j = min(int(v), max(cy - 2, 0))
+        j1 = min(j + 1, cy - 1)
+        for i in range(cx):
+            level[i] = cells[j, i] + (v - j) * (cells[j1, i] - cells[j, i])
+        for col in range(nx):
+            u = min(max((col + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
+            i = min(int(u), max(cx - 2, 0))
+            i1 = min(i + 1, cx - 1)
+            image[row, col] -= level[i] + np.float32(u - i) * (level[i1] - level[i])
 
 
 @kernel(parallel=True)

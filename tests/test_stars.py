@@ -1,0 +1,274 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from daemon.light.stars import Background, StarList, detect, measure_background
+from tests.star_fields import exposed, moffat, nearest, spread_out
+
+SHAPE = (320, 384)
+
+
+def field(rng, *, fwhm=3.0, step=40, fluxes=(1500, 100_000), shape=SHAPE, **sky):
+    x, y = spread_out(rng, shape, step)
+    flux = rng.permutation(np.geomspace(*fluxes, len(x)))
+    return exposed(rng, moffat(shape, x, y, flux, fwhm), **sky), x, y, flux
+
+
+# Background.
+
+
+def test_level_and_noise_are_the_scene_s():
+    rng = np.random.default_rng(1)
+    image = rng.normal(500, 12, SHAPE).astype(np.float32)
+    background = measure_background(image)
+    assert background.level_adu == pytest.approx(500, abs=0.3)  # 1.25 × 12 / √(pixels) is 0.04
+    assert background.sigma_adu == pytest.approx(12, rel=0.02)
+    assert background.cells.shape == background.noise.shape == (5, 6)
+
+
+def test_stars_do_not_raise_the_level_or_the_noise():
+    rng = np.random.default_rng(2)
+    image, *_ = field(rng, step=40, sky=400.0)
+    background = measure_background(image)
+    true_noise = np.sqrt(400 + 9)
+    assert background.level_adu == pytest.approx(400, abs=0.1 * true_noise)
+    assert background.sigma_adu == pytest.approx(true_noise, rel=0.06)
+
+
+def test_cells_follow_a_gradient():
+    rng = np.random.default_rng(3)
+    ny, nx = SHAPE
+    truth = 300 + 0.5 * np.arange(nx)[None, :] + 0.2 * np.arange(ny)[:, None]
+    background = measure_background((truth + rng.normal(0, 5, SHAPE)).astype(np.float32))
+    x, y = np.array([100.0, 250.5, 300.0]), np.array([60.0, 150.5, 250.0])
+    # The median of a cell is exact for a plane; between cells a plane is interpolated exactly.
+    np.testing.assert_allclose(background.at(x, y), 300 + 0.5 * x + 0.2 * y, atol=1.0)
+
+
+def test_quantised_noise_below_one_adu_is_measured():
+    rng = np.random.default_rng(4)
+    image = np.rint(rng.normal(100.2, 0.6, SHAPE)).astype(np.float32)
+    # Rounding adds 1/12 ADU²; the MAD of such data would be 0 or 1.48.
+    assert measure_background(image).sigma_adu == pytest.approx(np.sqrt(0.36 + 1 / 12), rel=0.05)
+
+
+def test_not_a_number_is_left_out():
+    rng = np.random.default_rng(5)
+    image = rng.normal(50, 2, SHAPE).astype(np.float32)
+    image[:70, :70] = np.nan
+    image[200, ::2] = np.nan
+    background = measure_background(image)
+    assert np.isfinite(background.cells).all()
+    assert background.level_adu == pytest.approx(50, abs=0.2)
+    assert not np.isnan(detect(image, background=background).flux).any()
+
+
+def test_sparse_sampling_of_a_large_frame_agrees():
+    rng = np.random.default_rng(6)
+    image = rng.normal(1000, 30, (2500, 2500)).astype(np.float32)
+    background = measure_background(image)
+    assert background.level_adu == pytest.approx(1000, abs=0.5)
+    assert background.sigma_adu == pytest.approx(30, rel=0.02)
+
+
+def test_any_number_type_and_any_layout():
+    rng = np.random.default_rng(7)
+    image = rng.poisson(1000, SHAPE).astype(np.uint16)
+    expected = measure_background(image.astype(np.float32))
+    assert measure_background(image.astype(">u2")).level_adu == expected.level_adu
+    assert measure_background(np.asfortranarray(image)).sigma_adu == expected.sigma_adu
+
+
+# Detection: positions, fluxes, widths.
+
+
+@pytest.mark.parametrize("fwhm", [1.5, 2.2, 3.5, 7.0])
+def test_stars_are_found_where_they_are(fwhm):
+    rng = np.random.default_rng(10)
+    image, x, y, flux = field(rng, fwhm=fwhm, step=48, fluxes=(8000, 200_000))
+    stars = detect(image)
+    distance, which = nearest(stars, x, y)
+    assert distance.max() < 0.5
+    assert len(stars) == len(set(which)) == len(x) == stars.found
+    bright = stars.snr > 100
+    assert np.sqrt(np.mean(distance[bright] ** 2)) < 0.05
+    ratio = stars.flux[bright] / flux[which][bright]
+    assert np.median(ratio) == pytest.approx(1, abs=0.03)
+    # Pixels convolve the profile (variance 1/12 px²); the matched Gaussian of a Moffat profile is
+    # a little wider than its half maximum.
+    seen = np.sqrt(fwhm**2 + 2.3548**2 / 12)
+    assert 0.97 * seen < np.median(stars.fwhm[bright]) < 1.16 * seen
+    assert np.median(stars.elongation[bright]) < 1.1
+
+
+def test_width_of_a_gaussian_star_is_exact():
+    rng = np.random.default_rng(11)
+    x, y = spread_out(rng, SHAPE, 48)
+    image = exposed(rng, moffat(SHAPE, x, y, np.full(len(x), 50_000.0), 4.0, beta=200))
+    seen = np.sqrt(16 + 2.3548**2 / 12)
+    assert np.median(detect(image).fwhm) == pytest.approx(seen, rel=0.02)
+
+
+def test_list_is_sorted_and_limited():
+    rng = np.random.default_rng(12)
+    image, x, *_ = field(rng)
+    stars = detect(image, limit=10)
+    assert len(stars) == 10
+    assert (np.diff(stars.flux) <= 0).all()
+    assert stars.found == pytest.approx(len(x), abs=3)
+
+
+def test_an_elongated_frame_keeps_its_stars():
+    rng = np.random.default_rng(13)
+    x, y = spread_out(rng, SHAPE, 48)
+    flux = np.full(len(x), 30_000.0)
+    scene = sum(moffat(SHAPE, x + d, y, flux / 7, 2.5) for d in np.linspace(-3, 3, 7))
+    stars = detect(exposed(rng, scene))
+    assert len(stars) > 0.9 * len(x)
+    assert np.median(stars.elongation) > 1.4
+
+
+def test_large_frames_are_searched_binned_and_measured_in_full():
+    rng = np.random.default_rng(14)
+    shape = (2400, 3400)
+    x, y = spread_out(rng, shape, 200)
+    flux = rng.uniform(5000, 100_000, len(x))
+    image = exposed(rng, moffat(shape, x, y, flux, 2.5))
+    stars = detect(image)
+    distance, which = nearest(stars, x, y)
+    assert len(set(which)) == len(x)
+    assert np.sqrt(np.mean(distance[stars.snr > 50] ** 2)) < 0.04
+
+
+# Detection: what is not a star.
+
+
+def test_empty_sky_constant_image_and_tiny_image_give_no_stars():
+    rng = np.random.default_rng(20)
+    assert len(detect(rng.normal(100, 5, SHAPE).astype(np.float32))) <= 1
+    assert len(detect(np.full(SHAPE, 100, dtype=np.float32))) == 0
+    assert len(detect(np.full(SHAPE, np.nan, dtype=np.float32))) == 0
+    assert len(detect(np.zeros((5, 5), dtype=np.float32))) == 0
+
+
+def test_hot_pixels_are_not_stars():
+    rng = np.random.default_rng(21)
+    image, x, y, _ = field(rng, fwhm=2.0)
+    clean = detect(image)
+    hot = rng.integers(10, 300, (2, 150))
+    image[hot[0], hot[1]] += rng.uniform(300, 30_000, 150).astype(np.float32)
+    stars = detect(image)
+    distance, which = nearest(stars, x, y)
+    assert (distance > 1.5).sum() <= 0.05 * len(stars)
+    assert len(set(which[distance < 1.0])) > 0.85 * len(clean)
+
+
+def test_satellite_trails_are_not_stars():
+    rng = np.random.default_rng(22)
+    image, x, y, _ = field(rng)
+    v, u = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    for slope, offset, level in ((0.3, 80, 60), (-0.8, 310, 900)):
+        across = (v - slope * u - offset) / np.hypot(1, slope)
+        image += (level * np.exp(-(across**2) / (2 * 1.5**2))).astype(np.float32)
+    stars = detect(image)
+    distance, which = nearest(stars, x, y)
+    assert (distance > 1.5).sum() <= 2
+    assert len(set(which[distance < 1.5])) > 0.75 * len(x)
+
+
+def test_a_nebula_hides_few_stars_and_makes_none():
+    rng = np.random.default_rng(23)
+    x, y = spread_out(rng, SHAPE, 40)
+    v, u = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    nebula = sum(
+        amplitude * np.exp(-((u - cx) ** 2 + (v - cy) ** 2) / (2 * size**2))
+        for amplitude, cx, cy, size in (
+            (4000, 200, 150, 60),
+            (3000, 260, 200, 15),
+            (900, 90, 90, 25),
+        )
+    )
+    scene = moffat(SHAPE, x, y, np.full(len(x), 30_000.0), 3.0) + nebula
+    stars = detect(exposed(rng, scene))
+    distance, which = nearest(stars, x, y)
+    assert (distance > 1.5).sum() <= 2
+    assert len(set(which[distance < 1.5])) > 0.9 * len(x)
+
+
+def test_saturated_stars_are_flagged_and_placed():
+    rng = np.random.default_rng(24)
+    x, y = spread_out(rng, SHAPE, 64)
+    flux = np.where(np.arange(len(x)) % 2 == 0, 2e6, 5e4)
+    image = np.minimum(exposed(rng, moffat(SHAPE, x, y, flux, 3.0)), np.float32(20_000))
+    stars = detect(image, saturation_adu=20_000)
+    distance, which = nearest(stars, x, y)
+    assert distance.max() < 0.5
+    assert len(set(which)) == len(x)
+    np.testing.assert_array_equal(stars.saturated, flux[which] > 1e6)
+    mask = np.where(image >= 20_000, 2, 0).astype(np.uint8)
+    np.testing.assert_array_equal(detect(image, mask=mask).saturated, stars.saturated)
+
+
+def test_masked_pixels_are_not_searched():
+    rng = np.random.default_rng(25)
+    image, x, *_ = field(rng)
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    image[100:110, 50:56] = 30_000
+    mask[100:110, 50:56] = 1
+    stars = detect(image, mask=mask)
+    assert ((np.abs(stars.x - 52.5) > 5) | (np.abs(stars.y - 104.5) > 7)).all()
+    assert len(stars) > 0.9 * len(x)
+
+
+@pytest.mark.parametrize("count", [8, 3000])
+def test_few_and_many_stars(count):
+    rng = np.random.default_rng(26)
+    shape = (512, 512)
+    x, y = rng.uniform(15, 497, (2, count))
+    flux = rng.uniform(4000, 60_000, count)
+    stars = detect(exposed(rng, moffat(shape, x, y, flux, 2.5, oversampling=3)))
+    distance, _ = nearest(stars, x, y)
+    assert len(stars) == 8 if count == 8 else len(stars) > 300
+    assert np.mean(distance < 1) > 0.9
+
+
+# Values and promises.
+
+
+def test_json_gives_back_the_same_bits():
+    rng = np.random.default_rng(30)
+    image, *_ = field(rng)
+    background = measure_background(image)
+    stars = detect(image, background=background, saturation_adu=3000)
+    assert stars.saturated.any()
+    again = StarList.from_json(stars.to_json())
+    for part in dataclasses.fields(StarList):
+        np.testing.assert_array_equal(getattr(again, part.name), getattr(stars, part.name))
+    sky = Background.from_json(background.to_json())
+    for part in dataclasses.fields(Background):
+        np.testing.assert_array_equal(getattr(sky, part.name), getattr(background, part.name))
+
+
+def test_an_empty_list_survives_json():
+    empty = detect(np.zeros((64, 64), dtype=np.float32))
+    again = StarList.from_json(empty.to_json())
+    assert len(again) == 0
+    assert again.found == 0
+
+
+def test_inputs_are_not_changed_and_threads_do_not_matter():
+    import numba
+
+    rng = np.random.default_rng(31)
+    image, *_ = field(rng)
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    before = image.copy()
+    stars = detect(image, mask=mask)
+    np.testing.assert_array_equal(image, before)
+    threads = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        assert detect(image, mask=mask).to_json() == stars.to_json()
+    finally:
+        numba.set_num_threads(threads)
