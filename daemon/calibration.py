@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import datetime as dt
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -21,12 +22,11 @@ Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
 
 KEPT_IMAGES = 4
-KEPT_MASKS = 2
-"""Master arrays kept in memory: a dark and flats of three filters, the hot pixels of two darks."""
+KEPT_MASKS = 4
+"""Master arrays kept in memory: a dark and flats of three filters, and their bad pixels."""
 
-HOT_SIGMA = 8.0
-"""A pixel of a master dark this far above its neighbours (in the noise of the dark) is repaired.
-Dark subtraction removes its mean; what is left is its shot noise, which the stack weighs down."""
+STEPS_PER_OCTAVE = 2
+"""The threshold for hot pixels moves in steps of √2, so that one mask serves many frames."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Calibrator:
             pixels,
             dark=self._image(subtract) if subtract else None,
             flat=self._flat(calibration.flat, bayer=bayer) if calibration.flat else None,
-            bad=self._hot(calibration.dark, bayer=bayer) if calibration.dark else None,
+            bad=self._bad(pixels, record, calibration),
             bayer=bayer,
             saturation_adu=record.saturation_adu,
         )
@@ -161,13 +161,53 @@ class Calibrator:
             lambda: flat.normalise(build.load_master(self._root, master), bayer=bayer),
         )
 
-    def _hot(self, master: MasterRecord, *, bayer: bool) -> Mask:
+    def _bad(
+        self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
+    ) -> Mask | None:
+        """The (ny, nx) mask of pixels that would do this frame harm: hot ones, whose dark current
+        doubles its noise, and those that the flat shows to be dead.
+        """
+        if calibration.dark is None and calibration.flat is None:
+            return None
+        bayer = record.key.bayer_pattern is not None
+        noise_adu = noise_of(pixels, bayer=bayer)
+        # The shot noise of D e- of dark current is √D. In ADU²: excess/gain > (2² − 1) σ².
+        limit = 3.0 * noise_adu**2 * (record.e_per_adu or 1.0)
+        step = math.floor(STEPS_PER_OCTAVE * math.log2(max(limit, 1.0)))
+        dark, flat_field = calibration.dark, calibration.flat
+        name = f"bad {step} {dark.id if dark else '-'}"
         return self._masks.get(
-            ("hot", master.id),
-            lambda: defects.hot_pixels(self._image(master), sigma=HOT_SIGMA, bayer=bayer).astype(
-                np.uint8
-            ),
+            (name, flat_field.id if flat_field else 0),
+            lambda: self._find_bad(dark, flat_field, 2 ** (step / STEPS_PER_OCTAVE), bayer=bayer),
         )
+
+    def _find_bad(
+        self,
+        dark: MasterRecord | None,
+        flat_field: MasterRecord | None,
+        limit_adu: float,
+        *,
+        bayer: bool,
+    ) -> Mask:
+        bad: npt.NDArray[np.bool_] | None = None
+        if dark is not None:
+            image = self._image(dark)
+            bad = ~(image - defects.local_median(image, bayer=bayer) <= limit_adu)
+        if flat_field is not None:
+            cold = defects.cold_pixels(self._flat(flat_field, bayer=bayer), bayer=bayer)
+            bad = cold if bad is None else bad | cold
+        assert bad is not None
+        return bad.view(np.uint8)
+
+
+def noise_of(pixels: npt.NDArray[np.generic], *, bayer: bool) -> float:
+    """Noise of one raw pixel (ADU) of `pixels` (ny, nx): 1.4826 MAD of the differences of
+    neighbours of one colour, over √2, from a sparse sample of rows.
+    """
+    rows = pixels[:: max(1, len(pixels) // 64)].astype(np.float32)
+    step = 2 if bayer else 1
+    differences = rows[:, step:] - rows[:, :-step]
+    return float(1.4826 * np.median(np.abs(differences)) / np.sqrt(2.0))
 
 
 A = TypeVar("A")

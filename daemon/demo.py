@@ -24,7 +24,7 @@ def demo(folder: Path, *, fast: bool = False) -> int:
     Raises FileExistsError where the folder is not empty: nobody's frames are mixed with invented
     ones.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     folder = folder.absolute()
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(

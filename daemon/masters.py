@@ -40,7 +40,6 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             generation=pipeline.library.next_generation(one.id),
             subtract=subtracted(pipeline, one),
             sigma=pipeline.config.calibration.sigma,
-            minimum=pipeline.config.calibration.min_frames,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
     except (LibraryError, OSError) as error:
@@ -48,7 +47,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
         # The lights that wait for it go on with what there is; the set is tried again when
         # another frame joins it.
         with pipeline.ledger.transaction():
-            pipeline.library.build_failed(one.id, str(error))
+            pipeline.library.build_failed(one.id, str(error), now)
             pipeline.ledger.release_waiting([one.id])
         return False
     with pipeline.ledger.transaction():

@@ -442,7 +442,7 @@ class Pipeline:
 
 
 def moved_plane(
-    plane: tuple[float, float, float], matrix: npt.NDArray[np.float64]
+    plane: tuple[float, float, float], matrix: npt.NDArray[np.floating]
 ) -> tuple[float, float, float]:
     """The plane a + bx·x + by·y (ADU) of coordinates that `matrix` (affine, 3×3) leads to, as a
     plane of the coordinates it comes from.
@@ -479,10 +479,13 @@ def explain_header(identity: Identity) -> tuple[str, list[str]]:
     record = identity.record
     lines = []
     for field, source in sorted(record.sources.items()):
-        value = getattr(record, field, None)
-        if value is None:
-            value = getattr(record.key, field, None)
-        lines.append(f"{field} = {value}  (from {source})")
+        value: object
+        if field == "binning":
+            value = f"{record.key.xbinning}×{record.key.ybinning}"
+        else:
+            value = getattr(record, field, None) or getattr(record.key, field, None)
+        if value is not None:
+            lines.append(f"{field} = {value}  (from {source})")
     lines.append(f"target = {identity.target}, night = {identity.night}")
     return "Header", [*lines, *record.warnings]
 

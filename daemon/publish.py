@@ -16,7 +16,7 @@ from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Member, Stack, Stacks
 from daemon.log import StatusLog
 from daemon.report import preview
-from daemon.stack import live, product
+from daemon.stack import holes, live, product
 from daemon.stack.store import Growing, LiveStacks
 
 PREVIEW_EVERY_S = 5.0
@@ -93,7 +93,7 @@ class Publisher:
                 self.publish(stack, growing, now=now)
                 self._pictured[stack_id] = (count, moment)
             elif pictured != count and moment - pictured_at >= PREVIEW_EVERY_S:
-                self._picture(stack, live.render(growing.image))
+                self._picture(stack, growing)
                 self._pictured[stack_id] = (count, moment)
 
     def publish(self, stack: Stack, growing: Growing, *, now: dt.datetime) -> None:
@@ -109,9 +109,9 @@ class Publisher:
         """Write the next generation to disk, whole; nothing points at it yet. None where there is
         no image: every frame of it was taken out.
         """
-        if growing.image is None:
+        image = rendered(growing)
+        if image is None:
             return None
-        image = live.render(growing.image)
         generation = stack.generation + 1
         stem = product.stem_of(stack, self._stacks.all())
         folder = product.folder_of(stack)
@@ -155,14 +155,19 @@ class Publisher:
         product.link_newest(self._root, made.link, made.path)
         if stack.path and stack.path != str(made.path):
             (self._root / stack.path).unlink(missing_ok=True)
-        self._picture(stack, made.image)
+        self._write_picture(stack, made.image)
         self._log.info(
             "STACK",
             f"{stack.label}: {made.frames} frames, {made.exposure_s:.0f} s, "
             f"generation {made.generation}: {made.path}",
         )
 
-    def _picture(self, stack: Stack, image: live.StackImage) -> None:
+    def _picture(self, stack: Stack, growing: Growing) -> None:
+        image = rendered(growing)
+        if image is not None:
+            self._write_picture(stack, image)
+
+    def _write_picture(self, stack: Stack, image: live.StackImage) -> None:
         stem = product.stem_of(stack, self._stacks.all())
         product.write_preview(
             self._root,
@@ -197,11 +202,10 @@ class Publisher:
                 continue
             images = []
             for stack in channels:
-                growing = self._live.get(stack, self._stacks.members(stack.id))
-                if growing.image is None:
-                    break
-                images.append(live.render(growing.image))
-            else:
+                image = rendered(self._live.get(stack, self._stacks.members(stack.id)))
+                if image is not None:
+                    images.append(image)
+            if len(images) == len(channels):
                 covered = np.minimum.reduce([image.coverage for image in images])
                 picture = preview.png(
                     preview.compose(*(image.mean[0] for image in images)),
@@ -213,6 +217,14 @@ class Publisher:
                 )
                 image_io.write_bytes(self._root / relative, picture)
                 self._log.info("COLOUR", f"{target}: {relative}")
+
+
+def rendered(growing: Growing) -> live.StackImage | None:
+    """The stack as it is written and shown, small holes filled; None without a frame."""
+    if growing.image is None:
+        return None
+    image = live.render(growing.image)
+    return dataclasses.replace(image, mean=holes.fill(image.mean, image.coverage))
 
 
 def _channels(filters: Mapping[str, Stack]) -> tuple[Stack, Stack, Stack] | None:

@@ -199,6 +199,8 @@ class Worker(threading.Thread):
                 self._wake.clear()
         self._beat("stopping: writing the stacks")
         self._publisher.tick(self._now(), flush=True)
+        if self._hurried.is_set():
+            self._publisher.colour()
         db.conn.close()
 
     def _step(self) -> bool:

@@ -15,7 +15,14 @@ def outcomes(tmp_path_factory):
     """The lights first; then the darks, flats and flat-darks of the same night."""
     tmp_path = tmp_path_factory.mktemp("later")
     plan = small_plan(
-        seed=8, shape=(384, 512), bias=0, darks=8, flats=8, flat_darks=6, lights=LIGHTS, flip=False,
+        seed=8,
+        shape=(384, 512),
+        bias=0,
+        darks=8,
+        flats=8,
+        flat_darks=6,
+        lights=LIGHTS,
+        flip=False,
     )
     taken = list(frames(plan))
     config = config_for(tmp_path)
@@ -54,7 +61,9 @@ def test_it_is_better(outcomes):
     """Against the noiseless truth: without flats the vignette stays, with them it is gone."""
     plan, _, _, first, after = outcomes
     shot = next(s for s in plan.shots if s.kind == "light")
-    truth = noiseless(plan, "R", fwhm_px=shot.fwhm_px, exposure_s=shot.exposure_s, matrix=shot.matrix)
+    truth = noiseless(
+        plan, "R", fwhm_px=shot.fwhm_px, exposure_s=shot.exposure_s, matrix=shot.matrix
+    )
     again = after.image(after.stacks[0])
 
     def slope(image):

@@ -18,8 +18,15 @@ def night(tmp_path_factory):
     """A night in one filter, taken in whole."""
     tmp_path = tmp_path_factory.mktemp("night")
     plan = small_plan(
-        seed=3, shape=(384, 512), bias=5, darks=6, flats=6, flat_darks=5, lights=LIGHTS,
-        cloud=False, bump=False,
+        seed=3,
+        shape=(384, 512),
+        bias=5,
+        darks=6,
+        flats=6,
+        flat_darks=5,
+        lights=LIGHTS,
+        cloud=False,
+        bump=False,
     )
     write_night(tmp_path / "in", plan)
     config = config_for(tmp_path)
@@ -37,7 +44,10 @@ def test_every_frame_comes_to_its_end(night):
 def test_one_master_of_each_kind_with_all_its_frames(night):
     _, _, outcome, _ = night
     assert {(str(m.frame_type), m.frames) for m in outcome.masters} == {
-        ("bias", 5), ("dark", 6), ("flat", 6), ("flat-dark", 5),
+        ("bias", 5),
+        ("dark", 6),
+        ("flat", 6),
+        ("flat-dark", 5),
     }
 
 
@@ -82,7 +92,9 @@ def test_the_product_opens_and_says_what_it_is(night):
         assert header["LIVETIME"] == pytest.approx(LIGHTS * header["EXPTIME"])
         assert 0 <= hdus[0].data.min() <= hdus[0].data.max() <= 1
         assert sum(str(line).startswith("frame:") for line in header["HISTORY"]) == LIGHTS
-    picture = (config.library.path / stack.path).with_name(f"{stack.target}_R.png".replace(" ", "_"))
+    picture = (config.library.path / stack.path).with_name(
+        f"{stack.target}_R.png".replace(" ", "_")
+    )
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -358,7 +358,7 @@ class Ledger:
 
     def find(self, text: str) -> Sequence[Frame]:
         """Frames by number, path, name, or the beginning or a part of the name; newest first."""
-        if text.isdigit():
+        if text.isdecimal() and text == str(int(text)):  # not 0095, which is part of a name
             frame = self.get(int(text))
             if frame:
                 return [frame]
