@@ -488,6 +488,23 @@ def test_a_hint_at_a_folder_has_it_scanned(inbox):
     assert night.paths() == [inbox / "a" / "b" / "x.fits"]
 
 
+def test_a_new_folder_that_the_watch_leaves_out_is_watched_by_itself(inbox, tmp_path, monkeypatch):
+    """Scenario 7, as with watchdog 6: a folder moved in is hinted at but not watched."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "old.fits").write_bytes(frame())
+    followed = []
+    with Night(inbox) as night:
+        wait_for(night.intake.idle)
+        watch = night.intake._watch
+        monkeypatch.setattr(watch, "unwatched", lambda _root, inodes: len(inodes))
+        monkeypatch.setattr(watch, "follow", lambda root, folder: followed.append((root, folder)))
+        outside.rename(inbox / "moved")
+        wait_for(lambda: followed)
+        wait_for(lambda: night.paths() == [inbox / "moved" / "old.fits"])
+    assert set(followed) == {(inbox, inbox / "moved")}
+
+
 def test_hints_beyond_what_is_kept_are_made_good_by_a_scan(inbox, monkeypatch):
     """Scenario 9, on our own side of the kernel's queue."""
     monkeypatch.setattr(module, "_HINTS", 10)

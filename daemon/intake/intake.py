@@ -112,8 +112,8 @@ class _Scan:
 
     root: Path
     found: Iterator[Found]
-    whole: bool
-    """Of the whole root, not only of one folder in it."""
+    folder: Path | None
+    """The one folder that is scanned; None: the whole root."""
     started: float
     repeat: bool = False
     """Another was asked for meanwhile."""
@@ -354,7 +354,9 @@ class Intake(threading.Thread):
             asked, self._rescans = self._rescans, {}
         for root in self._roots:
             if root in asked or now >= self._next_scan[root]:
-                under_way = next((s for s in self._scans if s.whole and s.root == root), None)
+                under_way = next(
+                    (s for s in self._scans if s.folder is None and s.root == root), None
+                )
                 if under_way is not None:  # it has passed places where something is new by now
                     under_way.repeat = True
                 else:
@@ -374,8 +376,8 @@ class Intake(threading.Thread):
                 self._tell(path, "SCAN", text, Level.WARNING)
 
         found = scan(root, self._ignore, folder=folder, on_folder=on_folder, on_error=on_error)
-        current = _Scan(root, found, folder is None, self._clock())
-        if current.whole:
+        current = _Scan(root, found, folder, self._clock())
+        if folder is None:
             self._scans.append(current)
         else:  # small, and probably tonight's: it does not wait for the archive
             self._scans.appendleft(current)
@@ -392,8 +394,11 @@ class Intake(threading.Thread):
             if self._clock() >= end:
                 return
         self._scans.popleft()
-        if current.whole:
+        if current.folder is None:
             self._end_scan(current)
+        elif self._watch is not None and self._watch.unwatched(current.root, current.inodes):
+            # watchdog 6 does not watch a folder that was moved in from outside.
+            self._watch.follow(current.root, current.folder)
 
     def _end_scan(self, current: _Scan) -> None:
         root, now = current.root, self._clock()

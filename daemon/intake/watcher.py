@@ -241,7 +241,7 @@ class _RootWatch:
             if _identify(folder).network is None:
                 self._observe(folder)
         except OSError as error:  # the scan finds what lies there
-            log.warning("the linked folder %s cannot be watched: %s", folder, _why(error))
+            log.warning("the folder %s cannot be watched: %s", folder, _why(error))
 
     def close(self) -> None:
         self._release()
@@ -380,7 +380,7 @@ class Watch:
         return self._roots[root].often()
 
     def follow(self, root: Path, folder: Path) -> None:
-        """Watch also a folder that a symlink below `root` leads to."""
+        """Watch also a folder in `root` that its watch leaves out, as one behind a symlink."""
         self._roots[root].follow(folder)
 
     def unwatched(self, root: Path, inodes: Iterable[int]) -> int:
