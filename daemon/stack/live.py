@@ -700,15 +700,15 @@ def _render_rows(
                     for i in range(waiting):
                         frame = frames[i, plane, y, x]
                         value = values[i, plane, y, x]
-                        if abs(value - centre) > _gate(
-                            centre, skies[plane], contrast[x], table[frame, 3 + plane],
+                        away = value - centre
+                        least = table[frame, 3 + plane]
+                        if away * away > GATE_SIGMA * GATE_SIGMA * least and abs(away) > _gate(
+                            centre, skies[plane], contrast[x], least,
                             table[frame, 1], table[frame, 2], number, empirical,
                         ):  # fmt: skip
                             continue
                         share = int(table[frame, 0])
-                        if count > 0:
-                            away = value - sums * quantum / weights
-                            squares += share * away * away * weights / (weights + share)
+                        squares += share * away * away
                         sums += share * _quanta(float(value), quantum)
                         weights += share
                         count += 1
@@ -718,7 +718,8 @@ def _render_rows(
                     source = max(result - skies[plane], 0.0)
                     model = typical[plane, 0] + typical[plane, 1] * source
                     # Σ w (y − mean)² / W · n / (n − 1), with n − 1 degrees of freedom.
-                    measured = squares / weights * count
+                    shift = result - centre
+                    measured = max(squares / weights - shift * shift, 0.0) * count
                     combined = (MODEL_FREEDOM * model + measured) / (MODEL_FREEDOM + count - 1)
                     variance[plane, y, x] = combined / (count * typical[plane, 2])
                     coverage[y, x] = max(coverage[y, x], count)
