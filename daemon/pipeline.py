@@ -26,6 +26,7 @@ from daemon.ledger.stacks import Member, Photometry, Reference, Stacks
 from daemon.ledger.states import State
 from daemon.light import cosmic, debayer, quality, register, stars
 from daemon.log import StatusLog
+from daemon.stack import product
 from daemon.stack.live import FrameTerms
 from daemon.stack.store import LiveStacks
 
@@ -299,6 +300,8 @@ class Pipeline:
                     stack_id=stack.id,
                     explanation=explanation,
                 )
+        if self.config.lights.keep_calibrated:
+            self._keep(frame, identity, light)
         flags = f" ({', '.join(member.flags)})" if member.flags else ""
         self.log.info(
             "STACKED",
@@ -308,6 +311,23 @@ class Pipeline:
             frame=frame.name,
         )
         return State.STACKED
+
+    def _keep(self, frame: Frame, identity: Identity, light: Light) -> None:
+        """Write the calibrated light as a file of its own, replacing what an earlier calibration
+        of it left there.
+        """
+        record = identity.record
+        folder = Path("calibrated") / identity.night / product.safe(identity.target)
+        folder /= product.safe(record.filter or "nofilter")
+        path = self.config.library.path / folder / f"{product.safe(frame.path.stem)}_c.fits"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image_io.write_fits(
+            path,
+            light.image if len(light.image) > 1 else light.image[0],
+            product.calibrated_cards(record, light.calibration.ids(), frame.name),
+            scale=self.config.stack.scale,
+            pedestal_adu=product.pedestal_for(light.image, light.mask >= 0),
+        )
 
     # -- parts that a replay and a rebuild share --------------------------------------------
 

@@ -58,8 +58,15 @@ def run(
     AlreadyRunningError where another instance holds the library.
     """
     root = config.library.path
-    new = not root.exists() or not any(root.iterdir())
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        new = not root.exists() or not any(root.iterdir())
+        root.mkdir(parents=True, exist_ok=True)
+        (root / LOCK_NAME).touch()
+    except OSError as error:
+        raise FatalError(
+            f"the library folder {root} cannot be written ({error.strerror}): make it, or give it "
+            "to the user that runs Lightkeeper"
+        ) from error
     with _lock(root):
         log = StatusLog(root / LOG_NAME)
         _bridge(log)

@@ -223,6 +223,14 @@ class Worker(threading.Thread):
             self._remake(stale[0].id)
             return True
         self._publisher.tick(now)
+        return self._catch_up()
+
+    def _catch_up(self) -> bool:
+        """Bring a stack into memory whose product lacks frames: the publisher does the rest."""
+        for stack in self._stacks.behind():
+            if stack.id not in self._live:
+                self._live.get(stack, self._stacks.members(stack.id))
+                return True
         return False
 
     def _build_masters(self, now: dt.datetime) -> bool:

@@ -216,7 +216,7 @@ class Ledger:
                       AND (not_before IS NULL OR not_before <= :now)
                     ORDER BY mtime_ns < :fresh,
                              frame_type IS NOT NULL AND frame_type NOT IN {_CALIBRATION},
-                             date_obs, id
+                             date_obs, name, id
                     LIMIT 1
                     """,  # noqa: S608 — the states and types are constants of this module
                     {"now": _utc(now), "fresh": fresh},

@@ -155,6 +155,16 @@ class Stacks:
         """Stacks that must be made again."""
         return self._stacks("stale IS NOT NULL ORDER BY id", ())
 
+    def behind(self) -> list[Stack]:
+        """Stacks whose written product does not hold exactly their members: the daemon was
+        stopped between adding a frame and writing.
+        """
+        return self._stacks(
+            "stale IS NULL AND published_frames != "
+            "(SELECT count(*) FROM stack_frame WHERE stack_id = stack.id) ORDER BY id",
+            (),
+        )
+
     def _stacks(self, condition: str, values: Sequence[object]) -> list[Stack]:
         query = f"SELECT * FROM stack WHERE {condition}"  # noqa: S608 — conditions are literals
         return [_stack(row) for row in self.db.query(query, values)]

@@ -5,7 +5,7 @@ file lies on disk, whole. A link of constant name leads to the newest.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +46,16 @@ def stem_of(stack: Stack, others: Sequence[Stack]) -> str:
     return f"{plain(stack)}_{stack.id}" if taken else plain(stack)
 
 
-def pedestal_for(image: live.StackImage) -> float:
-    """ADU to add so that no background pixel is cut off at zero; whole hundreds, often 0."""
-    covered = image.coverage > 0
+def pedestal_for(image: Image, covered: npt.NDArray[np.bool_]) -> float:
+    """ADU to add to `image` (planes, ny, nx) so that no background pixel of those that are
+    `covered` (ny, nx) is cut off at zero; whole hundreds, often 0.
+    """
     if not covered.any():
         return 0.0
-    sample = image.mean[:, covered][:, :: max(1, int(covered.sum()) // 100_000)]
+    step = max(1, int(np.sqrt(covered.size / 100_000)))
+    sample = image[:, ::step, ::step][:, covered[::step, ::step]]
+    if not sample.size:
+        return 0.0
     centre = np.median(sample, axis=1)
     spread = 1.4826 * np.median(np.abs(sample - centre[:, None]), axis=1)
     lowest = float(np.min(centre - PEDESTAL_SIGMA * spread))
@@ -68,67 +72,76 @@ def cards_for(
     masters: Sequence[str],
     settings: str,
 ) -> list[Card]:
-    """The product's keywords: what it shows, and everything that went into it."""
+    """The stack's keywords: what it shows, and everything that went into it."""
     total = sum(member.exposure_s or 0.0 for member in members)
-    exposures = {member.exposure_s for member in members}
     flags = sorted({flag for member in members for flag in member.flags})
-    steps = {
-        "B": any(member.masters.get("bias") or member.masters.get("dark") for member in members),
-        "D": all(member.masters.get("dark") for member in members),
-        "F": all(member.masters.get("flat") for member in members),
-    }
-    # TELESCOP and the like may be long or not ASCII: image_io makes them fit a card.
-    optional: list[tuple[str, str | float | None, str]] = [
+    return [
+        Card("IMAGETYP", "Light Frame", "a stack of light frames"),
+        Card("OBJECT", stack.target, "target"),
+        Card("STACKCNT", len(members), "frames in this stack"),
+        Card("NCOMBINE", len(members), "frames in this stack"),
+        Card("EXPTIME", total / len(members), "[s] exposure of one frame"),
+        Card("LIVETIME", total, "[s] total exposure"),
+        Card("CALSTAT", calstat([member.masters for member in members]), CALSTAT_COMMENT),
+        *_camera_cards(record),
+        Card("LKGEN", generation, "generation of this product"),
+        Card("LKFLAGS", "; ".join(flags)[:60], "what the calibration lacks"),
+        Card("LKSET", settings[:60], "settings of the stack"),
+        *(Card("HISTORY", f"master: {name}") for name in masters),
+        *(Card("HISTORY", f"frame: {name}") for name in names),
+    ]
+
+
+def calibrated_cards(
+    record: FrameRecord, masters: Mapping[str, int | None], name: str
+) -> list[Card]:
+    """The keywords of one calibrated light."""
+    return [
+        Card("IMAGETYP", "Light Frame", "calibrated"),
+        *([Card("OBJECT", record.object_name)] if record.object_name else []),
+        Card("EXPTIME", record.exposure_s or 0.0, "[s]"),
+        Card("CALSTAT", calstat([masters]), CALSTAT_COMMENT),
+        *_camera_cards(record),
+        Card("HISTORY", f"frame: {name}"),
+    ]
+
+
+CALSTAT_COMMENT = "calibrated with bias, dark, flat"
+
+
+def calstat(masters: Sequence[Mapping[str, int | None]]) -> str:
+    """The steps that every frame went through, as MaxIm writes them: `BDF`. A dark contains the
+    bias.
+    """
+    steps = {"B": ("bias", "dark"), "D": ("dark",), "F": ("flat",)}
+    return "".join(
+        letter
+        for letter, kinds in steps.items()
+        if all(any(one.get(kind) for kind in kinds) for one in masters)
+    )
+
+
+def _camera_cards(record: FrameRecord) -> list[Card]:
+    date = record.date_obs.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] if record.date_obs else None
+    values: list[tuple[str, str | float | None, str]] = [
+        ("DATE-OBS", date, "UTC, start of the (first) frame"),
         ("INSTRUME", record.key.camera, "camera"),
         ("TELESCOP", record.telescope, ""),
         ("FILTER", record.filter_name or record.filter, "filter"),
         ("GAIN", record.key.gain, "camera gain setting"),
         ("OFFSET", record.key.offset, "camera offset setting"),
         ("EGAIN", record.e_per_adu, "[e-/ADU] of one frame"),
-        ("CCD-TEMP", record.temperature_c, "[degC] of the first frame"),
+        ("CCD-TEMP", record.temperature_c, "[degC] of the (first) frame"),
         ("FOCALLEN", record.focal_length_mm, "[mm]"),
         ("XPIXSZ", record.pixel_size_um, "[um]"),
+        ("XBINNING", record.key.xbinning, ""),
+        ("YBINNING", record.key.ybinning, ""),
         ("RA", record.ra_deg, "[deg]"),
         ("DEC", record.dec_deg, "[deg]"),
+        ("ROWORDER", record.row_order, "order of the rows"),
+        ("SWCREATE", f"Lightkeeper {__version__}", ""),
     ]
-    cards = [
-        Card("IMAGETYP", "Light Frame", "a stack of light frames"),
-        Card("OBJECT", stack.target, "target"),
-        Card("STACKCNT", len(members), "frames in this stack"),
-        Card("NCOMBINE", len(members), "frames in this stack"),
-        Card(
-            "EXPTIME",
-            next(iter(exposures)) or 0.0 if len(exposures) == 1 else total / len(members),
-            "[s] exposure of one frame",
-        ),
-        Card("LIVETIME", total, "[s] total exposure"),
-        Card(
-            "CALSTAT",
-            "".join(letter for letter, done in steps.items() if done),
-            "calibrated with bias, dark, flat",
-        ),
-        Card("XBINNING", record.key.xbinning),
-        Card("YBINNING", record.key.ybinning),
-        Card("ROWORDER", record.row_order, "order of the rows"),
-    ]
-    cards += [Card(name, value, comment) for name, value, comment in optional if value is not None]
-    if record.date_obs:
-        cards.append(
-            Card(
-                "DATE-OBS",
-                record.date_obs.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3],
-                "UTC, start of the first frame",
-            )
-        )
-    cards += [
-        Card("SWCREATE", f"Lightkeeper {__version__}"),
-        Card("LKGEN", generation, "generation of this product"),
-        Card("LKFLAGS", "; ".join(flags)[:60], "what the calibration lacks"),
-        Card("LKSET", settings[:60], "settings of the stack"),
-    ]
-    cards += [Card("HISTORY", f"master: {name}") for name in masters]
-    cards += [Card("HISTORY", f"frame: {name}") for name in names]
-    return cards
+    return [Card(name, value, comment) for name, value, comment in values if value is not None]
 
 
 def write(
@@ -151,7 +164,7 @@ def write(
         mean,
         cards,
         scale=scale,
-        pedestal_adu=pedestal_for(image),
+        pedestal_adu=pedestal_for(image.mean, image.coverage > 0),
         extra={"WEIGHT": weight, "COVERAGE": image.coverage.astype(np.float32)},
     )
 

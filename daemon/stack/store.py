@@ -61,6 +61,9 @@ class LiveStacks:
         self._replay = replay
         self._stacks: collections.OrderedDict[int, Growing] = collections.OrderedDict()
 
+    def __contains__(self, stack_id: int) -> bool:
+        return stack_id in self._stacks
+
     def get(self, stack: Stack, members: Sequence[Member]) -> Growing:
         """The image of exactly these members; replayed where it is not in memory."""
         wanted = [member.frame_id for member in members]
@@ -72,7 +75,7 @@ class LiveStacks:
             # A member whose raw file is gone was left out with a word by `replay`; it stays a
             # member, so that it comes back with its file.
             growing.frames = wanted
-            growing.unpublished = len(members) - stack.published_frames
+            growing.unpublished = abs(len(members) - stack.published_frames)
             self._stacks[stack.id] = growing
         self._stacks.move_to_end(stack.id)
         self._make_room(stack.id)
