@@ -94,6 +94,19 @@ def test_transparency_is_not_fooled_by_a_variable_star():
     assert quality.transparency(varied, reference, np.eye(3)) == pytest.approx(0.8, rel=0.02)
 
 
+def test_transparency_leaves_out_saturated_stars():
+    """More than half of the stars are clipped: their ratio would be nearly 1."""
+    x, y = spread_out(np.random.default_rng(1), SHAPE, 56)
+    flux = np.where(np.arange(len(x)) % 5 < 3, 1e6, 2e4)
+    lists = []
+    for seed, t in ((40, 1.0), (41, 0.6)):
+        image = exposed(np.random.default_rng(seed), t * moffat(SHAPE, x, y, flux, 3.0))
+        lists.append(detect(np.minimum(image, np.float32(10_000)), saturation_adu=10_000))
+    assert lists[1].saturated.sum() > 0.5 * len(lists[1])
+    measured = quality.transparency(lists[1], lists[0], np.eye(3))
+    assert measured == pytest.approx(0.6, rel=0.02)
+
+
 def test_transparency_needs_a_common_star():
     reference, _ = frame(14)
     with pytest.raises(register.RegistrationError, match="star"):

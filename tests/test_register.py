@@ -111,6 +111,28 @@ def test_unrelated_fields_are_refused(shape, count):
             register.register(frame, reference, shape=shape)
 
 
+def test_chance_is_not_taken_for_a_match():
+    """Twenty stars in so small a field that many lie on each other whatever one does."""
+    shape = (60, 70)
+    for seed in range(30):
+        rng = np.random.default_rng([9, seed, 20])
+        frame, _ = pair(rng, np.eye(3), 20, shape=shape)
+        _, reference = pair(rng, np.eye(3), 20, shape=shape)
+        with pytest.raises(register.RegistrationError):
+            register.register(frame, reference, shape=shape)
+
+
+def test_a_rotation_just_beyond_the_first_trials_is_not_half_matched():
+    """In a crowd the middle of the frame matches at a wrong angle; its corners do not."""
+    shape = (256, 320)
+    for seed in range(12):
+        rng = np.random.default_rng([13, seed])
+        truth = similarity(3.1 + 0.3 * seed, rng.uniform(-8, 8, 2), shape=shape)
+        frame, reference = pair(rng, truth, 500, shape=shape)
+        found = register.register(frame, reference, shape=shape)
+        assert error_px(found.matrix, truth, shape) < 0.05
+
+
 def test_too_few_stars_are_refused_with_their_number():
     rng = np.random.default_rng(6)
     frame, reference = pair(rng, np.eye(3), 4)

@@ -336,7 +336,7 @@ def _homography(p: F64, q: F64, weights: F64) -> F64 | None:
 
 
 @kernel()
-def _add_votes(  # noqa: PLR0917
+def _add_votes(
     moved: F64, target: F64, reach: float, half: float, step: int, counts: I16
 ) -> tuple[int, int, int]:
     """Add `step` to the four cells that hold each pair's shift; the fullest cell and its count."""

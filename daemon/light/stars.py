@@ -500,7 +500,7 @@ def _subtract(image: F32, cells: F32) -> None:
 
 
 @kernel(parallel=True)
-def _significance(  # noqa: PLR0917
+def _significance(
     image: F32, flags: U8, level: F32, noise: F32, binning: int, out: F32
 ) -> None:
     """(mean of binning² good pixels − level) / its noise; level and noise bilinear from cells."""
@@ -541,7 +541,7 @@ def _significance(  # noqa: PLR0917
 
 
 @kernel()
-def _weighted(  # noqa: PLR0917
+def _weighted(
     image: F32, x: float, y: float, sky: float, wxx: float, wyy: float, wxy: float
 ) -> tuple[float, float, float, float, float, float]:
     """Light under the Gaussian weight W at (x, y): its sum, mean offset (x, y) and covariance."""
@@ -573,7 +573,7 @@ def _weighted(  # noqa: PLR0917
 
 
 @kernel()
-def _core(  # noqa: PLR0917
+def _core(
     image: F32, flags: U8, x: float, y: float, sky: float, saturation: float
 ) -> tuple[float, float]:
     """Peak above the sky (ADU) of the 3×3 pixels round (x, y), and 1.0 if one is saturated."""
@@ -593,7 +593,7 @@ def _core(  # noqa: PLR0917
 
 
 @kernel()
-def _unweight(  # noqa: PLR0917
+def _unweight(
     cxx: float, cyy: float, cxy: float, wxx: float, wyy: float, wxy: float
 ) -> tuple[float, float, float, float]:
     """Covariance (C⁻¹ − W⁻¹)⁻¹ of a Gaussian that is C under the weight W; and shift per shift."""
@@ -608,7 +608,7 @@ def _unweight(  # noqa: PLR0917
 
 
 @kernel(parallel=True)
-def _moments(  # noqa: PLR0917
+def _moments(
     image: F32,
     flags: U8,
     xs: F64,
@@ -678,7 +678,7 @@ def _moments(  # noqa: PLR0917
 
 
 @kernel(parallel=True)
-def _annulus_sky(  # noqa: PLR0917
+def _annulus_sky(
     image: F32, xs: F64, ys: F64, inner: float, outer: float, fallback: F64, out: F64
 ) -> None:
     """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, ADU."""
@@ -704,7 +704,7 @@ def _annulus_sky(  # noqa: PLR0917
 
 
 @kernel(parallel=True)
-def _aperture(  # noqa: PLR0917
+def _aperture(
     image: F32, xs: F64, ys: F64, skies: F64, radius: float, out: F64
 ) -> None:
     """Sum of light − sky within `radius` px; pixels at the rim count by a linear ramp."""
