@@ -8,8 +8,9 @@ from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationSet
 from calib_library.match import MasterRecord
+from daemon.explain import describe
 from daemon.ledger.stacks import Member
-from daemon.pipeline import Pipeline, describe
+from daemon.pipeline import Pipeline
 
 Beat = Callable[[str], None]
 

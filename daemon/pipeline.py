@@ -8,7 +8,7 @@ What can be wrong with a frame leaves as one of the exceptions of `daemon.errors
 import dataclasses
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -18,16 +18,17 @@ from calib_library import header, image_io, inspect
 from calib_library.errors import HeaderError, ImageError, IncompleteImageError
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary
+from daemon import explain, placing
 from daemon.calibration import Calibration, Calibrator
 from daemon.config import Config, WatchConfig
 from daemon.errors import FrameDeferredError, FrameQuarantinedError, FrameRejectedError
 from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
-from daemon.ledger.stacks import Member, Photometry, Reference, Stacks
+from daemon.ledger.stacks import Stacks
 from daemon.ledger.states import State
-from daemon.light import cosmic, debayer, quality, register, stars
+from daemon.light import cosmic, debayer, quality, stars
 from daemon.log import StatusLog
+from daemon.placing import Light
 from daemon.stack import product
-from daemon.stack.live import FrameTerms
 from daemon.stack.store import LiveStacks
 
 Image = npt.NDArray[np.float32]
@@ -37,9 +38,6 @@ PROPOSAL_CONFIDENCE = 0.8
 
 COSMICS_BELOW_FRAMES = 4
 """Below this many frames the stack cannot reject by itself, so each frame is cleaned alone."""
-
-REFERENCE_MIN_STARS = 10
-"""A frame with fewer stars never becomes what others register to."""
 
 STACKABLE = 1
 """Frames combined in a raw light."""
@@ -55,22 +53,6 @@ def stack_camera(record: FrameRecord) -> str:
     key = record.key
     parts = (key.camera, key.width, key.height, key.xbinning, key.ybinning, key.bayer_pattern)
     return "|".join("-" if part is None else str(part) for part in parts)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Light:
-    """One calibrated and measured light."""
-
-    image: Image
-    """(planes, ny, nx) ADU."""
-    mask: npt.NDArray[np.uint8]
-    """(ny, nx): 1 bad, 2 saturated."""
-    stars: stars.StarList
-    cells: Image
-    """(planes, cy, cx) ADU, the median cells of its background."""
-    quality: quality.Quality
-    calibration: Calibration
-    cleaned: bool
 
 
 class Pipeline:
@@ -130,7 +112,7 @@ class Pipeline:
             identity = self.identify(loaded.info, root=frame.root, mtime_ns=loaded.mtime_ns)
         except HeaderError as error:
             raise FrameRejectedError(str(error)) from error
-        explanation: Explanation = [explain_header(identity)]
+        explanation: Explanation = [explain.header(identity)]
         identity = self._inspect(identity, loaded, explanation)
         if identity.record.frame_type is FrameType.LIGHT:
             return self._light(frame, loaded, identity, explanation, now)
@@ -170,7 +152,7 @@ class Pipeline:
             raise FrameRejectedError("; ".join(found.reasons))
         if record.stack_count > STACKABLE or record.is_master or record.calibrated:
             raise FrameRejectedError(
-                f"already combined or calibrated ({combined_how(record)}): "
+                f"already combined or calibrated ({explain.combined_how(record)}): "
                 "only raw frames are filed and stacked"
             )
         if record.frame_type is None and found.proposed and found.confidence >= PROPOSAL_CONFIDENCE:
@@ -217,7 +199,7 @@ class Pipeline:
                 identity=identity,
                 explanation=explanation,
             )
-        self.log.info("FILED", describe(identity.record), frame=frame.name)
+        self.log.info("FILED", explain.describe(identity.record), frame=frame.name)
         return State.FILED
 
     def _light(
@@ -254,15 +236,16 @@ class Pipeline:
         )
         members = self.stacks.members(stack.id)
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
-        explanation.append(explain_stars(light))
+        explanation.append(explain.measured(light))
         try:
-            member, photometry, reference = self.place(
-                frame,
+            found = placing.place(
+                frame.id,
                 light,
                 record,
                 photometry=stack.photometry,
-                history=[m.quality for m in members],
+                members=members,
                 reference=self.stacks.reference(stack.target, stack.camera),
+                forced=frame.by_hand == "in",
             )
         except FrameRejectedError as error:
             self.ledger.finish(
@@ -281,16 +264,17 @@ class Pipeline:
                 frame=frame.name,
             )
             return State.REJECTED
-        explanation.append(explain_place(member))
+        member = found.member
+        explanation.append(explain.place(member))
 
         # The live image first: if it fails, nothing is recorded and the frame is tried again. If
         # the commit fails, the image is forgotten and made again from the members.
         with self.live.adding(stack, members) as image:
             image.add(light.image, light.mask, member)
             with self.ledger.transaction():
-                if reference is not None:
-                    self.stacks.set_reference(stack.target, stack.camera, reference)
-                self.stacks.add_member(stack, member, photometry)
+                if found.reference is not None:
+                    self.stacks.set_reference(stack.target, stack.camera, found.reference)
+                self.stacks.add_member(stack, member, found.begun)
                 self.ledger.finish(
                     frame,
                     State.STACKED,
@@ -351,11 +335,13 @@ class Pipeline:
         if clean:
             background = stars.measure_background(image)
             e_per_adu = record.e_per_adu or 1.0
+            level, sigma = background.level_adu, background.sigma_adu
             image, _ = cosmic.clean(
                 image,
                 e_per_adu=e_per_adu,
-                sky_adu=background.level_adu,
-                read_noise_e=background.sigma_adu * e_per_adu,
+                sky_adu=level,
+                read_noise_e=cosmic.read_noise(sigma, level, e_per_adu),
+                saturation_adu=record.saturation_adu,
             )
         return image[np.newaxis], result.mask
 
@@ -380,151 +366,3 @@ class Pipeline:
             calibration=calibration,
             cleaned=clean,
         )
-
-    def place(
-        self,
-        frame: Frame,
-        light: Light,
-        record: FrameRecord,
-        *,
-        photometry: Photometry | None,
-        history: Sequence[quality.Quality],
-        reference: Reference | None,
-    ) -> tuple[Member, Photometry | None, Reference | None]:
-        """Register a light and find the numbers it is added with. FrameRejectedError if it does
-        not belong into the stack. The last two are set where the light begins its stack, or is
-        the first of its target.
-        """
-        new_reference = None
-        if reference is None:
-            if light.quality.stars < REFERENCE_MIN_STARS:
-                raise FrameRejectedError(
-                    f"only {light.quality.stars} stars, too few to begin a stack with"
-                )
-            new_reference = reference = Reference(frame.id, light.stars)
-        try:
-            registration = register.register(
-                light.stars, reference.stars, shape=light.image.shape[1:]
-            )
-        except register.RegistrationError as error:
-            raise FrameRejectedError(f"cannot be registered: {error}") from error
-        matrix = registration.matrix
-        first = photometry if history else None
-        measured = dataclasses.replace(light.quality, residual_px=registration.rms_px)
-        scale, planes, begun = 1.0, [(0.0, 0.0, 0.0)] * len(light.image), None
-        if first is None:
-            measured = dataclasses.replace(
-                measured, weight=quality.weight(1.0, measured.noise_adu, measured.fwhm_px)
-            )
-            begun = Photometry(light.stars, light.cells, matrix, measured)
-        else:
-            to_first = np.linalg.inv(first.matrix) @ matrix
-            t = quality.transparency(light.stars, first.stars, to_first)
-            scale = 1.0 / t
-            planes = [
-                moved_plane(
-                    quality.background_plane(
-                        cells, first_cells, to_first, scale, light.image.shape[1:]
-                    ),
-                    np.linalg.inv(first.matrix),
-                )
-                for cells, first_cells in zip(light.cells, first.cells, strict=True)
-            ]
-            measured = dataclasses.replace(
-                measured,
-                transparency=t,
-                weight=quality.weight(t, measured.noise_adu, measured.fwhm_px),
-            )
-            admitted, reason = quality.admit(measured, history)
-            if not admitted:
-                raise FrameRejectedError(reason)
-        terms = FrameTerms(
-            index=len(history),
-            weight=measured.weight,
-            scale=scale,
-            planes=tuple(planes),
-            sigma_adu=measured.noise_adu * scale,
-            e_per_adu=(record.e_per_adu or 1.0) / scale,
-            sky_adu=measured.sky_adu,
-            fwhm_px=measured.fwhm_px,
-        )
-        flags = (*light.calibration.flags, *(("cosmics cleaned",) if light.cleaned else ()))
-        member = Member(
-            frame_id=frame.id,
-            exposure_s=record.exposure_s,
-            matrix=matrix,
-            terms=terms,
-            quality=measured,
-            masters=light.calibration.ids(),
-            flags=flags,
-        )
-        return member, begun, new_reference
-
-
-def moved_plane(
-    plane: tuple[float, float, float], matrix: npt.NDArray[np.floating]
-) -> tuple[float, float, float]:
-    """The plane a + bx·x + by·y (ADU) of coordinates that `matrix` (affine, 3×3) leads to, as a
-    plane of the coordinates it comes from.
-    """
-    a, bx, by = plane
-    return (
-        float(a + bx * matrix[0, 2] + by * matrix[1, 2]),
-        float(bx * matrix[0, 0] + by * matrix[1, 0]),
-        float(bx * matrix[0, 1] + by * matrix[1, 1]),
-    )
-
-
-def combined_how(record: FrameRecord) -> str:
-    """Why a file is no raw frame, in a few words."""
-    if record.stack_count > STACKABLE:
-        return f"{record.stack_count} frames in one"
-    return "a master" if record.is_master else f"CALSTAT {record.calibrated}"
-
-
-def describe(record: FrameRecord) -> str:
-    """A calibration frame in a few words: `dark 300 s, −10.1 °C`."""
-    parts = [str(record.frame_type)]
-    if record.exposure_s is not None:
-        parts[0] += f" {record.exposure_s:g} s"
-    if record.temperature_c is not None:
-        parts.append(f"{record.temperature_c:.1f} °C")
-    if record.frame_type is FrameType.FLAT and record.filter:
-        parts.append(f"filter {record.filter}")
-    return ", ".join(parts)
-
-
-def explain_header(identity: Identity) -> tuple[str, list[str]]:
-    """How the header was read: each field with the keyword that gave it."""
-    record = identity.record
-    lines = []
-    for field, source in sorted(record.sources.items()):
-        value: object
-        if field == "binning":
-            value = f"{record.key.xbinning}×{record.key.ybinning}"
-        else:
-            value = getattr(record, field, None) or getattr(record.key, field, None)
-        if value is not None:
-            lines.append(f"{field} = {value}  (from {source})")
-    lines.append(f"target = {identity.target}, night = {identity.night}")
-    return "Header", [*lines, *record.warnings]
-
-
-def explain_stars(light: Light) -> tuple[str, list[str]]:
-    """What was measured on the calibrated light."""
-    q = light.quality
-    return "Measured", [
-        f"{q.stars} stars, FWHM {q.fwhm_px:.2f} px, eccentricity {q.eccentricity:.2f}",
-        f"sky {q.sky_adu:.1f} ADU, noise {q.noise_adu:.2f} ADU a pixel",
-    ]
-
-
-def explain_place(member: Member) -> tuple[str, list[str]]:
-    """Where the light lies in its stack and what it counts."""
-    m = member.matrix
-    angle = float(np.degrees(np.arctan2(m[1, 0], m[0, 0])))
-    return "Stack", [
-        f"registered: shift ({m[0, 2]:+.2f}, {m[1, 2]:+.2f}) px, rotation {angle:+.3f}°",
-        f"transparency {member.quality.transparency or 1.0:.3f}, weight {member.terms.weight:.4g}",
-        *(f"flag: {flag}" for flag in member.flags),
-    ]

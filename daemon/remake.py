@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from calib_library import image_io
 from calib_library.errors import ImageError
+from daemon import explain, placing
 from daemon.calibration import Image, Mask
 from daemon.errors import FrameRejectedError
 from daemon.ledger.ledger import Explanation, Frame
 from daemon.ledger.stacks import Member, Photometry, Reference, Stack
 from daemon.ledger.states import State
-from daemon.pipeline import Pipeline, explain_place, explain_stars
+from daemon.pipeline import Pipeline
 from daemon.stack.store import Growing
 
 Beat = Callable[[str], None]
@@ -96,6 +97,7 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
     # The frame that all register to comes first, so that its star list is renewed before the
     # others are matched with it.
     frames = sorted(pipeline.ledger.of_stack(stack.id), key=lambda frame: frame.id != first_id)
+    frames = [frame for frame in frames if frame.by_hand != "out"]
     for position, frame in enumerate(frames, start=1):
         beat(f"making {stack.label} again, frame {position} of {len(frames)}")
         loaded = _raw(pipeline, frame)
@@ -104,28 +106,29 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
             continue
         choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", now=None)
         light = pipeline.measure(loaded, frame.record, choice, clean=pipeline.cleans(len(members)))
-        steps = [*frame.explanation[:HEAD], *choice.explanation, explain_stars(light)]
+        steps = [*frame.explanation[:HEAD], *choice.explanation, explain.measured(light)]
         explanations[frame.id] = steps
         if reference is not None and frame.id == reference.frame_id:
             reference = renewed = Reference(frame.id, light.stars)
         try:
-            member, first, begun = pipeline.place(
-                frame,
+            found = placing.place(
+                frame.id,
                 light,
                 frame.record,
                 photometry=photometry,
-                history=[member.quality for member in members],
+                members=members,
                 reference=reference,
+                forced=frame.by_hand == "in",
             )
         except FrameRejectedError as error:
             rejected.append((frame, str(error)))
             continue
-        steps.append(explain_place(member))
-        photometry = first or photometry
-        if begun is not None:
-            reference = renewed = begun
-        members.append(member)
-        growing.add(light.image, light.mask, member)
+        steps.append(explain.place(found.member))
+        photometry = found.begun or photometry
+        if found.reference is not None:
+            reference = renewed = found.reference
+        members.append(found.member)
+        growing.add(light.image, light.mask, found.member)
     return Remade(members, explanations, rejected, renewed, photometry)
 
 

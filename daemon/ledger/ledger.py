@@ -50,6 +50,8 @@ class Frame:
     filter: str | None
     night: str | None
     stack_id: int | None
+    by_hand: str | None
+    """`in` or `out`: a person's word on its place in the stack."""
     explanation: Explanation
     attempts: int
     done_at: dt.datetime | None
@@ -87,6 +89,7 @@ def _frame(row: Mapping[str, Any]) -> Frame:
         filter=row["filter"],
         night=row["night"],
         stack_id=row["stack_id"],
+        by_hand=row["by_hand"],
         explanation=[(heading, list(lines)) for heading, lines in explanation],
         attempts=row["attempts"],
         done_at=dt.datetime.fromisoformat(row["done_at"]) if row["done_at"] else None,

@@ -35,6 +35,7 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
             date_obs TEXT,
             waits_for INTEGER,              -- the calibration set a waiting light waits for
             stack_id INTEGER REFERENCES stack(id),
+            by_hand TEXT CHECK (by_hand IN ('in', 'out')),  -- a person's word on the stack
             explanation TEXT,               -- JSON: [[heading, [line, ...]], ...]
             attempts INTEGER NOT NULL DEFAULT 0,
             claimed_at TEXT,
@@ -58,6 +59,7 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
             id INTEGER PRIMARY KEY,
             target TEXT NOT NULL,
             camera TEXT NOT NULL,           -- camera, geometry, binning, pattern
+            thumbnail BLOB,                 -- float32 .npy, small: for phase correlation
             frame_id INTEGER NOT NULL REFERENCES frame(id),
             stars TEXT NOT NULL,            -- StarList as JSON
             UNIQUE (target, camera)
@@ -75,11 +77,15 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
             published_frames INTEGER NOT NULL DEFAULT 0,
             published_exposure_s REAL NOT NULL DEFAULT 0,
             updated_at TEXT,
+            final_generation INTEGER NOT NULL DEFAULT 0,
+            final_path TEXT,                -- the exact stack, relative to the library
+            final_frames INTEGER NOT NULL DEFAULT 0,
             stale TEXT,                     -- why it must be made again, NULL while it is right
             first_stars TEXT,               -- of its first frame: the photometric reference
             first_background BLOB,          -- float32 median cells, (planes, cy, cx), as .npy
             first_matrix TEXT,
             first_quality TEXT,
+            first_exposure_s REAL,
             UNIQUE (target, filter, camera)
         ) STRICT
         """,
@@ -90,6 +96,7 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
             position INTEGER NOT NULL,      -- the order in which frames were added
             exposure_s REAL,
             matrix TEXT NOT NULL,           -- JSON 3x3, frame -> reference px
+            distortion TEXT,                -- JSON 2x10, see daemon.light.distortion; or NULL
             terms TEXT NOT NULL,            -- JSON, the numbers the frame was added with
             quality TEXT NOT NULL,          -- JSON
             masters TEXT NOT NULL,          -- JSON {kind: master id or null}

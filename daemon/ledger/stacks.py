@@ -41,6 +41,7 @@ class Photometry:
     matrix: Matrix
     """First frame → reference px."""
     quality: Quality
+    exposure_s: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def _stack(row: Mapping[str, Any]) -> Stack:
             cells=np.load(io.BytesIO(row["first_background"]), allow_pickle=False),
             matrix=_matrix(row["first_matrix"]),
             quality=Quality(**json.loads(row["first_quality"])),
+            exposure_s=row["first_exposure_s"],
         )
     return Stack(
         photometry=photometry,
@@ -237,12 +239,13 @@ class Stacks:
     def _set_photometry(self, stack_id: int, photometry: Photometry) -> None:
         self.db.conn.execute(
             "UPDATE stack SET first_stars = ?, first_background = ?, first_matrix = ?, "
-            "first_quality = ? WHERE id = ?",
+            "first_quality = ?, first_exposure_s = ? WHERE id = ?",
             (
                 photometry.stars.to_json(),
                 _pack(photometry.cells),
                 json.dumps(photometry.matrix.tolist()),
                 json.dumps(dataclasses.asdict(photometry.quality)),
+                photometry.exposure_s,
                 stack_id,
             ),
         )

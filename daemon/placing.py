@@ -1,0 +1,165 @@
+"""Where a light belongs in its stack, and with which numbers it is added: arrays and records in,
+records out.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from calib_library.frame import FrameRecord
+from daemon.calibration import Calibration
+from daemon.errors import FrameRejectedError
+from daemon.ledger.stacks import Member, Photometry, Reference
+from daemon.light import quality, register, stars
+from daemon.stack.live import FrameTerms
+
+Image = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float64]
+Plane = tuple[float, float, float]
+
+REFERENCE_MIN_STARS = 10
+"""A frame with fewer stars never becomes what others register to."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Light:
+    """One calibrated and measured light."""
+
+    image: Image
+    """(planes, ny, nx) ADU."""
+    mask: npt.NDArray[np.uint8]
+    """(ny, nx): 1 bad, 2 saturated."""
+    stars: stars.StarList
+    cells: Image
+    """(planes, cy, cx) ADU, the median cells of its background."""
+    quality: quality.Quality
+    calibration: Calibration
+    cleaned: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """A light's place in its stack."""
+
+    member: Member
+    begun: Photometry | None
+    """Set where the light is the first of its stack: the others are matched to it."""
+    reference: Reference | None
+    """Set where the light is the first of its target: the others register to it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Brightness:
+    """What brings a frame to the brightness of the first frame of its stack."""
+
+    transparency: float
+    """Star flux over the first frame's, exposures not divided out."""
+    planes: tuple[Plane, ...]
+
+
+def place(
+    frame_id: int,
+    light: Light,
+    record: FrameRecord,
+    *,
+    photometry: Photometry | None,
+    members: Sequence[Member],
+    reference: Reference | None,
+    forced: bool = False,
+) -> Place:
+    """Register a light and find the numbers it is added with.
+
+    `members` are the frames of its stack so far, `photometry` that of the first of them. With
+    `forced` a person has admitted it: its quality is not judged. Raises FrameRejectedError with
+    the reason where it does not belong into the stack.
+    """
+    if reference is None and light.quality.stars < REFERENCE_MIN_STARS:
+        raise FrameRejectedError(f"only {light.quality.stars} stars, too few to begin a stack with")
+    begins = Reference(frame_id, light.stars) if reference is None else None
+    try:
+        registration = register.register(
+            light.stars,
+            (reference or begins or Reference(0, light.stars)).stars,
+            shape=light.image.shape[1:],
+        )
+        first = photometry if members else None
+        matched = _match_brightness(light, registration.matrix, first)
+    except register.RegistrationError as error:
+        raise FrameRejectedError(f"cannot be registered: {error}") from error
+    t = matched.transparency
+    exposures = _exposure_ratio(record, first)
+    measured = dataclasses.replace(
+        light.quality,
+        residual_px=registration.rms_px,
+        # The air's transparency: a shorter exposure is not a cloud.
+        transparency=None if first is None else t / exposures,
+        weight=quality.weight(t, light.quality.noise_adu, light.quality.fwhm_px),
+    )
+    if first is not None and not forced:
+        admitted, reason = quality.admit(measured, [member.quality for member in members])
+        if not admitted:
+            raise FrameRejectedError(reason)
+    terms = FrameTerms(
+        index=1 + max((member.terms.index for member in members), default=-1),
+        weight=measured.weight,
+        scale=1.0 / t,
+        planes=matched.planes,
+        sigma_adu=measured.noise_adu / t,
+        e_per_adu=(record.e_per_adu or 1.0) * t,
+        sky_adu=measured.sky_adu,
+        fwhm_px=measured.fwhm_px,
+    )
+    member = Member(
+        frame_id=frame_id,
+        exposure_s=record.exposure_s,
+        matrix=registration.matrix,
+        terms=terms,
+        quality=measured,
+        masters=light.calibration.ids(),
+        flags=(*light.calibration.flags, *(("cosmics cleaned",) if light.cleaned else ())),
+    )
+    begun = None
+    if first is None:
+        begun = Photometry(
+            light.stars, light.cells, registration.matrix, measured, record.exposure_s
+        )
+    return Place(member, begun, begins)
+
+
+def _match_brightness(light: Light, matrix: Matrix, first: Photometry | None) -> _Brightness:
+    if first is None:
+        return _Brightness(1.0, ((0.0, 0.0, 0.0),) * len(light.image))
+    inverse = np.linalg.inv(first.matrix)
+    to_first = inverse @ matrix
+    t = quality.transparency(light.stars, first.stars, to_first)
+    planes = tuple(
+        moved_plane(
+            quality.background_plane(cells, first_cells, to_first, 1.0 / t, light.image.shape[1:]),
+            inverse,
+        )
+        for cells, first_cells in zip(light.cells, first.cells, strict=True)
+    )
+    return _Brightness(t, planes)
+
+
+def _exposure_ratio(record: FrameRecord, first: Photometry | None) -> float:
+    """This frame's exposure over the first one's; 1 where one of them is not known."""
+    if first is None or not first.exposure_s or not record.exposure_s:
+        return 1.0
+    return record.exposure_s / first.exposure_s
+
+
+def moved_plane(
+    plane: tuple[float, float, float], matrix: npt.NDArray[np.floating]
+) -> tuple[float, float, float]:
+    """The plane a + bx·x + by·y (ADU) of coordinates that `matrix` (affine, 3×3) leads to, as a
+    plane of the coordinates it comes from.
+    """
+    a, bx, by = plane
+    return (
+        float(a + bx * matrix[0, 2] + by * matrix[1, 2]),
+        float(bx * matrix[0, 0] + by * matrix[1, 0]),
+        float(bx * matrix[0, 1] + by * matrix[1, 1]),
+    )
