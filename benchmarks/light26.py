@@ -28,7 +28,7 @@ from daemon.simulator.camera import make_camera
 from daemon.simulator.night import plan_night, take
 from daemon.simulator.sky import make_sky
 from daemon.simulator.writer import write_frame
-from daemon.worker import compose
+from daemon.parts import compose
 
 
 def arguments() -> argparse.Namespace:

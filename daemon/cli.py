@@ -235,6 +235,71 @@ def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> in
     return Exit.OK
 
 
+stack_app = App(
+    name="stack",
+    help="Show the stacks; take a frame out of its stack, or let one in that was left out.",
+)
+app.command(stack_app)
+
+
+@stack_app.default
+def stacks(*, config: ConfigOption = None, json: JsonFlag = False) -> int:
+    """Show the stacks, each with its number."""
+    settings = _load(config)
+    from daemon.report import collect
+
+    return _show(lambda: collect.stacks(settings), json=json)
+
+
+@stack_app.command
+def remove(frame: str, /, *, config: ConfigOption = None) -> int:
+    """Take a light out of its stack, at once and for good (`readmit` takes it back).
+
+    Parameters
+    ----------
+    frame
+        The frame's file name, a part of it, its path, or its number.
+    """
+    return _ask(config, "remove", frame)
+
+
+@stack_app.command
+def readmit(frame: str, /, *, config: ConfigOption = None) -> int:
+    """Let a light into its stack that was left out, whatever its quality.
+
+    Parameters
+    ----------
+    frame
+        The frame's file name, a part of it, its path, or its number.
+    """
+    return _ask(config, "readmit", frame)
+
+
+def _ask(config: Path | None, action: str, frame: str) -> int:
+    """Leave an order about a frame with the daemon, or carry it out where none runs."""
+    settings = _load(config)
+    from daemon.report import collect
+
+    try:
+        found = collect.frames(settings, frame)
+    except collect.NoLibraryError as error:
+        _complain(str(error))
+        return Exit.PROBLEM
+    if len(found) != 1:
+        _complain(f"{frame}: " + ("no such frame is recorded" if not found else "which of these?"))
+        for number, name, state in found:
+            _complain(f"  {number}: {name} ({state})")
+        return Exit.PROBLEM
+    from daemon import orders, service
+
+    order = orders.Order(orders.Action(action), found[0][0])
+    if collect.running(settings.library.path):
+        orders.leave(settings.library.path, order)
+        sys.stdout.write("The daemon does it next; `lightkeeper log` tells.\n")
+        return Exit.OK
+    return service.carry_out(settings, order)
+
+
 @app.command
 def demo(*, folder: Path = Path("lightkeeper-demo"), fast: bool = False) -> int:
     """Run the real daemon on a simulated camera, and tell where the pictures are.

@@ -7,6 +7,7 @@ What can be wrong with a frame leaves as one of the exceptions of `daemon.errors
 
 import dataclasses
 import datetime as dt
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -23,7 +24,7 @@ from daemon.calibration import Calibration, Calibrator
 from daemon.config import Config, WatchConfig
 from daemon.errors import FrameDeferredError, FrameQuarantinedError, FrameRejectedError
 from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
-from daemon.ledger.stacks import Stacks
+from daemon.ledger.stacks import Member, Stacks
 from daemon.ledger.states import State
 from daemon.light import cosmic, debayer, quality, stars
 from daemon.log import StatusLog
@@ -32,9 +33,6 @@ from daemon.stack import product
 from daemon.stack.store import LiveStacks
 
 Image = npt.NDArray[np.float32]
-
-PROPOSAL_CONFIDENCE = 0.8
-"""A frame without a type is taken for what its pixels propose from this confidence on."""
 
 COSMICS_BELOW_FRAMES = 4
 """Below this many frames the stack cannot reject by itself, so each frame is cleaned alone."""
@@ -149,28 +147,21 @@ class Pipeline:
         )
         explanation.append(("Pixels", [levels, *found.reasons]))
         if found.verdict == "reject":
-            raise FrameRejectedError("; ".join(found.reasons))
+            raise FrameRejectedError(" ".join(found.reasons))
         if record.stack_count > STACKABLE or record.is_master or record.calibrated:
             raise FrameRejectedError(
                 f"already combined or calibrated ({explain.combined_how(record)}): "
                 "only raw frames are filed and stacked"
             )
-        if record.frame_type is None and found.proposed and found.confidence >= PROPOSAL_CONFIDENCE:
+        if found.verdict == "quarantine":
+            raise FrameQuarantinedError(" ".join(found.reasons))
+        if record.frame_type is None:
+            # The verdict is ok: the pixels are sure enough of what they propose.
             record = dataclasses.replace(
                 record,
                 frame_type=found.proposed,
                 sources={**record.sources, "frame_type": "pixels"},
             )
-            explanation[-1][1].append(
-                f"taken for a {found.proposed} (confidence {found.confidence:.0%})"
-            )
-        elif record.frame_type is None:
-            raise FrameQuarantinedError(
-                "its type cannot be told from header, path or pixels: set IMAGETYP in the camera "
-                "program, or a type in the watched folder's pattern or defaults"
-            )
-        elif found.verdict == "quarantine":
-            raise FrameQuarantinedError("; ".join(found.reasons))
         return dataclasses.replace(identity, record=record)
 
     def _calibration_frame(
@@ -248,6 +239,7 @@ class Pipeline:
                 forced=frame.by_hand == "in",
             )
         except FrameRejectedError as error:
+            measured = error.quality if isinstance(error, placing.NotAdmittedError) else None
             self.ledger.finish(
                 frame,
                 State.REJECTED,
@@ -257,6 +249,7 @@ class Pipeline:
                 identity=identity,
                 stack_id=stack.id,
                 explanation=explanation,
+                quality=json.dumps(dataclasses.asdict(measured)) if measured else None,
             )
             self.log.warning(
                 "REJECTED",
@@ -344,6 +337,34 @@ class Pipeline:
                 saturation_adu=record.saturation_adu,
             )
         return image[np.newaxis], result.mask
+
+    def raw(self, frame: Frame) -> image_io.Loaded | None:
+        """The raw file of a frame that was stacked; None, and a line in the log, where it is gone
+        or has changed since.
+        """
+        try:
+            loaded = image_io.load(frame.path)
+        except (ImageError, OSError) as error:
+            self.log.warning("MISSING", f"cannot be read again: {error}", frame=frame.name)
+            return None
+        if loaded.sha256 != frame.sha256:
+            self.log.warning("MISSING", "has changed since it was stacked", frame=frame.name)
+            return None
+        return loaded
+
+    def again(self, frame: Frame, member: Member) -> tuple[Image, npt.NDArray[np.uint8]] | None:
+        """A member's calibrated (planes, ny, nx) image and mask once more, exactly as it was added;
+        None where its raw file is gone or has changed.
+        """
+        loaded = self.raw(frame)
+        if loaded is None or frame.record is None:
+            return None
+        return self.calibrated(
+            loaded,
+            frame.record,
+            self.calibrator.recorded(member.masters),
+            clean="cosmics cleaned" in member.flags,
+        )
 
     def measure(
         self, loaded: image_io.Loaded, record: FrameRecord, calibration: Calibration, *, clean: bool

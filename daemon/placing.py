@@ -39,6 +39,16 @@ class Light:
     cleaned: bool
 
 
+class NotAdmittedError(FrameRejectedError):
+    """The light is registered, but too poor for its stack; with more frames the judgement may be
+    another.
+    """
+
+    def __init__(self, reason: str, measured: quality.Quality) -> None:
+        super().__init__(reason)
+        self.quality = measured
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
     """A light's place in its stack."""
@@ -100,7 +110,7 @@ def place(
     if first is not None and not forced:
         admitted, reason = quality.admit(measured, [member.quality for member in members])
         if not admitted:
-            raise FrameRejectedError(reason)
+            raise NotAdmittedError(reason, measured)
     terms = FrameTerms(
         index=1 + max((member.terms.index for member in members), default=-1),
         weight=measured.weight,

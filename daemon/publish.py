@@ -162,6 +162,15 @@ class Publisher:
             f"generation {made.generation}: {made.path}",
         )
 
+    def withdraw(self, stack: Stack) -> None:
+        """The last frame was taken out: the product goes, after the ledger has let go of it."""
+        with self._ledger.transaction():
+            self._stacks.withdraw(stack)
+        if stack.path:
+            stem = product.stem_of(stack, self._stacks.all())
+            for name in (Path(stack.path).name, f"{stem}.fits", f"{stem}.png"):
+                (self._root / product.folder_of(stack) / name).unlink(missing_ok=True)
+
     def _picture(self, stack: Stack, growing: Growing) -> None:
         image = rendered(growing)
         if image is not None:

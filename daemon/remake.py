@@ -6,8 +6,6 @@ import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from calib_library import image_io
-from calib_library.errors import ImageError
 from daemon import explain, placing
 from daemon.calibration import Image, Mask
 from daemon.errors import FrameRejectedError
@@ -36,37 +34,9 @@ def replay(
     for position, member in enumerate(members, start=1):
         beat(f"replaying {stack.label}, frame {position} of {len(members)}")
         frame = pipeline.ledger.get(member.frame_id)
-        loaded = _raw(pipeline, frame) if frame else None
-        if frame is None or frame.record is None or loaded is None:
-            continue
-        image, mask = pipeline.calibrated(
-            loaded,
-            frame.record,
-            pipeline.calibrator.recorded(member.masters),
-            clean="cosmics cleaned" in member.flags,
-        )
-        yield image, mask, member
-
-
-def _raw(pipeline: Pipeline, frame: Frame) -> image_io.Loaded | None:
-    """A frame's raw file, None (and a line in the log) where it is not what was stacked."""
-    try:
-        loaded = image_io.load(frame.path)
-    except (ImageError, OSError) as error:
-        pipeline.log.warning(
-            "MISSING",
-            f"the raw file cannot be read again ({error}): the stack does without it",
-            frame=frame.name,
-        )
-        return None
-    if loaded.sha256 != frame.sha256:
-        pipeline.log.warning(
-            "MISSING",
-            "the raw file has changed since it was stacked: the stack does without it",
-            frame=frame.name,
-        )
-        return None
-    return loaded
+        found = pipeline.again(frame, member) if frame else None
+        if found is not None:
+            yield *found, member
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +70,7 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
     frames = [frame for frame in frames if frame.by_hand != "out"]
     for position, frame in enumerate(frames, start=1):
         beat(f"making {stack.label} again, frame {position} of {len(frames)}")
-        loaded = _raw(pipeline, frame)
+        loaded = pipeline.raw(frame)
         if loaded is None or frame.record is None:
             rejected.append((frame, "its raw file is gone or has changed"))
             continue

@@ -16,7 +16,7 @@ from types import FrameType
 import calib_library
 from calib_library import schema
 from calib_library.library import CalibrationLibrary
-from daemon import jobs
+from daemon import jobs, orders
 from daemon.config import Config
 from daemon.errors import AlreadyRunningError, FatalError
 from daemon.intake.intake import Intake, Timing, Watched
@@ -86,6 +86,26 @@ def run(
             code = 1
         log.info("STOP", "stopped" if code == 0 else "stopped by an error")
         return code
+
+
+def carry_out(config: Config, order: orders.Order) -> int:
+    """Do what an order asks where no daemon runs; returns the exit code.
+
+    Raises AlreadyRunningError where one does.
+    """
+    root = config.library.path
+    with _lock(root):
+        log = StatusLog(root / LOG_NAME)
+        orders.leave(root, order)
+        log.info("START", f"Lightkeeper {calib_library.__version__}: {order.action} {order.id}")
+        worker = Worker(config=config, database=root / schema.DATABASE_NAME, log=log)
+        worker.hurry()
+        worker.start()
+        while worker.is_alive() and not worker.idle:
+            time.sleep(0.1)
+        worker.stop()
+        worker.join()
+        return 1 if worker.error is not None else 0
 
 
 def _supervise(

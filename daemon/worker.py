@@ -2,24 +2,20 @@
 stacks again, writes products. It owns the only writing connection to the database.
 """
 
-import dataclasses
 import datetime as dt
 import os
 import queue
+import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
-from sqlite_utils import Database
-
 from calib_library import image_io, schema
 from calib_library.errors import HeaderError, ImageError
-from calib_library.library import CalibrationLibrary
-from daemon import masters, remake, warmup
-from daemon.calibration import Calibrator
+from daemon import masters, orders, remake, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
@@ -27,22 +23,17 @@ from daemon.errors import (
     FrameRejectedError,
 )
 from daemon.intake.intake import Arrival
-from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
-from daemon.ledger.stacks import Stacks
+from daemon.ledger.ledger import Explanation, Frame, Identity
 from daemon.ledger.states import State
 from daemon.log import StatusLog
-from daemon.pipeline import Pipeline, night_of
-from daemon.publish import Publisher
-from daemon.stack.store import Growing, LiveStacks
-
-MEGABYTE = 1_000_000
+from daemon.parts import MEGABYTE, Parts, compose
+from daemon.pipeline import night_of
+from daemon.stack.store import Growing
 
 ARRIVALS_AT_ONCE = 200
 """Recorded in one go before a frame is worked on: a burst must not hold back the work."""
 
 RETRY_S = 30.0
-
-MASTERS_EVERY_S = 2.0
 
 
 class Request(StrEnum):
@@ -52,59 +43,6 @@ class Request(StrEnum):
     END_OF_NIGHT = "end of the night"
     BACKUP = "backup"
     HOUSEKEEPING = "housekeeping"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parts:
-    """What works on frames, put together over one connection."""
-
-    ledger: Ledger
-    stacks: Stacks
-    live: LiveStacks
-    pipeline: Pipeline
-    publisher: Publisher
-
-
-def compose(
-    config: Config,
-    db: Database,
-    log: StatusLog,
-    *,
-    quiet_s: Callable[[], float],
-    beat: remake.Beat,
-) -> Parts:
-    """Put the parts together. `quiet_s` tells how long a set must be quiet before its master is
-    built; `beat` is called with what is being done whenever something takes time.
-    """
-    settings = config.calibration
-    root = config.library.path
-    ledger, stacks = Ledger(db), Stacks(db)
-    library = CalibrationLibrary(db, root, temperature_tolerance_c=settings.temperature_tolerance_c)
-    calibrator = Calibrator(
-        library,
-        root=root,
-        temperature_tolerance_c=settings.temperature_tolerance_c,
-        min_frames=settings.min_frames,
-        quiet_s=quiet_s,
-    )
-    images = LiveStacks(
-        memory_bytes=config.stack.memory_mb * MEGABYTE,
-        # A replay takes the frames' way again, which is put together below.
-        replay=lambda stack, members: remake.replay(pipeline, stack, members, beat),
-    )
-    pipeline = Pipeline(
-        config=config,
-        library=library,
-        ledger=ledger,
-        stacks=stacks,
-        live=images,
-        calibrator=calibrator,
-        log=log,
-    )
-    publisher = Publisher(
-        config=config, ledger=ledger, library=library, stacks=stacks, live_stacks=images, log=log
-    )
-    return Parts(ledger, stacks, images, pipeline, publisher)
 
 
 class Worker(threading.Thread):
@@ -119,6 +57,8 @@ class Worker(threading.Thread):
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._reconsidered = False
+        self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()
         """Set once the tables are ready and the first frame could be taken."""
@@ -180,9 +120,8 @@ class Worker(threading.Thread):
     def _work(self) -> None:
         db = schema.connect(self._database)
         parts = compose(self._config, db, self._log, quiet_s=self._quiet_s, beat=self._beat)
-        self._ledger, self._stacks, self._live = parts.ledger, parts.stacks, parts.live
-        self._pipeline, self._publisher = parts.pipeline, parts.publisher
-        void = self._ledger.release_claims()
+        self._parts = parts
+        void = self._parts.ledger.release_claims()
         if void:
             self._log.info("RESUME", f"{void} frames were being worked on when it stopped")
         self._sweep()
@@ -198,9 +137,9 @@ class Worker(threading.Thread):
                 self._wake.wait(1.0)
                 self._wake.clear()
         self._beat("stopping: writing the stacks")
-        self._publisher.tick(self._now(), flush=True)
+        self._parts.publisher.tick(self._now(), flush=True)
         if self._hurried.is_set():
-            self._publisher.colour()
+            self._parts.publisher.colour()
         db.conn.close()
 
     def _step(self) -> bool:
@@ -211,32 +150,47 @@ class Worker(threading.Thread):
             return True
         # Masters go before lights: once no more calibration frames are queued, what is complete
         # is built, and the lights that come after get it.
-        if not self._ledger.calibration_pending() and self._build_masters(now):
+        if not self._parts.ledger.calibration_pending() and self._build_masters(now):
             return True
-        frame = self._ledger.claim(now)
+        frame = self._parts.ledger.claim(now)
         if frame is not None:
             self._attempt(frame, now)
-            self._publisher.tick(self._now())
+            self._parts.publisher.tick(self._now())
             return True
-        stale = self._stacks.stale()
+        stale = self._parts.stacks.stale()
         if stale:
             self._remake(stale[0].id)
             return True
-        self._publisher.tick(now)
-        return self._catch_up()
+        self._parts.publisher.tick(now)
+        return self._catch_up() or self._reconsider()
+
+    def _reconsider(self) -> bool:
+        """At the end of an archive: judge what was left out by all that is there now."""
+        if not self._hurried.is_set() or self._reconsidered:
+            return False
+        self._reconsidered = True
+        return orders.reconsider(self._parts) > 0
 
     def _catch_up(self) -> bool:
-        """Bring a stack into memory whose product lacks frames: the publisher does the rest."""
-        for stack in self._stacks.behind():
-            if stack.id not in self._live:
-                self._live.get(stack, self._stacks.members(stack.id))
+        """Bring a stack into memory whose product lacks frames, the publisher does the rest; replay
+        one from which a frame was taken out, so that it is exact again.
+        """
+        for stack in self._parts.stacks.behind():
+            if stack.id not in self._parts.live:
+                self._parts.live.get(stack, self._parts.stacks.members(stack.id))
                 return True
+        for stack_id in self._parts.live.inexact():
+            self._parts.live.forget(stack_id)
+            stack = self._parts.stacks.get(stack_id)
+            growing = self._parts.live.get(stack, self._parts.stacks.members(stack_id))
+            self._parts.publisher.publish(stack, growing, now=self._now())
+            return True
         return False
 
     def _build_masters(self, now: dt.datetime) -> bool:
         quiet_s = self._quiet_s()
-        built = masters.build_due(self._pipeline, now=now, quiet_s=quiet_s, beat=self._beat)
-        return built + masters.release(self._pipeline, now=now, quiet_s=quiet_s) > 0
+        built = masters.build_due(self._parts.pipeline, now=now, quiet_s=quiet_s, beat=self._beat)
+        return built + masters.release(self._parts.pipeline, now=now, quiet_s=quiet_s) > 0
 
     def _quiet_s(self) -> float:
         return 0.0 if self._hurried.is_set() else self._config.calibration.quiet_s
@@ -265,8 +219,8 @@ class Worker(threading.Thread):
     def _take(self, arrival: Arrival, unusable: str | None) -> None:
         stat = (arrival.path, arrival.root, arrival.size, arrival.mtime_ns)
         if unusable is None:
-            self._ledger.add(*stat, identity=self._identify(arrival), now=self._now())
-        elif self._ledger.add_unusable(*stat, reason=unusable, now=self._now()):
+            self._parts.ledger.add(*stat, identity=self._identify(arrival), now=self._now())
+        elif self._parts.ledger.add_unusable(*stat, reason=unusable, now=self._now()):
             self._log.warning("REJECTED", unusable, frame=arrival.path.name)
 
     def _identify(self, arrival: Arrival) -> Identity | None:
@@ -275,7 +229,7 @@ class Worker(threading.Thread):
         """
         try:
             info = image_io.probe(arrival.path)
-            return self._pipeline.identify(info, root=arrival.root, mtime_ns=arrival.mtime_ns)
+            return self._parts.pipeline.identify(info, root=arrival.root, mtime_ns=arrival.mtime_ns)
         except (ImageError, HeaderError, OSError):
             return None
 
@@ -286,7 +240,7 @@ class Worker(threading.Thread):
         self._beat(f"working on {frame.name}")
         most = self._config.service.max_attempts
         if frame.attempts > most:
-            self._ledger.finish(
+            self._parts.ledger.finish(
                 frame,
                 State.FAILED,
                 now=now,
@@ -295,28 +249,30 @@ class Worker(threading.Thread):
             self._log.error("FAILED", f"given up after {most} attempts", frame=frame.name)
             return
         try:
-            self._pipeline.process(frame, now=now)
+            self._parts.pipeline.process(frame, now=now)
         except FrameRejectedError as error:
-            self._ledger.finish(frame, State.REJECTED, now=now, reason=str(error))
+            self._parts.ledger.finish(frame, State.REJECTED, now=now, reason=str(error))
             self._log.warning("REJECTED", str(error), frame=frame.name)
         except FrameQuarantinedError as error:
-            self._ledger.finish(frame, State.QUARANTINED, now=now, reason=str(error))
+            self._parts.ledger.finish(frame, State.QUARANTINED, now=now, reason=str(error))
             self._log.warning("QUARANTINED", str(error), frame=frame.name)
         except FrameDeferredError as error:
             self._defer(frame, error, now)
-        except (MemoryError, OSError, ValueError, ArithmeticError, LookupError) as error:
+        except sqlite3.Error:
+            raise  # the database is everybody's, not this frame's
+        except Exception as error:  # noqa: BLE001 — recorded with the frame; the night goes on
             self._retry(frame, error, now)
 
     def _defer(self, frame: Frame, error: FrameDeferredError, now: dt.datetime) -> None:
         if not frame.path.exists():
-            self._ledger.forget(frame)
+            self._parts.ledger.forget(frame)
             self._log.warning("GONE", "the file vanished before it was read", frame=frame.name)
             return
         stat = frame.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (frame.size, frame.mtime_ns):
-            self._ledger.forget(frame)  # the intake delivers the new version
+            self._parts.ledger.forget(frame)  # the intake delivers the new version
             return
-        self._ledger.defer(
+        self._parts.ledger.defer(
             frame, reason=str(error), until=now + dt.timedelta(seconds=error.retry_s)
         )
         self._log.warning(
@@ -328,41 +284,47 @@ class Worker(threading.Thread):
         reason = f"{type(error).__name__}: {error}"
         trace: Explanation = [("Error", traceback.format_exc().splitlines())]
         if frame.attempts >= self._config.service.max_attempts:
-            self._ledger.finish(frame, State.FAILED, now=now, reason=reason, explanation=trace)
+            self._parts.ledger.finish(
+                frame, State.FAILED, now=now, reason=reason, explanation=trace
+            )
             self._log.error(
                 "FAILED", f"given up after {frame.attempts} attempts: {reason}", frame=frame.name
             )
             return
         delay = 0.0 if self._hurried.is_set() else RETRY_S
-        self._ledger.defer(frame, reason=reason, until=now + dt.timedelta(seconds=delay))
+        self._parts.ledger.defer(frame, reason=reason, until=now + dt.timedelta(seconds=delay))
         self._log.warning("RETRY", f"{reason}; tried again", frame=frame.name)
 
     # -- stacks -----------------------------------------------------------------------------
 
     def _remake(self, stack_id: int) -> None:
         """Make a stale stack again; one transaction replaces it."""
-        stack = self._stacks.get(stack_id)
+        stack = self._parts.stacks.get(stack_id)
         why = stack.stale or ""
         self._log.info("AGAIN", f"{stack.label}: {why}")
-        self._live.forget(stack_id)
+        self._parts.live.forget(stack_id)
         growing = Growing(self._config.stack.memory_mb * MEGABYTE)
-        made = remake.remake(self._pipeline, stack, growing, beat=self._beat)
-        product = self._publisher.write(stack, growing, made.members)
-        with self._ledger.transaction():
-            remake.record(self._pipeline, stack, made, now=self._now())
+        made = remake.remake(self._parts.pipeline, stack, growing, beat=self._beat)
+        product = self._parts.publisher.write(stack, growing, made.members)
+        with self._parts.ledger.transaction():
+            remake.record(self._parts.pipeline, stack, made, now=self._now())
             if product is not None:
-                self._publisher.point(product, now=self._now())
-        self._live.put(stack_id, growing)
+                self._parts.publisher.point(product, now=self._now())
+        self._parts.live.put(stack_id, growing)
         if product is not None:
-            self._publisher.settle(product, growing)
+            self._parts.publisher.settle(product, growing)
 
     def _sweep(self) -> None:
         """Delete products that no row points at: their transaction never came."""
         root = self._config.library.path
-        used = self._stacks.product_paths()
+        used = self._parts.stacks.product_paths()
+        if not used:
+            return  # a new or a lost database: nothing is known to be an orphan
         for path in (root / "stacks").rglob("*_v[0-9][0-9][0-9][0-9]*.fits"):
             if str(path.relative_to(root)) not in used:
                 path.unlink()
+        for orphan in self._parts.library.orphans():
+            orphan.unlink(missing_ok=True)
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -378,6 +340,14 @@ class Worker(threading.Thread):
             elif request is Request.HOUSEKEEPING:
                 self._sweep()
 
+        for path, order in orders.waiting(self._parts.root):
+            if order is None:
+                self._log.warning("ORDER", "this is no order", file=path.name)
+            else:
+                self._beat(f"{order.action} {order.id}")
+                orders.carry_out(self._parts, order, now=self._now())
+            path.unlink(missing_ok=True)
+
     def _asked(self) -> Iterator[Request]:
         seen: set[Request] = set()
         while not self._requests.empty():
@@ -389,11 +359,12 @@ class Worker(threading.Thread):
     def _end_of_night(self) -> None:
         """Whatever waits goes on, every stack is written, the night is summed up."""
         now = self._now()
-        masters.build_due(self._pipeline, now=now, quiet_s=0.0, beat=self._beat)
-        self._ledger.release_waiting()
-        self._publisher.tick(now, flush=True)
-        self._publisher.colour()
-        counts = self._ledger.night_summary(night_of(now))
+        masters.build_due(self._parts.pipeline, now=now, quiet_s=0.0, beat=self._beat)
+        self._parts.ledger.release_waiting()
+        orders.reconsider(self._parts)
+        self._parts.publisher.tick(now, flush=True)
+        self._parts.publisher.colour()
+        counts = self._parts.ledger.night_summary(night_of(now))
         text = ", ".join(
             f"{n} {kind or 'unknown'} {state}" for (kind, state), n in sorted(counts.items())
         )
@@ -403,7 +374,7 @@ class Worker(threading.Thread):
         """Copy the database while it is in use, and check the copy."""
         folder = self._config.library.path / "backup"
         copy = schema.backup(
-            self._ledger.db, folder, keep=self._config.service.backup_keep, now=self._now()
+            self._parts.ledger.db, folder, keep=self._config.service.backup_keep, now=self._now()
         )
         self._log.info(
             "BACKUP", f"database copied and checked: {copy.relative_to(self._config.library.path)}"

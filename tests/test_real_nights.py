@@ -15,7 +15,7 @@ from daemon.light import quality, stars
 from daemon.log import StatusLog
 from daemon.stack import live
 from daemon.stack.store import Growing
-from daemon.worker import compose
+from daemon.parts import compose
 from tests.nights import Outcome, config_for, drop, run, shared
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]

@@ -56,10 +56,12 @@ def test_a_night_in_three_parts(taken, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_killed_at_random_instants(taken, undisturbed, tmp_path):
     write(tmp_path, taken)
-    config = config_for(tmp_path)
+    # A frame that happens to be worked on at every kill must not be taken for the killer.
+    patient = "[service]\nmax_attempts = 50"
+    config = config_for(tmp_path, extra=patient)
     (tmp_path / "config.toml").write_text(
         f'[library]\npath = "{tmp_path / "library"}"\n'
-        f'[[watch]]\npath = "{tmp_path / "in"}"\nsettle_s = 0.1\n[service]\nmax_attempts = 50\n'
+        f'[[watch]]\npath = "{tmp_path / "in"}"\nsettle_s = 0.1\n{patient}\n'
     )
     command = [sys.executable, "-c", COMMAND, "run", "--until-idle"]
     command += ["--config", str(tmp_path / "config.toml")]

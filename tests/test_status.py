@@ -60,6 +60,7 @@ STATUS = StatusReport(
     frames_by_type={"dark": 20, "light": 50},
     stacks=[
         StackStatus(
+            1,
             target="M42",
             filter="Ha",
             camera="ZWO ASI2600MM Pro",
@@ -71,7 +72,7 @@ STATUS = StatusReport(
             flags=["no flat", "no dark"],
             updated=ago(3),
         ),
-        StackStatus("M31", None, None, 1, 30.0, 0, None, None, [], None),
+        StackStatus(2, "M31", None, None, 1, 30.0, 0, None, None, [], None),
     ],
     library=MASTERS,
     problems=["/data/camera is not mounted"],

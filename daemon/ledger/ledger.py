@@ -245,6 +245,8 @@ class Ledger:
         stack_id: int | None = None,
         waits_for: int | None = None,
         explanation: Explanation | None = None,
+        quality: str | None = None,
+        by_hand: str | None = None,
     ) -> None:
         """Move a claimed frame to `state`, and record what was learned about it."""
         record = identity.record if identity else frame.record
@@ -254,6 +256,7 @@ class Ledger:
                 UPDATE frame SET state = ?, reason = ?, sha256 = coalesce(?, sha256),
                        frame_type = ?, record = ?, target = ?, filter = ?, night = ?,
                        date_obs = ?, stack_id = ?, waits_for = ?,
+                       quality = ?, by_hand = coalesce(?, by_hand),
                        explanation = coalesce(?, explanation),
                        claimed_at = NULL, not_before = NULL, done_at = ?
                 WHERE id = ?
@@ -270,6 +273,8 @@ class Ledger:
                     record.date_obs.isoformat() if record and record.date_obs else None,
                     stack_id,
                     waits_for,
+                    quality,
+                    by_hand,
                     json.dumps(explanation) if explanation is not None else None,
                     None if state in OPEN_STATES else _utc(now),
                     frame.id,
@@ -283,6 +288,26 @@ class Ledger:
                 "UPDATE frame SET claimed_at = NULL, not_before = ?, reason = ? WHERE id = ?",
                 (_utc(until), reason, frame.id),
             )
+
+    def try_again(self, frame: Frame, *, by_hand: str | None) -> None:
+        """Let a rejected light go its way again; `by_hand` is a person's word on it, if any."""
+        with self.transaction():
+            self.db.conn.execute(
+                "UPDATE frame SET state = 'new', attempts = 0, done_at = NULL, by_hand = ? "
+                "WHERE id = ?",
+                (by_hand, frame.id),
+            )
+
+    def judged(self, stack_id: int) -> list[tuple[Frame, str]]:
+        """Lights that were left out of a stack for their quality alone, with that quality (JSON),
+        and on which no person has had a word.
+        """
+        rows = self.db.query(
+            "SELECT * FROM frame WHERE stack_id = ? AND state = 'rejected' "
+            "AND quality IS NOT NULL AND by_hand IS NULL ORDER BY date_obs, id",
+            (stack_id,),
+        )
+        return [(_frame(row), row["quality"]) for row in rows]
 
     def forget(self, frame: Frame) -> None:
         """Drop the row of a file that vanished or changed before it was read: a later version

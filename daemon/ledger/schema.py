@@ -35,6 +35,7 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
             date_obs TEXT,
             waits_for INTEGER,              -- the calibration set a waiting light waits for
             stack_id INTEGER REFERENCES stack(id),
+            quality TEXT,                   -- JSON, of a light that was left out for it
             by_hand TEXT CHECK (by_hand IN ('in', 'out')),  -- a person's word on the stack
             explanation TEXT,               -- JSON: [[heading, [line, ...]], ...]
             attempts INTEGER NOT NULL DEFAULT 0,

@@ -58,6 +58,9 @@ class Stack:
     published_frames: int
     published_exposure_s: float
     updated_at: str | None
+    final_generation: int
+    final_path: str | None
+    final_frames: int
     stale: str | None
     photometry: Photometry | None
 
@@ -145,6 +148,10 @@ class Stacks:
     def get(self, stack_id: int) -> Stack:
         """One stack by its number."""
         return self._stacks("id = ?", (stack_id,))[0]
+
+    def find(self, stack_id: int) -> Stack | None:
+        """One stack by its number, None where there is none."""
+        return next(iter(self._stacks("id = ?", (stack_id,))), None)
 
     def all(self) -> list[Stack]:
         """Every stack that has members or a product."""
@@ -285,8 +292,30 @@ class Stacks:
                 ),
             )
 
+    def withdraw(self, stack: Stack) -> None:
+        """The stack has no frames left: nothing is its product."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                "UPDATE stack SET path = NULL, published_frames = 0, published_exposure_s = 0 "
+                "WHERE id = ?",
+                (stack.id,),
+            )
+
+    def finished(self, stack: Stack, *, path: str, frames: int) -> None:
+        """Point the stack at its exact image, which lies on disk, whole, already."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                "UPDATE stack SET final_generation = final_generation + 1, final_path = ?, "
+                "final_frames = ? WHERE id = ?",
+                (path, frames, stack.id),
+            )
+
     def product_paths(self) -> set[str]:
         """The products in use, relative to the library: all others are orphans."""
         return {
-            row["path"] for row in self.db.query("SELECT path FROM stack WHERE path IS NOT NULL")
+            row["path"]
+            for row in self.db.query(
+                "SELECT path FROM stack WHERE path IS NOT NULL "
+                "UNION SELECT final_path FROM stack WHERE final_path IS NOT NULL"
+            )
         }

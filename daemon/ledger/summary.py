@@ -12,6 +12,7 @@ import sqlite_utils
 class StackSummary:
     """One stack as a person sees it."""
 
+    id: int
     target: str
     filter: str
     camera_name: str | None
@@ -31,7 +32,7 @@ def stacks(db: sqlite_utils.Database) -> Sequence[StackSummary]:
     """Every stack that has frames or a product."""
     rows = db.query(
         """
-        SELECT target, filter, camera_name, generation, path, updated_at, stale,
+        SELECT stack.id AS id, target, filter, camera_name, generation, path, updated_at, stale,
                count(frame_id) AS frames, coalesce(sum(exposure_s), 0.0) AS exposure_s,
                coalesce(group_concat(DISTINCT flags), '') AS flags
         FROM stack LEFT JOIN stack_frame ON stack_id = stack.id

@@ -24,6 +24,7 @@ from daemon.report.status import (
     IncompleteSet,
     LibraryReport,
     MasterStatus,
+    StackReport,
     StackStatus,
     StatusReport,
 )
@@ -134,6 +135,19 @@ def library(config: Config) -> LibraryReport:
         )
 
 
+def stacks(config: Config) -> StackReport:
+    """What `lightkeeper stack` shows. Raises NoLibraryError."""
+    root = config.library.path
+    with _opened(config) as db:
+        return StackReport(str(root), [_stack(root, stack) for stack in summary.stacks(db)])
+
+
+def frames(config: Config, text: str) -> list[tuple[int, str, str]]:
+    """(number, name, state) of the frames that `text` may mean. Raises NoLibraryError."""
+    with _opened(config) as db:
+        return [(frame.id, frame.name, str(frame.state)) for frame in Ledger(db).find(text)]
+
+
 def explain(config: Config, text: str) -> Explanation | None:
     """What `lightkeeper explain` shows of the frame that `text` means (name, path, number); None
     where there is none. Raises NoLibraryError.
@@ -165,6 +179,7 @@ def _stack(root: Path, stack: summary.StackSummary) -> StackStatus:
         stem = Path(stack.path).stem.rpartition("_v")[0]
         picture = (root / stack.path).with_name(f"{stem}.png")
     return StackStatus(
+        number=stack.id,
         target=stack.target,
         filter=stack.filter or None,
         camera=stack.camera_name,

@@ -24,6 +24,8 @@ _PROBLEM = "bold red"
 class StackStatus:
     """One growing image."""
 
+    number: int
+    """How commands call it."""
     target: str
     filter: str | None
     camera: str | None
@@ -129,7 +131,15 @@ class Explanation:
     """Further frames that the question could have meant."""
 
 
-Report = StatusReport | LibraryReport | Explanation
+@dataclasses.dataclass(frozen=True, slots=True)
+class StackReport:
+    """Everything `lightkeeper stack` shows."""
+
+    folder: str
+    stacks: Sequence[StackStatus]
+
+
+Report = StackReport | StatusReport | LibraryReport | Explanation
 
 
 def to_json(report: Report) -> str:
@@ -154,6 +164,8 @@ def render_text(report: Report, *, now: dt.datetime) -> RenderableType:
     match report:
         case StatusReport():
             return _status(report, now)
+        case StackReport():
+            return _stacks(report, now)
         case LibraryReport():
             return _library(report, now)
         case Explanation():
@@ -190,6 +202,23 @@ def _status(report: StatusReport, now: dt.datetime) -> Group:
         parts += _section("Last frames")
         parts.append(_frame_table(report.last_frames, now))
     return Group(*parts)
+
+
+def _stacks(report: StackReport, now: dt.datetime) -> RenderableType:
+    if not report.stacks:
+        return _line("Stacks", "none yet")
+    table = _table("No>", "Target", "Filter", "Frames>", "Exposure>", "Updated>", "Picture")
+    for stack in report.stacks:
+        table.add_row(
+            _cell(str(stack.number)),
+            _cell(stack.target),
+            _cell(stack.filter or "-"),
+            _cell(str(stack.frames)),
+            _cell(duration(stack.exposure_s)),
+            _cell(local_time(stack.updated, now)),
+            _cell(_inside(stack.preview or stack.path or "-", report.folder)),
+        )
+    return table
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -33,6 +33,8 @@ class Growing:
     frames: list[int] = dataclasses.field(default_factory=list)
     """The frame ids it holds, in order."""
     exposure_s: float = 0.0
+    exact: bool = True
+    """Whether it is bit for bit what a replay of its members gives; not after un-stacking."""
     unpublished: int = 0
     """Frames added since the product was written."""
 
@@ -46,6 +48,13 @@ class Growing:
         self.frames.append(member.frame_id)
         self.exposure_s += member.exposure_s or 0.0
         self.unpublished += 1
+
+    def removed(self, member: Member) -> None:
+        """Note that a frame was taken out of the image."""
+        self.frames.remove(member.frame_id)
+        self.exposure_s -= member.exposure_s or 0.0
+        self.unpublished += 1
+        self.exact = False
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +111,10 @@ class LiveStacks:
     def forget(self, stack_id: int) -> None:
         """Drop an image from memory."""
         self._stacks.pop(stack_id, None)
+
+    def inexact(self) -> list[int]:
+        """Stacks from which frames were taken out since they were last replayed."""
+        return [stack_id for stack_id, growing in self._stacks.items() if not growing.exact]
 
     def unpublished(self) -> dict[int, Growing]:
         """Stacks in memory that hold frames which their written product does not."""

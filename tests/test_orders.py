@@ -1,0 +1,98 @@
+"""Taking a frame out of a stack and letting one in again, by command, against a stack without it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from daemon import cli
+from daemon.simulator.night import frames, small_plan
+from daemon.simulator.writer import write_frame
+from tests.nights import Outcome, config_for, run
+
+
+@pytest.fixture(scope="module")
+def taken():
+    plan = small_plan(
+        seed=31,
+        shape=(256, 384),
+        bias=0,
+        darks=5,
+        flats=5,
+        flat_darks=5,
+        lights=6,
+        trails=1,
+        flip=False,
+    )
+    return list(frames(plan))
+
+
+def toml(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f'[library]\npath = "{tmp_path / "library"}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
+        "settle_s = 0.1\n[lights]\nclean_cosmics = 'never'\n"
+    )
+    return str(path)
+
+
+def test_remove_equals_a_stack_that_never_had_the_frame(taken, tmp_path_factory, capsys):
+    tmp_path, other = tmp_path_factory.mktemp("removed"), tmp_path_factory.mktemp("never")
+    lights = [frame for frame in taken if frame.kind == "light"]
+    victim = lights[3]
+    for frame in taken:
+        write_frame(tmp_path / "in", frame)
+        if frame is not victim:
+            write_frame(other / "in", frame)
+    # Whether a frame is cleaned alone depends on its place in the stack.
+    uncleaned = "[lights]\nclean_cosmics = 'never'"
+    config, without = config_for(tmp_path, extra=uncleaned), config_for(other, extra=uncleaned)
+    run(config)
+    run(without)
+    name = victim.name.rpartition("/")[2]
+    before = Outcome(config)
+
+    assert cli.main(["stack", "remove", name, "--config", toml(tmp_path)]) == 0
+
+    after = Outcome(config)
+    assert after.frame(name).state == "rejected"
+    assert after.frame(name).by_hand == "out"
+    assert len(after.members[after.stacks[0].id]) == len(lights) - 1
+    expected = Outcome(without)
+    np.testing.assert_array_equal(after.image(after.stacks[0]), expected.image(expected.stacks[0]))
+
+    run(config)  # another start does not bring it back
+    assert Outcome(config).frame(name).state == "rejected"
+
+    assert cli.main(["stack", "readmit", name, "--config", toml(tmp_path)]) == 0
+    again = Outcome(config)
+    assert again.frame(name).state == "stacked"
+    first, second = before.image(before.stacks[0]), again.image(again.stacks[0])
+    # The frames are the same, their order is not: the same up to rounding nearly everywhere.
+    assert np.mean(np.abs(first - second) < 0.01) > 0.98
+
+    assert cli.main(["stack", "--config", toml(tmp_path)]) == 0
+    assert " 6 " in capsys.readouterr().out
+
+
+def test_what_cannot_be_done_is_said(taken, tmp_path, capsys):
+    write_frame(tmp_path / "in", next(f for f in taken if f.kind == "dark"))
+    assert cli.main(["stack", "remove", "x", "--config", toml(tmp_path)]) == 1
+    assert "no library" in capsys.readouterr().err
+    run(config_for(tmp_path))
+    assert cli.main(["stack", "remove", "nothing", "--config", toml(tmp_path)]) == 1
+    assert "no such frame" in capsys.readouterr().err
+    assert cli.main(["stack", "remove", "1", "--config", toml(tmp_path)]) == 0
+    assert "in no stack" in Outcome(config_for(tmp_path)).log
+
+
+def test_a_light_left_out_for_its_quality_is_judged_again(taken, tmp_path):
+    """Five sharp frames refuse a wider one; among ten wide ones it belongs."""
+    from daemon.light import quality
+
+    base = quality.Quality(100, 2.0, 0.3, 300.0, 10.0, 1.0, 1e-3, 0.1)
+    sharp = [dataclasses.replace(base, fwhm_px=2.0 + 0.01 * n) for n in range(5)]
+    wide = [dataclasses.replace(base, fwhm_px=2.8 + 0.05 * n) for n in range(8)]
+    candidate = dataclasses.replace(base, fwhm_px=2.9)
+    assert not quality.admit(candidate, sharp)[0]
+    assert quality.admit(candidate, sharp + wide)[0]
