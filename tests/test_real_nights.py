@@ -13,9 +13,9 @@ from calib_library import image_io, schema
 from daemon import remake, service
 from daemon.light import quality, stars
 from daemon.log import StatusLog
+from daemon.parts import compose
 from daemon.stack import live
 from daemon.stack.store import Growing
-from daemon.parts import compose
 from tests.nights import Outcome, config_for, drop, run, shared
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]

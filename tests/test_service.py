@@ -1,0 +1,147 @@
+"""The service as systemd and a second instance see it, and what the clock asks of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from daemon import jobs, service
+from daemon.config import ServiceConfig
+from daemon.errors import AlreadyRunningError, FatalError
+from daemon.log import StatusLog
+from daemon.simulator.night import frames, small_plan
+from daemon.simulator.writer import write_frame
+from daemon.worker import Request
+from tests.nights import Outcome, config_for, run
+
+COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
+
+
+def wait_for(condition, seconds=60.0):
+    """Wait for something that another process does; the test's own time limit is far away."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")
+
+
+@pytest.fixture
+def watched(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "config.toml").write_text(
+        f'[library]\npath = "{tmp_path / "library"}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
+        "settle_s = 0.2\n"
+    )
+    return tmp_path
+
+
+def test_systemd_hears_ready_alive_and_stopping(watched):
+    address = str(watched / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
+        listener.settimeout(60)
+        environment = {**os.environ, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2000000"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, "run", "--config", str(watched / "config.toml")],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+        heard = []
+        try:
+            while "READY=1" not in heard or heard.count("WATCHDOG=1") < 2:
+                heard += listener.recv(4096).decode().split("\n")
+            frame = next(
+                f for f in frames(small_plan(shape=(384, 512), seed=5)) if f.kind == "light"
+            )
+            write_frame(watched / "in", frame)
+            log = watched / "library" / "status.log"
+            wait_for(lambda: "STACKED" in log.read_text())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            while "STOPPING=1" not in heard:
+                heard += listener.recv(4096).decode().split("\n")
+        finally:
+            process.kill()
+            process.wait()
+    assert any(line.startswith("STATUS=") for line in heard)
+    # The product was written before it stopped.
+    outcome = Outcome(config_for(watched))
+    assert outcome.stacks[0].published_frames == 1
+
+
+def test_a_second_instance_is_refused(watched):
+    config = config_for(watched)
+    config.library.path.mkdir()
+    with (
+        service._lock(config.library.path),
+        pytest.raises(AlreadyRunningError, match="stop it first"),
+    ):
+        service.run(config, until_idle=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_library_that_cannot_be_written_is_one_sentence(watched):
+    (watched / "library").mkdir(mode=0o500)
+    with pytest.raises(FatalError, match="cannot be written"):
+        service.run(config_for(watched), until_idle=True)
+
+
+def test_a_library_below_a_file_is_one_sentence(watched):
+    (watched / "library").write_text("not a folder")
+    with pytest.raises(FatalError, match="cannot be written"):
+        service.run(config_for(watched), until_idle=True)
+
+
+def test_the_clock_asks_and_late_jobs_are_not_dropped():
+    asked, scans = [], []
+    config = ServiceConfig(rescan_s=1.0)
+    scheduler = jobs.schedule(
+        config, rescan=lambda: scans.append(1), request=asked.append, log=StatusLog(None)
+    )
+    try:
+        wait_for(lambda: scans, 20)
+        planned = {job.id: job for job in scheduler.get_jobs()}
+        assert set(planned) == {"rescan", *map(str, Request)}
+        assert all(job.misfire_grace_time is None for job in planned.values())
+        assert all(job.coalesce and job.max_instances == 1 for job in planned.values())
+        end = planned[str(Request.END_OF_NIGHT)].next_run_time.astimezone()
+        assert (end.hour, end.minute) == (config.end_of_night.hour, config.end_of_night.minute)
+        scheduler.modify_job(str(Request.MASTERS), next_run_time=end.replace(year=2020))
+        wait_for(lambda: Request.MASTERS in asked, 20)
+    finally:
+        scheduler.shutdown(wait=False)
+
+
+def test_the_end_of_the_night_builds_writes_and_copies(tmp_path, capfd):
+    from daemon.worker import Worker
+
+    plan = small_plan(seed=9, shape=(384, 512), bias=5, darks=0, flats=0, flat_darks=0, lights=3)
+    for frame in frames(plan):
+        write_frame(tmp_path / "in", frame)
+    config = config_for(tmp_path, extra="[lights]\nkeep_calibrated = true")
+    run(config)
+    worker = Worker(
+        config=config,
+        database=config.library.path / "lightkeeper.db",
+        log=StatusLog(config.library.path / "status.log"),
+    )
+    worker.request(Request.END_OF_NIGHT)
+    worker.request(Request.BACKUP)
+    worker.start()
+    log = config.library.path / "status.log"
+    wait_for(lambda: "BACKUP" in log.read_text())
+    worker.stop()
+    worker.join(60)
+    assert worker.error is None
+    assert "NIGHT" in log.read_text()
+    (copy,) = (config.library.path / "backup").glob("*.db")
+    assert copy.stat().st_size > 10_000
+    kept = list((config.library.path / "calibrated").rglob("*.fits"))
+    assert len(kept) == 3
