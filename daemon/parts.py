@@ -15,6 +15,7 @@ from daemon.ledger.stacks import Stacks
 from daemon.log import StatusLog
 from daemon.pipeline import Pipeline
 from daemon.publish import Publisher
+from daemon.reader import Reader
 from daemon.stack.store import LiveStacks
 
 MEGABYTE = 1_000_000
@@ -74,6 +75,7 @@ def compose(
         stacks=stacks,
         live=images,
         calibrator=calibrator,
+        reader=Reader(),
         log=log,
     )
     publisher = Publisher(

@@ -29,6 +29,7 @@ from daemon.ledger.states import State
 from daemon.light import cosmic, debayer, quality, stars
 from daemon.log import StatusLog
 from daemon.placing import Light
+from daemon.reader import Reader
 from daemon.stack import product
 from daemon.stack.store import LiveStacks
 
@@ -65,6 +66,7 @@ class Pipeline:
         stacks: Stacks,
         live: LiveStacks,
         calibrator: Calibrator,
+        reader: Reader,
         log: StatusLog,
     ) -> None:
         self.config = config
@@ -73,6 +75,7 @@ class Pipeline:
         self.stacks = stacks
         self.live = live
         self.calibrator = calibrator
+        self.reader = reader
         self.log = log
         self._watches: Mapping[Path, WatchConfig] = {watch.path: watch for watch in config.watch}
 
@@ -118,7 +121,7 @@ class Pipeline:
 
     def _load(self, frame: Frame) -> image_io.Loaded:
         try:
-            loaded = image_io.load(frame.path)
+            loaded = self.reader.load(frame.path)
         except IncompleteImageError as error:
             raise FrameDeferredError(str(error)) from error
         except ImageError as error:
@@ -343,7 +346,7 @@ class Pipeline:
         or has changed since.
         """
         try:
-            loaded = image_io.load(frame.path)
+            loaded = self.reader.load(frame.path)
         except (ImageError, OSError) as error:
             self.log.warning("MISSING", f"cannot be read again: {error}", frame=frame.name)
             return None

@@ -34,6 +34,9 @@ def replay(
     for position, member in enumerate(members, start=1):
         beat(f"replaying {stack.label}, frame {position} of {len(members)}")
         frame = pipeline.ledger.get(member.frame_id)
+        if position < len(members):
+            following = pipeline.ledger.get(members[position].frame_id)
+            pipeline.reader.ahead(following.path if following else None)
         found = pipeline.again(frame, member) if frame else None
         if found is not None:
             yield *found, member

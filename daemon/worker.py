@@ -140,6 +140,7 @@ class Worker(threading.Thread):
         self._parts.publisher.tick(self._now(), flush=True)
         if self._hurried.is_set():
             self._parts.publisher.colour()
+        self._parts.pipeline.reader.close()
         db.conn.close()
 
     def _step(self) -> bool:
@@ -154,6 +155,7 @@ class Worker(threading.Thread):
             return True
         frame = self._parts.ledger.claim(now)
         if frame is not None:
+            self._parts.pipeline.reader.ahead(self._parts.ledger.next_path(now))
             self._attempt(frame, now)
             self._parts.publisher.tick(self._now())
             return True

@@ -209,22 +209,8 @@ class Ledger:
         Tonight's frames go before a backlog, calibration frames before lights (whose masters they
         make), then the order in which they were exposed.
         """
-        fresh = int(now.timestamp() * 1e9) - FRESH_NS
         with self.transaction():
-            rows = list(
-                self.db.query(
-                    f"""
-                    SELECT * FROM frame
-                    WHERE state = 'new' AND claimed_at IS NULL
-                      AND (not_before IS NULL OR not_before <= :now)
-                    ORDER BY mtime_ns < :fresh,
-                             frame_type IS NOT NULL AND frame_type NOT IN {_CALIBRATION},
-                             date_obs, name, id
-                    LIMIT 1
-                    """,  # noqa: S608 — the states and types are constants of this module
-                    {"now": _utc(now), "fresh": fresh},
-                )
-            )
+            rows = self._next(now)
             if not rows:
                 return None
             self.db.conn.execute(
@@ -232,6 +218,27 @@ class Ledger:
                 (_utc(now), rows[0]["id"]),
             )
         return dataclasses.replace(_frame(rows[0]), attempts=rows[0]["attempts"] + 1)
+
+    def next_path(self, now: dt.datetime) -> Path | None:
+        """The file of the frame that `claim` would take now."""
+        return next((Path(os.fsdecode(row["path"])) for row in self._next(now)), None)
+
+    def _next(self, now: dt.datetime) -> list[dict[str, Any]]:
+        fresh = int(now.timestamp() * 1e9) - FRESH_NS
+        return list(
+            self.db.query(
+                f"""
+                SELECT * FROM frame
+                WHERE state = 'new' AND claimed_at IS NULL
+                  AND (not_before IS NULL OR not_before <= :now)
+                ORDER BY mtime_ns < :fresh,
+                         frame_type IS NOT NULL AND frame_type NOT IN {_CALIBRATION},
+                         date_obs, name, id
+                LIMIT 1
+                """,  # noqa: S608 — the states and types are constants of this module
+                {"now": _utc(now), "fresh": fresh},
+            )
+        )
 
     def finish(
         self,
