@@ -360,6 +360,82 @@ def test_the_same_bits_for_any_number_of_threads():
         np.testing.assert_array_equal(image.variance, images[0].variance)
 
 
+BENT = np.array(
+    [
+        [3.0, -90.0, 40.0, 1500.0, -700.0, 300.0, -9000.0, 4000.0, -5000.0, 2000.0],
+        [-2.0, 50.0, 120.0, -400.0, 900.0, -1100.0, 3000.0, -6000.0, 8000.0, 5000.0],
+    ]
+)
+"""Up to 4 px of displacement and 9 % of area within a frame of 192 px."""
+
+
+def test_a_distorted_frame_enters_as_it_is_warped_and_leaves_without_a_trace():
+    """Frames with and without a distortion: the stack of the warped ones, and exact to undo."""
+    frames = flat_frames(9)
+    shift = np.array([[1, 0, 2.3], [0, 1, -1.6], [0, 0, 1.0]])
+    rng = np.random.default_rng(5)
+    bends = [None if k % 3 == 0 else BENT * rng.uniform(-1, 1) for k in range(9)]
+    stack = live.LiveStack.empty((1, 64, 64))
+    expected, covered = np.zeros((64, 64)), np.zeros((64, 64))
+    for index, (frame, bend) in enumerate(zip(frames, bends, strict=True)):
+        live.add(stack, frame, shift, simple_terms(index), distortion=bend)
+        warped, coverage = warp.warp(frame, shift, shape=(64, 64), distortion=bend, noise_adu=10.0)
+        expected += warped[0]
+        covered += coverage
+    image = live.render(stack)
+    whole = covered == 9
+    assert whole.mean() > 0.8
+    # A value that is an outlier for the gate is dropped: one in some thousands.
+    np.testing.assert_array_equal(image.coverage > 0, covered > 0)
+    same = whole & (image.coverage == 9)
+    assert same.sum() > 0.99 * whole.sum()
+    np.testing.assert_allclose(image.mean[0][same], (expected / 9)[same], rtol=1e-6, atol=10 / 1024)
+    for index in (3, 0, 8, 1, 2, 7, 6, 5, 4):
+        live.remove(stack, frames[index], shift, simple_terms(index), distortion=bends[index])
+    for name in ("frames", "total", "weight", "settled"):
+        assert not getattr(stack, name).any(), name
+
+
+@pytest.mark.parametrize("taken", [(5,), (9, 4, 17)])
+def test_a_distorted_frame_taken_out_leaves_the_stack_that_never_had_it(taken):
+    shots, _ = night(20)
+    scales = np.random.default_rng(6).uniform(-0.2, 0.2, 20)
+    with_all, without = (live.LiveStack.empty((1, SIZE, SIZE)) for _ in range(2))
+    for index, shot in enumerate(shots):
+        terms, bend = shot.terms, BENT * scales[index]
+        live.add(with_all, shot.dirty, shot.matrix, terms, distortion=bend)
+        if index not in taken:
+            live.add(without, shot.dirty, shot.matrix, terms, distortion=bend)
+    for index in taken:
+        shot = shots[index]
+        live.remove(with_all, shot.dirty, shot.matrix, shot.terms, distortion=BENT * scales[index])
+    ours, theirs = live.render(with_all), live.render(without)
+    enough = 0.999 ** len(taken)
+    assert np.mean(ours.mean == theirs.mean) >= enough
+    assert np.mean(ours.weight == theirs.weight) >= enough
+    assert np.mean(ours.coverage == theirs.coverage) >= enough
+
+
+def test_distorted_frames_give_the_same_bits_for_any_number_of_threads():
+    shots, _ = night(20)
+    before = numba.get_num_threads()
+    states = []
+    try:
+        for threads in {1, min(2, before), before}:
+            numba.set_num_threads(threads)
+            stack = live.LiveStack.empty((1, SIZE, SIZE))
+            for shot in shots[:8]:
+                live.add(stack, shot.dirty, shot.matrix, shot.terms, distortion=BENT)
+            shot = shots[3]
+            live.remove(stack, shot.dirty, shot.matrix, shot.terms, distortion=BENT)
+            states.append(state_of(stack))
+    finally:
+        numba.set_num_threads(before)
+    for state in states[1:]:
+        for name, array in state.items():
+            np.testing.assert_array_equal(array, states[0][name], err_msg=name)
+
+
 def test_inputs_are_unmodified_and_looking_changes_nothing():
     shots, _ = night(20)
     shot = shots[1]
@@ -492,6 +568,8 @@ def test_what_cannot_be_added_leaves_the_stack_unchanged():
             live.add(stack, image, matrix, terms)
     with pytest.raises(ValueError, match="mask"):
         live.add(stack, frame, np.eye(3), simple_terms(1), mask=np.zeros((2, 2), np.uint8))
+    with pytest.raises(ValueError, match="distortion"):
+        live.add(stack, frame, np.eye(3), simple_terms(1), distortion=np.zeros((3, 3)))
     with pytest.raises(ValueError, match="not in the stack"):
         live.remove(stack, frame, np.eye(3), simple_terms(1))
     with pytest.raises(ValueError, match="a stack is"):

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - a compiled kernel is called with its arguments in order
 """Resampling a frame onto the reference grid: Lanczos-3, clamped where it would ring.
 
 The kernel is a table of 1024 sub-pixel phases. A plain normalised Lanczos-3 kernel misplaces a star
@@ -17,10 +16,13 @@ import numpy.typing as npt
 from numba import prange
 
 from calib_library.kernels import kernel
+from daemon.light import distortion as distortions
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
+Place = npt.NDArray[np.int32]
+Bend = tuple[float, float, float, float, float, float, float]
 
 PHASE_BITS = 10
 PHASES = 1 << PHASE_BITS
@@ -39,6 +41,11 @@ BAD = np.uint8(1)
 BAD_SHARE = 0.1
 """An output pixel of which more than this share of the kernel (sum of |weights|) falls on bad
 pixels is left out; below it they are replaced by the others."""
+MOST_BENT = 0.5
+"""By how much of the matrix's own area a distortion may change a pixel's; beyond, it is out of its
+depth, and the frame covers nothing there."""
+UNIT_PX = distortions.UNIT_PX
+NOT_BENT = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 BLOCK = 4
 """px, edge of the blocks in which the surroundings of bad pixels are marked."""
 
@@ -70,26 +77,30 @@ def warp(
     matrix: Matrix,
     *,
     shape: tuple[int, int],
+    distortion: Matrix | None = None,
     noise_adu: float | None = None,
     out: Image | None = None,
 ) -> tuple[Image, Mask]:
     """Resample `image` onto the reference grid.
 
     image: (planes, ny, nx) f32, ADU. matrix: 3×3 f64, frame → reference px, acting on (x, y, 1).
-    shape: (ny, nx) of the reference. noise_adu: σ of one pixel of the background, for the clamp;
-    None measures it. out: (planes, ny, nx) f32 of the reference's shape, overwritten.
+    shape: (ny, nx) of the reference. distortion: (2, 10) f64, what `daemon.light.distortion` adds
+    to the matrix. noise_adu: σ of one pixel of the background, for the clamp; None measures it.
+    out: (planes, ny, nx) f32 of the reference's shape, overwritten.
 
     Returns the resampled image (planes, ny, nx) f32 and the coverage (ny, nx) uint8: 1 where the
     position lies within the centres of the frame's outermost pixels. Elsewhere, and where a pixel
     is not finite, coverage and value are 0. Flux is conserved: values are multiplied by the
-    area of a reference pixel in frame pixels, |det| of the inverse.
+    area of a reference pixel in frame pixels, |det| of the inverse map there.
 
     Raises ValueError for a wrong shape or a singular matrix.
     """
-    rows = (0, shape[0])
     if out is None:
         out = np.empty((image.shape[0], *shape), dtype=np.float32)
-    warp_rows(image, matrix, rows=rows, width=shape[1], noise_adu=noise_adu, out=out)
+    warp_rows(
+        image, matrix, rows=(0, shape[0]), width=shape[1], distortion=distortion,
+        noise_adu=noise_adu, out=out,
+    )  # fmt: skip
     coverage = np.empty(shape, dtype=np.uint8)
     _split_coverage(out, coverage)
     return out, coverage
@@ -101,6 +112,7 @@ def warp_rows(
     *,
     rows: tuple[int, int],
     width: int,
+    distortion: Matrix | None = None,
     mask: Mask | None = None,
     noise_adu: float | None = None,
     out: Image | None = None,
@@ -112,7 +124,7 @@ def warp_rows(
     is raised, as `warp`. Returns (planes, rows, width) f32.
     """
     _check_image(image)
-    inverse = invert(matrix)
+    inverse, bend = invert(matrix), distortions.checked(distortion)
     shape = (image.shape[0], rows[1] - rows[0], width)
     if out is None:
         out = np.empty(shape, dtype=np.float32)
@@ -122,7 +134,7 @@ def warp_rows(
         noise_adu = pixel_noise(image)
     bad, near = bad_pixels(mask, shape=(image.shape[1], image.shape[2]))
     tolerance = np.float32(CLAMP_SIGMA * noise_adu)
-    _warp_rows(image, inverse, TABLE, tolerance, bad, near, rows[0], out)
+    _warp_rows(image, inverse, bend, TABLE, tolerance, bad, near, rows[0], out)
     return out
 
 
@@ -199,6 +211,7 @@ def _check_image(image: Image) -> None:
 def _warp_rows(
     image: Image,
     inverse: Matrix,
+    bend: Matrix,
     table: Image,
     tolerance: np.float32,
     bad: Mask,
@@ -210,7 +223,7 @@ def _warp_rows(
     for row in prange(height):
         for plane in range(planes):
             warp_row(
-                image[plane], inverse, table, tolerance, bad, near, first_row + row,
+                image[plane], inverse, bend, table, tolerance, bad, near, first_row + row,
                 out[plane, row],
             )  # fmt: skip
 
@@ -234,6 +247,7 @@ def _split_coverage(image: Image, coverage: Mask) -> None:
 def warp_row(
     plane: Image,
     inverse: Matrix,
+    bend: Matrix,
     table: Image,
     tolerance: np.float32,
     bad: Mask,
@@ -242,43 +256,25 @@ def warp_row(
     out: Image,
 ) -> None:
     """Resample one plane (ny, nx) onto row `y` of the reference: `out` (width,), NaN where there
-    is nothing. For kernels; `tolerance` in ADU, `bad` and `near` from `bad_pixels`.
+    is nothing. For kernels; `inverse` from `invert`, `bend` from `distortion.checked`, `tolerance`
+    in ADU, `bad` and `near` from `bad_pixels`.
     """
     height, width = plane.shape
     pixels = plane.ravel()
     stride = np.uint64(width)
-    x_limit = float((width - 1) * PHASES)
-    y_limit = float((height - 1) * PHASES)
     masked = near.size > 0
-    x_start = inverse[0, 1] * y + inverse[0, 2]
-    y_start = inverse[1, 1] * y + inverse[1, 2]
-    w_start = inverse[2, 1] * y + 1.0
-    perspective = inverse[2, 0] != 0.0 or inverse[2, 1] != 0.0
-    determinant = abs(_determinant(inverse))
-    area = np.float32(determinant)
+    at_x = np.empty(out.size, np.int32)
+    at_y = np.empty(out.size, np.int32)
+    area = np.empty(out.size, np.float32)
+    _positions(inverse, bend, y, width, height, at_x, at_y, area)
     for x in range(out.size):
-        source_x = inverse[0, 0] * x + x_start
-        source_y = inverse[1, 0] * x + y_start
-        if perspective:
-            w = inverse[2, 0] * x + w_start
-            if w <= 0.0:
-                out[x] = np.nan
-                continue
-            source_x /= w
-            source_y /= w
-            area = np.float32(determinant / (w * w * w))
-        # Rounding to a phase also absorbs the 1e-10 px that inverting a matrix costs.
-        scaled_x = np.floor(source_x * PHASES + 0.5)
-        scaled_y = np.floor(source_y * PHASES + 0.5)
-        if not (0.0 <= scaled_x <= x_limit and 0.0 <= scaled_y <= y_limit):
+        if at_x[x] < 0:
             out[x] = np.nan
             continue
-        fixed_x = int(scaled_x)
-        fixed_y = int(scaled_y)
-        column = fixed_x >> PHASE_BITS
-        row = fixed_y >> PHASE_BITS
-        phase_x = np.uint64(fixed_x & (PHASES - 1))
-        phase_y = np.uint64(fixed_y & (PHASES - 1))
+        column = at_x[x] >> PHASE_BITS
+        row = at_y[x] >> PHASE_BITS
+        phase_x = np.uint64(at_x[x] & (PHASES - 1))
+        phase_y = np.uint64(at_y[x] & (PHASES - 1))
         inside = 2 <= column < width - 3 and 2 <= row < height - 3
         if masked and near[row // BLOCK, column // BLOCK]:
             value = _sample_good(plane, bad, table, column, row, phase_x, phase_y)
@@ -287,8 +283,108 @@ def warp_row(
             value = _sample(pixels, base, stride, table, phase_x, phase_y, tolerance)
         else:
             value = _sample_edge(plane, table, column, row, phase_x, phase_y)
-        value *= area
+        value *= area[x]
         out[x] = value if abs(value) < np.float32(np.inf) else np.float32(np.nan)
+
+
+@kernel()
+def _positions(
+    inverse: Matrix,
+    bend: Matrix,
+    y: int,
+    width: int,
+    height: int,
+    at_x: Place,
+    at_y: Place,
+    area: Image,
+) -> None:
+    """Where the pixels of row `y` lie in a frame of `width`×`height`, in 1/1024 px, −1 outside;
+    and the area of each in frame pixels.
+    """
+    x_limit = float((width - 1) * PHASES)
+    y_limit = float((height - 1) * PHASES)
+    x_start = inverse[0, 1] * y + inverse[0, 2]
+    y_start = inverse[1, 1] * y + inverse[1, 2]
+    w_start = inverse[2, 1] * y + 1.0
+    perspective = inverse[2, 0] != 0.0 or inverse[2, 1] != 0.0
+    determinant = _determinant(inverse)
+    bent = bend.size > 0
+    bend_x = _row_of(bend, 0, y) if bent else NOT_BENT
+    bend_y = _row_of(bend, 1, y) if bent else NOT_BENT
+    for x in range(area.size):
+        w = 1.0
+        source_x = inverse[0, 0] * x + x_start
+        source_y = inverse[1, 0] * x + y_start
+        local = determinant
+        inside = True
+        if perspective:
+            w = inverse[2, 0] * x + w_start
+            inside = w > 0.0
+            source_x /= w
+            source_y /= w
+            local /= w**3
+        if bent:
+            plain = local
+            source_x, source_y, local = _bend(
+                inverse, bend_x, bend_y, x / UNIT_PX, source_x, source_y, w
+            )
+            # Far from the stars that it was fitted to, a cubic may fold the frame over itself.
+            inside = inside and abs(local - plain) <= MOST_BENT * abs(plain)
+        # Rounding to a phase also absorbs the 1e-10 px that inverting a matrix costs.
+        scaled_x = np.floor(source_x * PHASES + 0.5)
+        scaled_y = np.floor(source_y * PHASES + 0.5)
+        inside = inside and 0.0 <= scaled_x <= x_limit and 0.0 <= scaled_y <= y_limit
+        at_x[x] = int(scaled_x) if inside else -1
+        at_y[x] = int(scaled_y) if inside else -1
+        area[x] = abs(local)
+
+
+@kernel()
+def _row_of(bend: Matrix, axis: int, y: int) -> Bend:
+    """One axis of a distortion along row `y`, as polynomials of u = x/4096: four coefficients of
+    the displacement in px, then three of its slope in y, px per px.
+    """
+    c = bend[axis]
+    v = y / UNIT_PX
+    return (
+        c[0] + v * (c[2] + v * (c[5] + v * c[9])),
+        c[1] + v * (c[4] + v * c[8]),
+        c[3] + v * c[7],
+        c[6],
+        (c[2] + v * (2.0 * c[5] + v * 3.0 * c[9])) / UNIT_PX,
+        (c[4] + v * 2.0 * c[8]) / UNIT_PX,
+        c[7] / UNIT_PX,
+    )
+
+
+@kernel()
+def _bend(
+    inverse: Matrix, bend_x: Bend, bend_y: Bend, u: float, x: float, y: float, w: float
+) -> tuple[float, float, float]:
+    """A position (x, y) in the frame by the matrix alone, whose divisor is `w`, with the
+    distortion added; and the area of a reference pixel there in frame pixels, negative where it
+    is mirrored.
+    """
+    xx = (inverse[0, 0] - inverse[2, 0] * x) / w + _slope_x(bend_x, u)
+    xy = (inverse[0, 1] - inverse[2, 1] * x) / w + _slope_y(bend_x, u)
+    yx = (inverse[1, 0] - inverse[2, 0] * y) / w + _slope_x(bend_y, u)
+    yy = (inverse[1, 1] - inverse[2, 1] * y) / w + _slope_y(bend_y, u)
+    return x + _shift(bend_x, u), y + _shift(bend_y, u), xx * yy - xy * yx
+
+
+@kernel(inline=True)
+def _shift(bend: Bend, u: float) -> float:
+    return bend[0] + u * (bend[1] + u * (bend[2] + u * bend[3]))
+
+
+@kernel(inline=True)
+def _slope_x(bend: Bend, u: float) -> float:
+    return (bend[1] + u * (2.0 * bend[2] + u * 3.0 * bend[3])) / UNIT_PX
+
+
+@kernel(inline=True)
+def _slope_y(bend: Bend, u: float) -> float:
+    return bend[4] + u * (bend[5] + u * bend[6])
 
 
 @kernel()

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917 - a compiled kernel is called with its arguments in order
 """The stack that grows: one frame more in a fraction of a second, and no trail is ever in it.
 
 Each pixel keeps the sums of the values that are settled, and its few lowest and highest values
@@ -26,6 +25,7 @@ from numba import prange
 
 from calib_library.kernels import kernel
 from daemon.light import warp
+from daemon.light.distortion import checked
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -205,12 +205,14 @@ def add(
     matrix: Matrix,
     terms: FrameTerms,
     *,
+    distortion: Matrix | None = None,
     mask: Mask | None = None,
 ) -> None:
     """Resample one frame onto the stack's grid and accumulate it, in one pass.
 
-    image: (planes, ny, nx) f32 ADU, of any size. matrix: 3×3, frame → reference px. mask: (ny, nx)
-    uint8 of the frame; pixels with bit 1 are not used. Only `stack` is changed.
+    image: (planes, ny, nx) f32 ADU, of any size. matrix: 3×3, frame → reference px. distortion:
+    (2, 10), what `daemon.light.distortion` adds to it. mask: (ny, nx) uint8 of the frame; pixels
+    with bit 1 are not used. Only `stack` is changed.
 
     Raises ValueError, with the stack unchanged, for a wrong shape, a matrix without inverse, terms
     that are not finite or not positive, and an index that is in the stack already.
@@ -218,7 +220,7 @@ def add(
     _check_terms(terms, stack)
     if terms.index in stack.terms:
         raise ValueError(f"frame {terms.index} is in the stack already")
-    place = _place(stack, image, matrix, mask)
+    place = _place(stack, image, matrix, distortion, mask)
     sigmas = _plane_sigmas(image, terms)
     if not stack.quantum:
         stack.quantum = 2.0 ** np.floor(np.log2(min(sigmas) / QUANTA_PER_SIGMA))
@@ -241,6 +243,7 @@ def remove(
     matrix: Matrix,
     terms: FrameTerms,
     *,
+    distortion: Matrix | None = None,
     mask: Mask | None = None,
 ) -> None:
     """Take one frame out again, given exactly what it was added with.
@@ -254,7 +257,7 @@ def remove(
     """
     if stack.terms.get(terms.index) != terms:
         raise ValueError(f"frame {terms.index} is not in the stack with these terms")
-    place = _place(stack, image, matrix, mask)
+    place = _place(stack, image, matrix, distortion, mask)
     _remove_rows(
         image, *place, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
         stack.quantum, stack.contrast_unit, stack.values, stack.frames, stack.total,
@@ -302,15 +305,17 @@ def _check_terms(terms: FrameTerms, stack: LiveStack) -> None:
 
 
 def _place(
-    stack: LiveStack, image: Image, matrix: Matrix, mask: Mask | None
-) -> tuple[Matrix, Image, Mask, Mask]:
-    """What `warp_row` needs of a frame: inverse matrix, table, bad pixels and blocks near them."""
+    stack: LiveStack, image: Image, matrix: Matrix, distortion: Matrix | None, mask: Mask | None
+) -> tuple[Matrix, Matrix, Image, Mask, Mask]:
+    """What `warp_row` needs of a frame: inverse matrix, distortion, table, bad pixels and blocks
+    near them.
+    """
     if image.ndim != 3 or image.shape[0] != stack.shape[0]:
         raise ValueError(f"an image of shape {image.shape} for a stack of {stack.shape}")
     if image.dtype != np.float32 or not image.flags.c_contiguous:
         raise ValueError(f"an image must be float32 in C order, not {image.dtype}")
     bad, near = warp.bad_pixels(mask, shape=(image.shape[1], image.shape[2]))
-    return warp.invert(matrix), warp.TABLE, bad, near
+    return warp.invert(matrix), checked(distortion), warp.TABLE, bad, near
 
 
 def _plane_sigmas(image: Image, terms: FrameTerms) -> tuple[float, ...]:
@@ -434,7 +439,7 @@ def _empirical(spread: float, weight: int, number: int) -> float:
 
 @kernel(parallel=True)
 def _add_rows(
-    image: Image, inverse: Matrix, kernel_table: Image, bad: Mask, near: Mask,
+    image: Image, inverse: Matrix, bend: Matrix, kernel_table: Image, bad: Mask, near: Mask,
     number: int, scale: float, planes: Matrix, tolerances: Image,
     table: Matrix, skies: Matrix, quantum: float, contrast_unit: float, low: int,
     values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
@@ -444,7 +449,9 @@ def _add_rows(
     for y in prange(height):
         row = np.empty(width, np.float32)
         for plane in range(plane_count):
-            warp.warp_row(image[plane], inverse, kernel_table, tolerances[plane], bad, near, y, row)
+            warp.warp_row(
+                image[plane], inverse, bend, kernel_table, tolerances[plane], bad, near, y, row
+            )
             offset = planes[plane, 0] + planes[plane, 2] * y
             for x in range(width):
                 if np.isnan(row[x]):
@@ -536,7 +543,7 @@ def _push_low(
 
 @kernel(parallel=True)
 def _remove_rows(
-    image: Image, inverse: Matrix, kernel_table: Image, bad: Mask, near: Mask,
+    image: Image, inverse: Matrix, bend: Matrix, kernel_table: Image, bad: Mask, near: Mask,
     number: int, scale: float, planes: Matrix, tolerances: Image,
     table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
     values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
@@ -547,7 +554,9 @@ def _remove_rows(
     for y in prange(height):
         row = np.empty(width, np.float32)
         for plane in range(plane_count):
-            warp.warp_row(image[plane], inverse, kernel_table, tolerances[plane], bad, near, y, row)
+            warp.warp_row(
+                image[plane], inverse, bend, kernel_table, tolerances[plane], bad, near, y, row
+            )
             offset = planes[plane, 0] + planes[plane, 2] * y
             for x in range(width):
                 if np.isnan(row[x]):
