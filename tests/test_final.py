@@ -136,6 +136,123 @@ def test_colours_and_uncovered_pixels():
     assert variance == pytest.approx(25 / 10, rel=0.1)
 
 
+def dilated(flags):
+    """Each frame's flags (n, ny, nx), grown into the eight neighbours."""
+    return np.array([binary_dilation(one, np.ones((3, 3))) for one in flags])
+
+
+def in_numpy(cube, terms, sky):
+    """The same method for one plane, (n, ny, nx) already scaled, in float64 and whole: mean,
+    weight and what is left out.
+    """
+    number, ny, nx = cube.shape
+    there = np.isfinite(cube)
+    count = there.sum(axis=0)
+    order = np.sort(np.where(there, cube, np.inf), axis=0)
+    y, x = np.mgrid[:ny, :nx]
+    centre = np.where(count > 0, order[np.maximum(count - 1, 0) // 2, y, x], np.nan)
+    deviations = np.sort(np.where(there, abs(cube - centre), np.inf), axis=0)
+    middle = deviations[np.minimum(count // 2, number - 1), y, x]
+    spread = np.where(count >= 8, (1.4826 * middle) ** 2, 0)
+    weights = np.array([t.weight for t in terms])[:, None, None]
+    widths = np.array([t.fwhm_px for t in terms])[:, None, None]
+    seeing = abs(((weights * widths).sum() / weights.sum() / widths) ** 2 - 1) + 0.05
+    variance = np.array([t.sigma_adu**2 for t in terms])[:, None, None]
+    per_adu = 1 / np.array([t.e_per_adu for t in terms])[:, None, None]
+    for _ in range(2):
+        contrast = np.zeros((ny, nx))
+        padded = np.pad(centre, 1, constant_values=np.nan)
+        for dy in range(3):
+            for dx in range(3):
+                step = abs(padded[dy : dy + ny, dx : dx + nx] - centre)
+                contrast = np.fmax(contrast, step)
+        source = np.fmax(centre - sky, 0)
+        noise = (variance + source * per_adu) * (1 + 1.5 / np.maximum(count, 1))
+        sigma = np.sqrt(np.maximum(noise, np.where(count >= 8, spread, 0)))
+        beyond = abs(cube - centre) - seeing * source - 0.5 * contrast
+        out, candidate = beyond > 4 * sigma, beyond > 2 * sigma
+        for _ in range(3):
+            out = out | (candidate & dilated(out))
+        kept = there & ~out
+        total = (weights * kept).sum(axis=0)
+        some = total > 0
+        mean = np.sum(np.where(kept, weights * cube, 0), axis=0) / np.where(some, total, 1)
+        centre = np.where(some, mean, centre)
+        squares = np.sum(np.where(kept, weights * (cube - centre) ** 2, 0), axis=0)
+        n = kept.sum(axis=0)
+        spread = squares / np.where(some, total, 1) * n / np.maximum(n - 1, 1)
+    return np.nan_to_num(centre), total, out
+
+
+@pytest.mark.parametrize(("number", "width"), [(5, 40), (9, 270), (37, 65)])
+def test_it_is_what_plain_numpy_finds(number, width):
+    """Steep stars, trails, missing pixels and borders, more frames than a word has bits, more
+    columns than a strip: the same values left out, the same mean.
+    """
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:50, :width]
+    sky = 100 + 400 * np.exp(-((x - 20) ** 2 + (y - 25) ** 2) / 8)
+    frames, terms = [], []
+    for k in range(number):
+        frame = sky + rng.normal(0, 5, sky.shape)
+        if k % 4 == 1:
+            frame += 60 * np.exp(-((x - y - 3 * k) ** 2) / 6)
+        frame[rng.random(sky.shape) < 0.01] += 300
+        frame[rng.random(sky.shape) < 0.02] = np.nan
+        frame[:, : k % 5] = np.nan
+        frame[:, -1] = np.nan
+        scale, plane = rng.uniform(0.8, 1.2), (rng.normal(0, 2), 0.002, -0.003)
+        offset = plane[0] + plane[1] * x + plane[2] * y
+        frames.append(((frame - offset) / scale).astype(np.float32)[np.newaxis])
+        terms.append(
+            live.FrameTerms(
+                index=k, weight=rng.uniform(0.2, 2), scale=scale, planes=(plane,), sigma_adu=5.0,
+                e_per_adu=2.0, sky_adu=100.0, fwhm_px=rng.uniform(2.5, 3.5),
+            )
+        )  # fmt: skip
+    masks = np.zeros((number, 50, width), bool)
+
+    def keep(position, y0, mask):
+        masks[position, y0 : y0 + mask.shape[1]] = mask[0]
+
+    result = final.combine(
+        array_source(frames), terms, shape=(1, 50, width), skies=[100.0], on_rejected=keep,
+        memory_bytes=4 * number * width * 50,
+    )  # fmt: skip
+    scaled = [
+        (t.scale * f[0].astype(float) + t.planes[0][0] + 0.002 * x - 0.003 * y).astype(np.float32)
+        for f, t in zip(frames, terms, strict=True)
+    ]
+    mean, weight, out = in_numpy(np.array(scaled, dtype=float), terms, 100.0)
+    assert out.any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(masks, out)
+    np.testing.assert_allclose(result.image.mean[0], mean, rtol=3e-7, atol=1e-6)
+    np.testing.assert_allclose(result.image.weight[0], weight, rtol=3e-7)
+
+
+def test_a_noisier_plane_is_judged_by_its_own_noise():
+    """Red of a colour camera has more noise than the luminance that the terms speak of."""
+    rng = np.random.default_rng(5)
+    noise = np.array([20.0, 8.0, 8.0])
+    frames = [
+        (500 + noise[:, None, None] * rng.normal(size=(3, 64, 64))).astype(np.float32)
+        for _ in range(6)
+    ]
+    terms = [simple_terms(k, sigma=8.0, planes=3) for k in range(6)]
+
+    def left_out(**options):
+        shares = []
+
+        def keep(position, y0, mask):
+            shares.append(mask.mean(axis=(1, 2)))
+
+        final.combine(array_source(frames), terms, shape=(3, 64, 64), on_rejected=keep, **options)
+        return np.mean(shares, axis=0)
+
+    assert left_out()[0] > 0.02
+    assert left_out(sigmas=np.tile(noise, (6, 1)))[0] < 0.001
+
+
 def test_a_hidden_mistake_in_the_rows_is_an_error():
     with pytest.raises(ValueError, match="no frames"):
         final.combine(array_source([]), [], shape=(1, 8, 8))

@@ -1,19 +1,26 @@
-# ruff: noqa: PLR0917 - a compiled kernel is called with its arguments in order
 """The exact stack, when all frames are there: two passes over row tiles, at bounded memory.
 
 In each tile: the median of the frames → a gate around it → hysteresis, so that the faint edge of a
 trail goes with its core (beyond 4 σ a value is out; beyond 2 σ it is out next to one that is, three
 times over) → the weighted mean. Then the same once more around that mean. Unlike the live stack it
 sees every value at once; the two agree to a fifth of the stack's noise.
+
+For speed a tile is worked in strips of `STRIP` columns, row by row, each step a row behind the one
+whose neighbours it looks at, so that the values are fetched from memory once and stay in the second
+cache until their mean is known. What is decided about a value is one bit of a word that holds 32
+frames; growing is then an "or" of words, for all frames together. Each pixel is computed by itself:
+the result depends neither on the tiles nor on the threads.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numba import prange
 
+from calib_library.combine import LANES, sort_lanes, sorting_network
 from calib_library.kernels import kernel
 from daemon.stack.live import (
     CENTRE_VARIANCE,
@@ -26,23 +33,32 @@ from daemon.stack.live import (
 )
 
 Image = npt.NDArray[np.float32]
-Flags = npt.NDArray[np.uint8]
+Bits = npt.NDArray[np.uint32]
+Count = npt.NDArray[np.uint16]
 Numbers = npt.NDArray[np.float64]
 RowSource = Callable[[int, int, int], Image]
 """(position, y0, y1) → (planes, y1 − y0, nx) f32: rows of that frame on the reference grid, before
 scaling, NaN where it has nothing: `warp.warp_rows`."""
+RowFiller = Callable[[int, int, int, Image], None]
+"""(position, y0, y1, out): the same, written into `out`, C-contiguous."""
 RejectedSink = Callable[[int, int, npt.NDArray[np.bool_]], None]
 """(position, y0, mask (planes, rows, nx)): the values of one frame left out of some rows."""
 
 SEED_SIGMA = 4.0
 GROW_SIGMA = 2.0
 GROW_TIMES = 3
-HALO = 2 * (GROW_TIMES + 1)
-"""px around a tile that have a say in it: each pass looks at the neighbours once for the contrast
-and three times for the growth."""
-CANDIDATE = 1
-REJECTED = 2
-"""Flags; values grown in round i get REJECTED + i."""
+PASSES = 2
+LAG = GROW_TIMES + 1
+"""Rows by which the mean of a pass follows what the pass started from: one for the contrast with
+the neighbours, three for the growth."""
+HALO = PASSES * LAG
+"""px around a pixel that have a say in it."""
+RING = 16
+"""Rows of a strip that are kept: more than HALO + 1, and a power of two."""
+STRIP = 256
+"""px, width of a strip with its halo."""
+WORD = 32
+"""Frames in a word of bits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,6 +77,7 @@ def combine(
     shape: tuple[int, int, int],
     memory_bytes: int = 500_000_000,
     skies: Sequence[float] | None = None,
+    sigmas: Numbers | None = None,
     on_rejected: RejectedSink | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Final:
@@ -69,83 +86,121 @@ def combine(
     rows: gives each frame's rows on the reference grid; asked tile by tile, for every frame in
     the order of `terms`, with 8 rows of overlap. terms: one for each frame, as for the live stack.
     shape: (planes, ny, nx). memory_bytes: for the tiles; the result does not depend on it. skies:
-    ADU, the sky's level in each plane of the stack; None measures it on the first frame.
+    ADU, the sky's level in each plane of the stack; None measures it on the first frame. sigmas:
+    (n, planes) ADU, noise of one pixel after scaling; None takes that of the terms for each plane.
     progress is called with the share done, 0 … 1.
 
     Raises ValueError without frames, or where `rows` gives a wrong shape.
     """
+
+    def fill(position: int, y0: int, y1: int, out: Image) -> None:
+        part = rows(position, y0, y1)
+        if part.shape != out.shape:
+            raise ValueError(f"rows of shape {part.shape} for frame {terms[position].index}")
+        out[:] = part
+
+    return combine_into(
+        fill,
+        terms,
+        shape=shape,
+        memory_bytes=memory_bytes,
+        skies=skies,
+        sigmas=sigmas,
+        on_rejected=on_rejected,
+        progress=progress,
+    )
+
+
+def combine_into(
+    fill: RowFiller,
+    terms: Sequence[FrameTerms],
+    *,
+    shape: tuple[int, int, int],
+    memory_bytes: int = 500_000_000,
+    skies: Sequence[float] | None = None,
+    sigmas: Numbers | None = None,
+    on_rejected: RejectedSink | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Final:
+    """As `combine`, from a source that writes its rows where they are needed: no copies."""
     if not terms:
         raise ValueError("there are no frames to combine")
     planes, height, width = shape
     number = len(terms)
     if skies is None:
-        skies = _measure_skies(rows, terms[0], shape)
-    table = _table(terms)
+        skies = _measure_skies(fill, terms[0], shape)
+    if sigmas is None:
+        sigmas = np.repeat([[frame.sigma_adu] for frame in terms], planes, axis=1)
+    places = np.array([[(frame.scale, *p) for p in frame.planes] for frame in terms])
+    network = sorting_network(number)
     image = StackImage(
         mean=np.zeros(shape, np.float32),
         weight=np.zeros(shape, np.float32),
         variance=np.zeros(shape, np.float32),
         coverage=np.zeros((height, width), np.uint16),
     )
-    # Values and their flags take 5 bytes each.
-    affordable = memory_bytes // (5 * number * planes * width) - 2 * HALO
-    step = int(np.clip(affordable, 16, height))
-    values = np.empty((planes, number, min(step + 2 * HALO, height), width), np.float32)
-    flags = np.empty(values.shape, np.uint8)
-    left_out = np.zeros(number)
-    covered = np.zeros(number)
-    for first in range(0, height, step):
-        last = min(first + step, height)
-        y0, y1 = max(first - HALO, 0), min(last + HALO, height)
-        inner = slice(first - y0, last - y0)
-        tile, marks = values[:, :, : y1 - y0], flags[:, :, : y1 - y0]
-        for position, frame in enumerate(terms):
-            part = rows(position, y0, y1)
-            if part.shape != (planes, y1 - y0, width):
-                raise ValueError(f"rows of shape {part.shape} for frame {frame.index}")
-            tile[:, position] = _scaled(part, frame, y0)
-        for plane in range(planes):
-            mean, weight, variance, count = _two_passes(
-                tile[plane], marks[plane], table, float(skies[plane])
-            )
-            image.mean[plane, first:last] = mean[inner]
-            image.weight[plane, first:last] = weight[inner]
-            image.variance[plane, first:last] = variance[inner]
-            np.maximum(image.coverage[first:last], count[inner], out=image.coverage[first:last])
+    words = -(-number // WORD) if on_rejected is not None else 0
+    tallies = np.zeros((number, 2), np.int64)
+    spans = tiles(shape, number, memory_bytes)
+    buffer = np.empty(number * planes * max(y1 - y0 for y0, y1, *_ in spans) * width, np.float32)
+    for y0, y1, first, last in spans:
+        extent = (number, planes, y1 - y0, width)
+        values = buffer[: np.prod(extent)].reshape(extent)
         for position in range(number):
-            out = marks[:, position, inner] >= REJECTED
-            left_out[position] += np.count_nonzero(out)
-            covered[position] += np.count_nonzero(~np.isnan(tile[:, position, inner]))
-            if on_rejected is not None:
-                on_rejected(position, first, out)
+            fill(position, y0, y1, values[position])
+        rejected = np.zeros((planes, last - first, words, width), np.uint32)
+        for plane in range(planes):
+            table = _table(terms, sigmas[:, plane])
+            _combine_tile(
+                values, plane, y0, first - y0, last - y0, places[:, plane], table,
+                table.astype(np.float32), _typical(table), np.float32(skies[plane]), network,
+                image.mean[plane, first:last], image.weight[plane, first:last],
+                image.variance[plane, first:last], image.coverage[first:last], rejected[plane],
+                tallies,
+            )  # fmt: skip
+        if on_rejected is not None:
+            for position in range(number):
+                word, bit = divmod(position, WORD)
+                on_rejected(position, first, (rejected[:, :, word] >> bit & 1).astype(np.bool_))
         if progress is not None:
             progress(last / height)
-    return Final(image=image, rejected=left_out / np.maximum(covered, 1.0))
+    return Final(image=image, rejected=tallies[:, 0] / np.maximum(tallies[:, 1], 1.0))
 
 
-def _scaled(rows: Image, terms: FrameTerms, y0: int) -> Image:
-    """Bring rows (planes, rows, nx) to the reference: scale · rows + plane."""
-    y = np.arange(y0, y0 + rows.shape[1])[:, None]
-    x = np.arange(rows.shape[2])
-    planes = [a + bx * x + by * y for a, bx, by in terms.planes]
-    return (terms.scale * rows.astype(np.float64) + np.array(planes)).astype(np.float32)
+def tiles(
+    shape: tuple[int, int, int], number: int, memory_bytes: int
+) -> list[tuple[int, int, int, int]]:
+    """The tiles in which `number` frames of `shape` (planes, ny, nx) are combined, in order: rows
+    y0 … y1 are asked of every frame, rows first … last are finished with them.
+    """
+    planes, height, width = shape
+    affordable = memory_bytes // (4 * number * planes * width) - 2 * HALO
+    step = int(np.clip(affordable, 16, height))
+    return [
+        (max(first - HALO, 0), min(first + step + HALO, height), first, min(first + step, height))
+        for first in range(0, height, step)
+    ]
 
 
 def _measure_skies(
-    rows: RowSource, terms: FrameTerms, shape: tuple[int, int, int]
+    fill: RowFiller, terms: FrameTerms, shape: tuple[int, int, int]
 ) -> tuple[float, ...]:
     """ADU, the median of each plane of one frame, in eight strips of four rows."""
-    tops = np.linspace(0, max(shape[1] - 4, 0), 8).astype(int)
-    strips = [
-        _scaled(rows(0, int(top), min(int(top) + 4, shape[1])), terms, int(top)) for top in tops
-    ]
-    sample = np.concatenate(strips, axis=1).reshape(shape[0], -1)
+    planes, height, width = shape
+    strips = []
+    for top in np.linspace(0, max(height - 4, 0), 8).astype(int):
+        rows = np.empty((planes, min(4, height - top), width), np.float32)
+        fill(0, int(top), int(top) + rows.shape[1], rows)
+        y, x = np.mgrid[top : top + rows.shape[1], :width]
+        offsets = np.array([a + bx * x + by * y for a, bx, by in terms.planes])
+        strips.append(terms.scale * rows + offsets)
+    sample = np.concatenate(strips, axis=1).reshape(planes, -1)
     if np.isnan(sample).all():
-        return (terms.sky_adu * terms.scale,) * shape[0]
+        return (terms.sky_adu * terms.scale,) * planes
     return tuple(float(sky) for sky in np.nanmedian(sample, axis=1))
 
 
-def _table(terms: Sequence[FrameTerms]) -> Numbers:
+def _table(terms: Sequence[FrameTerms], sigmas: Numbers) -> Numbers:
     """What the gate asks of each frame, (n, 4): weight, σ² in ADU², ADU² a source adds per ADU,
     the relative seeing term.
     """
@@ -155,184 +210,360 @@ def _table(terms: Sequence[FrameTerms]) -> Numbers:
     return np.column_stack(
         [
             weights,
-            np.square([frame.sigma_adu for frame in terms]),
+            np.square(sigmas),
             [1.0 / frame.e_per_adu for frame in terms],
             np.abs((width / widths) ** 2 - 1.0) + SEEING_FLOOR,
         ]
     )
 
 
-def _two_passes(
-    values: Image, flags: Flags, table: Numbers, sky: float
-) -> tuple[Image, Image, Image, npt.NDArray[np.uint16]]:
-    """Mean, weight, variance and count (rows, nx) of one plane's tile (n, rows, nx); `flags` of
-    the tile's shape is overwritten with what was rejected.
+def _typical(table: Numbers) -> Numbers:
+    """For the variance, as in the live stack: the weighted mean of σ², that of a source's share,
+    and the number of frames of equal weight that are worth one.
     """
-    shape = values.shape[1:]
-    centre = np.empty(shape, np.float32)
-    spread = np.empty(shape, np.float32)
-    weight = np.empty(shape, np.float32)
-    count = np.empty(shape, np.uint16)
-    _median_rows(values, centre, spread)
-    for _ in range(2):
-        _mark_rows(values, centre, spread, table, sky, flags)
-        for times in range(GROW_TIMES):
-            _grow_rows(flags, times)
-        _mean_rows(values, flags, table, centre, spread, weight, count)
-    variance = _variance(centre, spread, count, table, sky)
-    return np.nan_to_num(centre, copy=False), weight, variance, count
-
-
-def _variance(
-    mean: Image, spread: Image, count: npt.NDArray[np.uint16], table: Numbers, sky: float
-) -> Image:
-    """ADU² of the mean: spread and noise model weighed as in the live stack, over n_eff."""
     weights = table[:, 0]
     typical = weights @ table[:, 1] / weights.sum()
     per_adu = weights @ table[:, 2] / weights.sum()
     worth = typical * weights.sum() ** 2 / (weights**2 @ table[:, 1]) / len(table)
-    model = typical + per_adu * np.maximum(mean - sky, 0)
-    freedom = np.maximum(count.astype(np.float64) - 1.0, 0.0)
-    combined = (MODEL_FREEDOM * model + freedom * spread) / (MODEL_FREEDOM + freedom)
-    seen = count > 0
-    return np.where(seen, combined / (np.where(seen, count, 1) * worth), 0).astype(np.float32)
+    return np.array([typical, per_adu, worth])
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+class _Strip(NamedTuple):
+    """The rows of a strip that are being worked on: row y in slot y mod RING. Arrays that are
+    looked up at a neighbour are one wider at both ends.
+    """
+
+    values: Image
+    """(RING, n, STRIP) ADU, scaled; NaN where a frame has nothing."""
+    present: Image
+    """(RING, STRIP), how many of them are values."""
+    centre: Image
+    """(PASSES + 1, RING, STRIP + 2) ADU: the median, then the mean of each pass."""
+    spread: Image
+    """(PASSES + 1, RING, STRIP) ADU², measured variance of one value, 0 where unknown."""
+    candidates: Bits
+    """(PASSES, RING, words, STRIP), beyond the inner gate."""
+    rejected: Bits
+    """(PASSES, GROW_TIMES + 1, RING, words, STRIP + 2), after so many rounds of growth."""
+    sorted: Image
+    """(n, LANES), scratch."""
+    lanes: Image
+    """(6, STRIP), scratch."""
 
 
 @kernel()
-def _select(values: Image, number: int, rank: int) -> np.float32:
-    """The value of `rank` (0 the smallest) among the first `number`, which are rearranged
-    (Hoare's quickselect).
-    """
-    low, high = 0, number - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if rank <= j:
-            high = j
-        elif rank >= i:
-            low = i
-        else:
-            break
-    return np.float32(values[rank])
+def _new_strip(number: int) -> _Strip:
+    words = (number + WORD - 1) // WORD
+    return _Strip(
+        np.empty((RING, number, STRIP), np.float32),
+        np.empty((RING, STRIP), np.float32),
+        np.full((PASSES + 1, RING, STRIP + 2), np.nan, np.float32),
+        np.empty((PASSES + 1, RING, STRIP), np.float32),
+        np.empty((PASSES, RING, words, STRIP), np.uint32),
+        np.zeros((PASSES, GROW_TIMES + 1, RING, words, STRIP + 2), np.uint32),
+        np.zeros((number, LANES), np.float32),
+        np.empty((6, STRIP), np.float32),
+    )
 
 
 @kernel(parallel=True)
-def _median_rows(values: Image, centre: Image, spread: Image) -> None:
-    """Median (of two middle values the lower, because what disturbs is bright; NaN of none) and
-    the variance by the median absolute deviation, 0 of fewer than EMPIRICAL_FROM.
+def _combine_tile(
+    values: Image, plane: int, y0: int, first: int, last: int, places: Numbers, table: Numbers,
+    gates: Image, typical: Numbers, sky: np.float32, network: npt.NDArray[np.int32],
+    mean: Image, weight: Image, variance: Image, coverage: Count, rejected: Bits,
+    tallies: npt.NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Combine rows first … last of one plane of a tile (n, planes, rows, nx) whose first row is
+    row y0 of the image. Results are the rows of the tile that are finished; `tallies` (n, 2) is
+    added to: values left out and values that there were.
     """
-    number, height, width = values.shape
-    for y in prange(height):
-        buffer = np.empty(number, np.float32)
+    number, _, height, width = values.shape
+    core = STRIP - 2 * HALO
+    strips = (width + core - 1) // core
+    parts = np.zeros((strips, number, 2), np.int64)
+    for index in prange(strips):
+        left = index * core
+        right = min(left + core, width)
+        x0, x1 = max(left - HALO, 0), min(right + HALO, width)
+        strip = _new_strip(number)
+        for step in range(height + HALO):
+            if step < height:
+                _centre(strip, values, plane, places, network, step, y0, x0, x1)
+            for turn in range(PASSES):
+                late = step - LAG * turn
+                if 0 <= late - 1 < height:
+                    _mark(strip, turn, late - 1, x1 - x0, height, gates, sky)
+                for times in range(GROW_TIMES):
+                    y = late - 2 - times
+                    if 0 <= y < height:
+                        _grow(strip, turn, times, y, x1 - x0, height)
+                if 0 <= late - LAG < height:
+                    _mean(strip, turn, late - LAG, x1 - x0, gates)
+            y = step - HALO
+            if first <= y < last:
+                _finish(
+                    strip, y, left - x0, table, typical, sky, mean[y - first, left:right],
+                    weight[y - first, left:right], variance[y - first, left:right],
+                    coverage[y - first, left:right], rejected[y - first, :, left:right],
+                    parts[index],
+                )  # fmt: skip
+    tallies += parts.sum(axis=0)
+
+
+@kernel()
+def _centre(
+    strip: _Strip,
+    tile: Image,
+    plane: int,
+    places: Numbers,
+    network: npt.NDArray[np.int32],
+    y: int,
+    y0: int,
+    x0: int,
+    x1: int,
+) -> None:
+    """Scale columns x0 … x1 of row y of a tile (n, planes, rows, nx) that begins at row y0, and
+    find their median (of two middle values the lower, because what disturbs is bright; NaN of
+    none) and the variance by the median absolute deviation, 0 of fewer than EMPIRICAL_FROM.
+    """
+    number, width = tile.shape[0], x1 - x0
+    slot = y % RING
+    values, count = strip.values[slot], strip.present[slot]
+    centre, spread = strip.centre[0, slot], strip.spread[0, slot]
+    count[:] = 0
+    for i in range(number):
+        scale, a, bx, by = places[i, 0], places[i, 1], places[i, 2], places[i, 3]
+        rise = by * (y + y0)
+        row, target = tile[i, plane, y, x0:x1], values[i]
         for x in range(width):
-            n = 0
-            for i in range(number):
-                if not np.isnan(values[i, y, x]):
-                    buffer[n] = values[i, y, x]
-                    n += 1
-            spread[y, x] = 0
-            if n == 0:
-                centre[y, x] = np.nan
-                continue
-            middle = _select(buffer, n, (n - 1) // 2)
-            centre[y, x] = middle
-            if n >= EMPIRICAL_FROM:
-                for i in range(n):
-                    buffer[i] = abs(buffer[i] - middle)
-                deviation = np.float32(1.4826) * _select(buffer, n, n // 2)
-                spread[y, x] = deviation * deviation
+            value = np.float32(scale * row[x] + ((a + bx * (x + x0)) + rise))
+            target[x] = value
+            count[x] += np.float32(value == value)  # noqa: PLR0124 — NaN is not itself
+    middle = (number - 1) // 2
+    for x in range(0, width, LANES):
+        lanes = min(LANES, width - x)
+        for i in range(number):
+            row = values[i, x : x + lanes]
+            target = strip.sorted[i]
+            for lane in range(lanes):
+                value = row[lane]
+                target[lane] = value if value == value else np.float32(np.inf)  # noqa: PLR0124
+        sort_lanes(strip.sorted, network)
+        centres, spreads = centre[x + 1 : x + 1 + lanes], spread[x : x + lanes]
+        for lane in range(lanes):
+            centres[lane] = strip.sorted[middle, lane]
+        if number >= EMPIRICAL_FROM:
+            _deviations(strip.sorted, centres, spreads)
+        else:
+            spreads[:] = 0
+        for lane in range(lanes):
+            n = int(count[x + lane])
+            if n < number:
+                _median_lane(strip.sorted, lane, n, centres, spreads)
 
 
-@kernel(parallel=True)
-def _mark_rows(
-    values: Image, centre: Image, spread: Image, table: Numbers, sky: float, flags: Flags
+@kernel()
+def _deviations(values: Image, centres: Image, spreads: Image) -> None:
+    """(1.4826 MAD)² of sorted values (n, LANES), all lanes together.
+
+    The values nearest to the centre are neighbours in sorted order: the median deviation is the
+    least, over all such groups of ⌊n/2⌋ + 1, of the larger deviation at the group's two ends.
+    """
+    number = values.shape[0]
+    group = number // 2
+    spreads[:] = np.inf
+    for j in range(number - group):
+        low, high = values[j], values[j + group]
+        for lane in range(centres.size):
+            farther = max(centres[lane] - low[lane], high[lane] - centres[lane])
+            spreads[lane] = min(spreads[lane], farther)
+    for lane in range(centres.size):
+        sigma = np.float32(1.4826) * spreads[lane]
+        spreads[lane] = sigma * sigma
+
+
+@kernel()
+def _median_lane(values: Image, lane: int, n: int, centres: Image, spreads: Image) -> None:
+    """As above for one lane of which only the first n values are values."""
+    spreads[lane] = 0
+    if n == 0:
+        centres[lane] = np.nan
+        return
+    centre = values[(n - 1) // 2, lane]
+    centres[lane] = centre
+    if n >= EMPIRICAL_FROM:
+        group = n // 2
+        deviation = np.float32(np.inf)
+        for j in range(n - group):
+            farther = max(centre - values[j, lane], values[j + group, lane] - centre)
+            deviation = min(deviation, farther)
+        sigma = np.float32(1.4826) * deviation
+        spreads[lane] = sigma * sigma
+
+
+@kernel()
+def _contrasts(above: Image, here: Image, below: Image, out: Numbers) -> None:
+    """The largest difference of each pixel to its eight neighbours; the rows are one wider than
+    `out` at both ends. A comparison with NaN is false, so that NaN neighbours are left out.
+    """
+    for x in range(out.size):
+        centre = here[x + 1]
+        largest = np.float32(0)
+        for k in range(3):
+            difference = abs(above[x + k] - centre)
+            largest = difference if difference > largest else largest  # noqa: FURB136
+            difference = abs(here[x + k] - centre)
+            largest = difference if difference > largest else largest  # noqa: FURB136
+            difference = abs(below[x + k] - centre)
+            largest = difference if difference > largest else largest  # noqa: FURB136
+        out[x] = largest
+
+
+@kernel()
+def _mark(
+    strip: _Strip, turn: int, y: int, width: int, height: int, table: Image, sky: np.float32
 ) -> None:
     """Flag values beyond the inner gate as candidates and beyond the outer one as rejected."""
-    number, height, width = values.shape
-    for y in prange(height):
+    slot = y % RING
+    zero, none = np.float32(0), np.uint32(0)
+    centre = strip.centre[turn]
+    here = centre[slot, 1:]
+    lanes = strip.lanes
+    sources, known, least, fixed = lanes[0], lanes[1], lanes[2], lanes[3]
+    sigma, excess = lanes[4], lanes[5]
+    _contrasts(
+        centre[max(y - 1, 0) % RING],
+        centre[slot],
+        centre[min(y + 1, height - 1) % RING],
+        fixed[:width],
+    )
+    count, spread = strip.present[slot], strip.spread[turn, slot]
+    for x in range(width):
+        n = count[x]
+        sources[x] = max(here[x] - sky, zero)
+        known[x] = np.float32(1) + np.float32(CENTRE_VARIANCE) / max(n, np.float32(1))
+        least[x] = spread[x] if n >= EMPIRICAL_FROM else zero
+        fixed[x] *= np.float32(CONTRAST_SHARE)
+    strip.candidates[turn, slot] = 0
+    strip.rejected[turn, 0, slot] = 0
+    for i in range(table.shape[0]):
+        word, bit = i // WORD, np.uint32(1) << np.uint32(i % WORD)
+        row = strip.values[slot, i]
+        candidates = strip.candidates[turn, slot, word]
+        rejected = strip.rejected[turn, 0, slot, word, 1:]
+        variance, per_adu, seeing = table[i, 1], table[i, 2], table[i, 3]
         for x in range(width):
-            here = centre[y, x]
-            contrast = 0.0
-            for v in range(max(y - 1, 0), min(y + 2, height)):
-                for u in range(max(x - 1, 0), min(x + 2, width)):
-                    # A comparison with NaN is false.
-                    if abs(centre[v, u] - here) > contrast:
-                        contrast = float(abs(centre[v, u] - here))
-            n = 0
-            for i in range(number):
-                n += not np.isnan(values[i, y, x])
-            source = max(here - sky, 0.0)
-            known = 1.0 + CENTRE_VARIANCE / max(n, 1)
-            for i in range(number):
-                away = abs(values[i, y, x] - here)
-                noise = (table[i, 1] + source * table[i, 2]) * known
-                sigma = np.sqrt(max(noise, spread[y, x] if n >= EMPIRICAL_FROM else 0.0))
-                slack = table[i, 3] * source + CONTRAST_SHARE * contrast
-                flag = 0
-                if away > GROW_SIGMA * sigma + slack:
-                    flag = CANDIDATE
-                if away > SEED_SIGMA * sigma + slack:
-                    flag = REJECTED
-                flags[i, y, x] = flag
+            noise = (variance + sources[x] * per_adu) * known[x]
+            sigma[x] = np.sqrt(max(noise, least[x]))
+        for x in range(width):
+            excess[x] = abs(row[x] - here[x]) - (seeing * sources[x] + fixed[x])
+        for x in range(width):
+            candidates[x] |= bit if excess[x] > np.float32(GROW_SIGMA) * sigma[x] else none
+            rejected[x] |= bit if excess[x] > np.float32(SEED_SIGMA) * sigma[x] else none
 
 
-@kernel(parallel=True)
-def _grow_rows(flags: Flags, times: int) -> None:
+@kernel()
+def _grow(strip: _Strip, turn: int, times: int, y: int, width: int, height: int) -> None:
     """Reject candidates next to values rejected in the rounds before this one."""
-    number, height, width = flags.shape
-    for i in prange(number):
-        for y in range(height):
-            for x in range(width):
-                if flags[i, y, x] != CANDIDATE:
-                    continue
-                for v in range(max(y - 1, 0), min(y + 2, height)):
-                    for u in range(max(x - 1, 0), min(x + 2, width)):
-                        if REJECTED <= flags[i, v, u] <= REJECTED + times:
-                            flags[i, y, x] = REJECTED + 1 + times
-
-
-@kernel(parallel=True)
-def _mean_rows(
-    values: Image,
-    flags: Flags,
-    table: Numbers,
-    centre: Image,
-    spread: Image,
-    weight: Image,
-    count: npt.NDArray[np.uint16],
-) -> None:
-    """Weighted mean, variance of one value, Σ weight and number of what is not rejected.
-
-    Where nothing is left the centre stays.
-    """
-    number, height, width = values.shape
-    for y in prange(height):
+    slot = y % RING
+    before, after = strip.rejected[turn, times], strip.rejected[turn, times + 1, slot]
+    above, below = before[max(y - 1, 0) % RING], before[min(y + 1, height - 1) % RING]
+    here = before[slot]
+    for word in range(after.shape[0]):
+        candidates = strip.candidates[turn, slot, word]
+        a, b, c, out = above[word], here[word], below[word], after[word]
         for x in range(width):
-            total, weights, n = 0.0, 0.0, 0
-            for i in range(number):
-                if flags[i, y, x] < REJECTED and not np.isnan(values[i, y, x]):
-                    total += table[i, 0] * values[i, y, x]
-                    weights += table[i, 0]
-                    n += 1
-            weight[y, x] = weights
-            count[y, x] = n
-            spread[y, x] = 0
-            if n == 0:
-                continue
-            mean = total / weights
-            squares = 0.0
-            for i in range(number):
-                if flags[i, y, x] < REJECTED and not np.isnan(values[i, y, x]):
-                    squares += table[i, 0] * (values[i, y, x] - mean) ** 2
-            centre[y, x] = mean
-            if n > 1:
-                spread[y, x] = squares / weights * n / (n - 1)
+            near = (a[x] | a[x + 1] | a[x + 2]) | (b[x] | b[x + 2]) | (c[x] | c[x + 1] | c[x + 2])
+            out[x + 1] = b[x + 1] | (candidates[x] & near)
+
+
+@kernel()
+def _mean(strip: _Strip, turn: int, y: int, width: int, table: Image) -> None:
+    """Weighted mean and variance of one value of what is not rejected. Where nothing is left the
+    centre stays.
+
+    Sums are of differences to the centre, so that single precision is enough.
+    """
+    slot = y % RING
+    zero = np.float32(0)
+    values = strip.values[slot]
+    rejected = strip.rejected[turn, GROW_TIMES, slot]
+    before, after = strip.centre[turn, slot, 1:], strip.centre[turn + 1, slot, 1:]
+    lanes = strip.lanes
+    total, weights, count, squares = lanes[0], lanes[1], lanes[2], lanes[3]
+    share, away = lanes[4], lanes[5]
+    total[:] = 0
+    weights[:] = 0
+    count[:] = 0
+    squares[:] = 0
+    for i in range(values.shape[0]):
+        bit, weight = np.uint32(1) << np.uint32(i % WORD), table[i, 0]
+        row, out = values[i], rejected[i // WORD, 1:]
+        for x in range(width):
+            difference = row[x] - before[x]
+            kept = (out[x] & bit) == 0 and difference == difference  # noqa: PLR0124 — not NaN
+            share[x] = weight if kept else zero
+            away[x] = difference if kept else zero
+        for x in range(width):
+            weights[x] += share[x]
+            count[x] += np.float32(share[x] > zero)
+        for x in range(width):
+            total[x] += share[x] * away[x]
+            squares[x] += share[x] * (away[x] * away[x])
+    spread = strip.spread[turn + 1, slot]
+    for x in range(width):
+        n = count[x]
+        some, many = n > 0, n > 1
+        weight = weights[x] if some else np.float32(1)
+        shift = total[x] / weight
+        after[x] = before[x] + shift
+        about_mean = max(squares[x] / weight - shift * shift, zero)
+        spread[x] = about_mean * n / (n - np.float32(1)) if many else zero
+
+
+@kernel()
+def _finish(
+    strip: _Strip, y: int, left: int, table: Numbers, typical: Numbers, sky: np.float32,
+    mean: Image, weight: Image, variance: Image, coverage: Count, rejected: Bits,
+    tally: npt.NDArray[np.int64],
+) -> None:  # fmt: skip
+    """Hand out one row: columns `left` … of the strip, as many as `mean` has.
+
+    The variance weighs the measured spread and the noise model as the live stack does.
+    """
+    slot = y % RING
+    weights, count = np.zeros(mean.size), strip.lanes[1]
+    count[:] = 0
+    out_of = strip.rejected[PASSES - 1, GROW_TIMES, slot]
+    for i in range(table.shape[0]):
+        bit, share = np.uint32(i % WORD), table[i, 0]
+        row, out = strip.values[slot, i, left:], out_of[i // WORD, left + 1 :]
+        missing = 0
+        present = 0
+        for x in range(mean.size):
+            there = row[x] == row[x]
+            gone = (out[x] >> bit) & np.uint32(1) != 0
+            present += there
+            missing += gone
+            weights[x] += share if there and not gone else 0.0
+            count[x] += np.float32(1) if there and not gone else np.float32(0)
+        tally[i, 0] += missing
+        tally[i, 1] += present
+    for word in range(rejected.shape[0]):
+        for x in range(mean.size):
+            rejected[word, x] = out_of[word, left + 1 + x]
+    centre, spread = strip.centre[PASSES, slot, left + 1 :], strip.spread[PASSES, slot, left:]
+    for x in range(mean.size):
+        value, n = centre[x], count[x]
+        mean[x] = value if value == value else np.float32(0)  # noqa: PLR0124
+        weight[x] = weights[x]
+        variance[x] = 0
+        if n > 0:
+            model = typical[0] + typical[1] * max(value - sky, 0.0)
+            freedom = n - 1.0
+            combined = (MODEL_FREEDOM * model + freedom * spread[x]) / (MODEL_FREEDOM + freedom)
+            variance[x] = combined / (n * typical[2])
+        coverage[x] = max(coverage[x], int(n))
