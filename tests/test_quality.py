@@ -85,12 +85,26 @@ def test_transparency_whatever_the_seeing(true, seeing):
     assert measured == pytest.approx(true, rel=0.02)
 
 
+@pytest.mark.parametrize("seeing", [2.5, 3.6])
+def test_transparency_in_a_crowded_field(seeing):
+    """Every aperture holds neighbours, and a wider one holds more of them."""
+    rng = np.random.default_rng(8)
+    x, y = rng.uniform((0, 0), SHAPE[::-1], (350, 2)).T
+    flux = 600 * rng.random(len(x)) ** (-1 / 0.85)
+    lists = []
+    for seed, true, fwhm in ((50, 1.0, 3.0), (51, 0.8, seeing)):
+        scene = true * moffat(SHAPE, x, y, np.minimum(flux, 2e5), fwhm, oversampling=3)
+        lists.append(detect(exposed(np.random.default_rng(seed), scene)))
+    measured = quality.transparency(lists[1], lists[0], np.eye(3))
+    assert measured == pytest.approx(0.8, rel=0.01)
+
+
 def test_transparency_is_not_fooled_by_a_variable_star():
     reference, _ = frame(12)
     stars, _ = frame(13, transparency=0.8)
-    flux = stars.flux.copy()
-    flux[[0, 3]] *= (5.0, 0.1)
-    varied = dataclasses.replace(stars, flux=flux)
+    shared = stars.shared.copy()
+    shared[[0, 3]] *= [[5.0], [0.1]]
+    varied = dataclasses.replace(stars, shared=shared)
     assert quality.transparency(varied, reference, np.eye(3)) == pytest.approx(0.8, rel=0.02)
 
 

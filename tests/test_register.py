@@ -14,8 +14,9 @@ def star_list(xy, flux):
     xy, flux = xy[order], flux[order]
     one = np.ones(len(flux))
     return StarList(
-        xy[:, 0], xy[:, 1], flux, 3 * one, flux, one, flux, np.zeros(len(flux), bool), len(flux)
-    )
+        xy[:, 0], xy[:, 1], flux, 3 * one, flux, one, flux, np.column_stack((flux, flux)),
+        np.zeros(len(flux), bool), len(flux), 9.0,
+    )  # fmt: skip
 
 
 def similarity(degrees, shift, *, scale=1.0, shape=SHAPE):

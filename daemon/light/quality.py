@@ -20,7 +20,7 @@ F64 = npt.NDArray[np.float64]
 
 _GOOD_SNR = 20.0
 _ENOUGH_GOOD = 8  # below, fainter stars are asked too
-_INTRINSIC = 0.02  # scatter of ln flux ratios beyond the noise: flat field, scintillation
+_INTRINSIC = 0.005  # scatter of ln flux ratios beyond the noise: flat field, scintillation
 _OUTLIER = 3.5
 _LEAST_SCATTER = 0.05
 _LEAST_HISTORY = 5
@@ -85,9 +85,10 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
 
     `transform` is 3×3, frame → reference px. Unsaturated stars with S/N > 20 in both are used
     (fainter ones if fewer than eight have it): the robust mean of ln(f/f_ref), that is Tukey's
-    biweight about the median, each star weighted by its noise. The fluxes' apertures scale with
-    each frame's own FWHM, so that the seeing does not change the ratio. Exposures are not divided
-    out. Raises register.RegistrationError where no star is common.
+    biweight about the median, each star weighted by its noise. The aperture is the same in both
+    frames and at least 3 times the larger FWHM, so that neither the seeing nor the neighbours and
+    nebula that it takes in change the ratio. Exposures are not divided out. Raises
+    register.RegistrationError where no star is common.
     """
     moved = register.apply(transform, stars.xy)
     radius = max(2.0, 0.5 * float(np.median(reference.fwhm))) if len(reference) else 2.0
@@ -98,15 +99,26 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
     i = np.flatnonzero(np.isfinite(distance))
     i = i[back[nearest[i]] == i]
     a, b = stars.take(i), reference.take(nearest[i])
-    clean = ~a.saturated & ~b.saturated & (a.flux > 0) & (b.flux > 0)
+    own, wanted = _same_aperture(a, b)
+    clean = ~a.saturated & ~b.saturated & (own > 0) & (wanted > 0)
     snr = np.minimum(a.snr, b.snr)
     bright = clean & (snr > _GOOD_SNR)
     chosen = bright if bright.sum() >= _ENOUGH_GOOD else clean
     if not chosen.any():
         raise register.RegistrationError("no unsaturated star in common with the reference")
-    ratio = np.log(a.flux[chosen] / b.flux[chosen])
+    ratio = np.log(own[chosen] / wanted[chosen])
     variance = _INTRINSIC**2 + 1 / a.snr[chosen] ** 2 + 1 / b.snr[chosen] ** 2
     return math.exp(_biweight(ratio, 1 / variance))
+
+
+def _same_aperture(a: StarList, b: StarList) -> tuple[F64, F64]:
+    """Fluxes (n,) of the same stars within one radius; where the seeing differs so much that there
+    is none in common, within 3 FWHM of each frame.
+    """
+    steps = round(2 * math.log2(b.radius_px / a.radius_px))
+    if abs(steps) > 1:
+        return a.flux, b.flux
+    return a.shared[:, int(steps > 0)], b.shared[:, int(steps < 0)]
 
 
 def _biweight(values: F64, weights: F64) -> float:

@@ -110,10 +110,14 @@ class StarList:
     """Major over minor axis, ≥ 1."""
     snr: F64
     """Flux over the background noise in the aperture."""
+    shared: F64
+    """(n, 2) ADU within `radius_px` and √2 · `radius_px`, to be compared with other frames."""
     saturated: Bool
     """The core is clipped: good for a position, not for a flux or a width."""
     found: int
     """Stars in the whole frame (estimated where there are more than the list holds)."""
+    radius_px: float
+    """px, a power of √2 and at least 3 FWHM: frames of different seeing have one in common."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -133,6 +137,7 @@ class StarList:
         fields: dict[str, Any] = {n: getattr(self, n)[:_STORED].tolist() for n in _COLUMNS}
         fields["saturated"] = np.flatnonzero(self.saturated[:_STORED]).tolist()
         fields["found"] = self.found
+        fields["radius_px"] = self.radius_px
         return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -142,11 +147,13 @@ class StarList:
         saturated = np.zeros(len(fields["x"]), dtype=np.bool_)
         saturated[np.array(fields.pop("saturated"), dtype=np.intp)] = True
         found = int(fields.pop("found"))
+        radius = float(fields.pop("radius_px"))
         arrays = {name: np.array(values, dtype=np.float64) for name, values in fields.items()}
-        return cls(**arrays, saturated=saturated, found=found)
+        arrays["shared"] = arrays["shared"].reshape(-1, 2)
+        return cls(**arrays, saturated=saturated, found=found, radius_px=radius)
 
 
-_COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "saturated")
+_COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "shared", "saturated")
 
 
 def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
@@ -199,7 +206,8 @@ def detect(
     level = math.inf if saturation_adu is None else saturation_adu
     stars = _measure(pixels, flags, sky, chosen, level)
     estimate = round(len(stars) * len(found) / len(chosen))
-    return dataclasses.replace(stars.take(slice(limit)), found=estimate)
+    stars = stars.take(slice(limit))
+    return dataclasses.replace(stars, found=estimate, shared=_shared(pixels, sky, stars))
 
 
 def _find(pixels: F32, flags: U8, sky: Background, binning: int) -> F64:
@@ -311,6 +319,15 @@ def _local_sky(pixels: F32, sky: Background, x: F64, y: F64, fwhm: float) -> F64
     return local
 
 
+def _shared(pixels: F32, sky: Background, stars: StarList) -> F64:
+    """(n, 2) ADU, fluxes in the apertures that other frames have as well."""
+    fluxes = np.empty((2, len(stars)))
+    for radius, flux in zip((stars.radius_px, math.sqrt(2) * stars.radius_px), fluxes, strict=True):
+        local = _local_sky(pixels, sky, stars.x, stars.y, radius / _APERTURE_FWHM)
+        _aperture(pixels, stars.x, stars.y, local, radius, flux)
+    return np.round(fluxes.T, 2)
+
+
 _X, _Y, _FWHM, _ELONGATION, _PEAK, _SATURATED, _OK = range(7)
 
 
@@ -355,14 +372,22 @@ def _sorted_list(moments: F64, flux: F64, snr: F64, fwhm: float) -> StarList:
         peak=np.round(moments[:, _PEAK], 2),
         elongation=np.round(moments[:, _ELONGATION], 4),
         snr=np.round(snr, 2),
+        shared=np.column_stack((flux, flux)),
         saturated=moments[:, _SATURATED] > 0,
         found=len(flux),
+        radius_px=_shared_radius(fwhm),
     )
+
+
+def _shared_radius(fwhm: float) -> float:
+    """Return the power of √2 from 3 `fwhm` on, px."""
+    return float(2 ** (math.ceil(2 * math.log2(max(_APERTURE_FWHM * fwhm, 2.5))) / 2))
 
 
 def _empty() -> StarList:
     none = np.empty(0)
-    return StarList(none, none, none, none, none, none, none, np.empty(0, dtype=np.bool_), 0)
+    columns = (none, none, none, none, none, none, none, np.empty((0, 2)))
+    return StarList(*columns, np.empty(0, dtype=np.bool_), 0, 1.0)
 
 
 def bilinear_cells(cells: F32, shape: tuple[int, int], x: F64, y: F64) -> F64:
@@ -500,9 +525,7 @@ def _subtract(image: F32, cells: F32) -> None:
 
 
 @kernel(parallel=True)
-def _significance(
-    image: F32, flags: U8, level: F32, noise: F32, binning: int, out: F32
-) -> None:
+def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int, out: F32) -> None:
     """(mean of binning² good pixels − level) / its noise; level and noise bilinear from cells."""
     ny, nx = image.shape
     cy, cx = level.shape
@@ -704,9 +727,7 @@ def _annulus_sky(
 
 
 @kernel(parallel=True)
-def _aperture(
-    image: F32, xs: F64, ys: F64, skies: F64, radius: float, out: F64
-) -> None:
+def _aperture(image: F32, xs: F64, ys: F64, skies: F64, radius: float, out: F64) -> None:
     """Sum of light − sky within `radius` px; pixels at the rim count by a linear ramp."""
     ny, nx = image.shape
     reach = radius + 0.5
