@@ -376,8 +376,7 @@ class Pipeline:
         clean = clean and record.key.bayer_pattern is None
         image, mask = self.calibrated(loaded, record, calibration, clean=clean)
         luminance = image[0] if len(image) == 1 else debayer.luminance(image)
-        backgrounds = [stars.measure_background(plane) for plane in image]
-        background = backgrounds[0] if len(image) == 1 else stars.measure_background(luminance)
+        background = stars.measure_background(luminance)
         found = stars.detect(
             luminance, mask=mask, background=background, saturation_adu=record.saturation_adu
         )
@@ -385,7 +384,7 @@ class Pipeline:
             image=image,
             mask=mask,
             stars=found,
-            cells=np.stack([plane.cells for plane in backgrounds]),
+            cells=np.stack([stars.cell_means(plane) for plane in image]),
             quality=quality.measure(found, background),
             calibration=calibration,
             cleaned=clean,

@@ -33,7 +33,7 @@ class Light:
     """(ny, nx): 1 bad, 2 saturated."""
     stars: stars.StarList
     cells: Image
-    """(planes, cy, cx) ADU, the median cells of its background."""
+    """(planes, cy, cx) ADU, `stars.cell_means` of each plane."""
     quality: quality.Quality
     calibration: Calibration
     cleaned: bool

@@ -5,7 +5,7 @@ import pytest
 
 from daemon.light import quality, register
 from daemon.light.quality import Quality
-from daemon.light.stars import detect, measure_background
+from daemon.light.stars import cell_means, detect, measure_background
 from tests.star_fields import exposed, moffat, spread_out
 
 SHAPE = (384, 448)
@@ -137,12 +137,10 @@ def ramp(a, bx, by):
 def test_background_plane_is_what_was_added():
     """Moonlight: the frame has another level and slope; t = 0.5, so the scale is 2."""
     rng = np.random.default_rng(20)
-    reference = measure_background(rng.normal(ramp(500, 0.1, 0.0), 10).astype(np.float32))
+    reference = cell_means(rng.normal(ramp(500, 0.1, 0.0), 10).astype(np.float32))
     own = rng.normal(ramp(300, 0.3, -0.2), 10).astype(np.float32)
     matrix = shifted(12.0, -9.0)  # frame → reference
-    a, bx, by = quality.background_plane(
-        measure_background(own).cells, reference.cells, matrix, 2.0, SHAPE
-    )
+    a, bx, by = quality.background_plane(cell_means(own), reference, matrix, 2.0, SHAPE)
     # reference(x, y) − 2 frame(x − 12, y + 9), the same in theory:
     y, x = np.mgrid[20:360:40, 20:420:40]
     expected = 500 + 0.1 * x - 2 * (300 + 0.3 * (x - 12) - 0.2 * (y + 9))
@@ -155,9 +153,9 @@ def test_background_plane_of_a_turned_frame():
     rng = np.random.default_rng(21)
     ny, nx = SHAPE
     flip = np.array([[-1.0, 0, nx - 1], [0, -1, ny - 1], [0, 0, 1]])
-    reference = measure_background(rng.normal(ramp(400, 0, 0), 5).astype(np.float32))
-    own = measure_background(rng.normal(ramp(400, 0.5, 0), 5).astype(np.float32))
-    a, bx, by = quality.background_plane(own.cells, reference.cells, flip, 1.0, SHAPE)
+    reference = cell_means(rng.normal(ramp(400, 0, 0), 5).astype(np.float32))
+    own = cell_means(rng.normal(ramp(400, 0.5, 0), 5).astype(np.float32))
+    a, bx, by = quality.background_plane(own, reference, flip, 1.0, SHAPE)
     # The frame's level at reference x is 400 + 0.5 (nx − 1 − x).
     assert a == pytest.approx(-0.5 * (nx - 1), abs=1.5)
     assert bx == pytest.approx(0.5, abs=0.01)
@@ -166,21 +164,54 @@ def test_background_plane_of_a_turned_frame():
 
 def test_background_plane_does_not_bend_for_a_halo():
     rng = np.random.default_rng(22)
-    reference = measure_background(rng.normal(200, 5, SHAPE).astype(np.float32))
+    reference = cell_means(rng.normal(200, 5, SHAPE).astype(np.float32))
     own = rng.normal(150, 5, SHAPE)
-    own[:70, :130] += 400  # two cells of forty-two
+    own[:70, :130] += 400  # a twentieth of the frame
     a, bx, by = quality.background_plane(
-        measure_background(own.astype(np.float32)).cells, reference.cells, np.eye(3), 1.0, SHAPE
+        cell_means(own.astype(np.float32)), reference, np.eye(3), 1.0, SHAPE
     )
     assert a == pytest.approx(50, abs=1)
     assert abs(bx) + abs(by) < 0.01
+
+
+def test_background_plane_is_not_fooled_by_a_nebula():
+    """Filaments narrower than a cell, which a dither moves about in their cells, and stars under
+    two kinds of seeing; a flip, a quarter turn.
+    """
+    rng = np.random.default_rng(23)
+    side = 512
+    y, x = np.mgrid[:side, :side]
+    stars = rng.uniform(0, side, (2, 600)), 400 * rng.random(600) ** (-1 / 0.85)
+
+    def seen(matrix, fwhm, sky):
+        to_sky = np.asarray(matrix)
+        u = to_sky[0, 0] * x + to_sky[0, 1] * y + to_sky[0, 2]
+        v = to_sky[1, 0] * x + to_sky[1, 1] * y + to_sky[1, 2]
+        filaments = 600 * np.exp(-(((u + 40 * np.sin(v / 40)) % 90 - 45) ** 2) / (2 * 6**2))
+        back = np.linalg.inv(to_sky)
+        (sx, sy), flux = stars
+        at = back[:2, :2] @ (sx, sy) + back[:2, 2:]
+        return cell_means(exposed(rng, filaments + moffat(x.shape, *at, flux, fwhm), sky=sky))
+
+    reference = seen(np.eye(3), 3.0, 300.0)
+    turns = {
+        "dither": [[1, 0, 11.3], [0, 1, -7.6], [0, 0, 1.0]],
+        "flip": [[-1, 0, side + 4.4], [0, -1, side - 9.7], [0, 0, 1.0]],
+        "turn": [[0, -1, side + 3.1], [1, 0, 5.8], [0, 0, 1.0]],
+    }
+    for name, matrix in turns.items():
+        own = seen(matrix, 3.6, 400.0)
+        a, bx, by = quality.background_plane(own, reference, np.array(matrix), 1.0, x.shape)
+        off = a + bx * x + by * y + 100
+        assert np.sqrt(np.mean(off**2)) < 0.7, name
 
 
 def test_background_plane_of_frames_that_hardly_overlap():
     cells = np.full((6, 7), 100, dtype=np.float32)
     apart = quality.background_plane(cells, cells + 7, shifted(5000, 0), 1.0, SHAPE)
     assert apart == (0.0, 0.0, 0.0)
-    corner = quality.background_plane(cells, cells + 7, shifted(380, 320), 1.0, SHAPE)
+    cells = np.full((48, 56), 100, dtype=np.float32)
+    corner = quality.background_plane(cells, cells + 7, shifted(430, 366), 1.0, SHAPE)
     assert corner == pytest.approx((7.0, 0.0, 0.0))
 
 

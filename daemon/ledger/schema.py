@@ -83,7 +83,7 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
             final_frames INTEGER NOT NULL DEFAULT 0,
             stale TEXT,                     -- why it must be made again, NULL while it is right
             first_stars TEXT,               -- of its first frame: the photometric reference
-            first_background BLOB,          -- float32 median cells, (planes, cy, cx), as .npy
+            first_background BLOB,          -- float32 cell means, (planes, cy, cx), as .npy
             first_matrix TEXT,
             first_quality TEXT,
             first_exposure_s REAL,

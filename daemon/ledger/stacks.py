@@ -37,7 +37,7 @@ class Photometry:
 
     stars: StarList
     cells: npt.NDArray[np.float32]
-    """(planes, cy, cx) ADU, the first frame's median cells."""
+    """(planes, cy, cx) ADU, the first frame's cells."""
     matrix: Matrix
     """First frame → reference px."""
     quality: Quality

@@ -1,6 +1,6 @@
 """How good a frame is: its stars, its sky, and how both compare with a reference frame.
 
-Transparency and background are measured from star lists and median cells, never from a fit to
+Transparency and background are measured from star lists and cells, never from a fit to
 pixels: scales from pixels err by 25–260 % under a bright sky or cloud.
 """
 
@@ -21,6 +21,8 @@ F64 = npt.NDArray[np.float64]
 _GOOD_SNR = 20.0
 _ENOUGH_GOOD = 8  # below, fainter stars are asked too
 _INTRINSIC = 0.005  # scatter of ln flux ratios beyond the noise: flat field, scintillation
+_PLANE_POINTS = 5000
+_PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # 1/ρ, 1/ρ² with ρ³ = ρ + 1
 _OUTLIER = 3.5
 _LEAST_SCATTER = 0.05
 _LEAST_HISTORY = 5
@@ -138,32 +140,46 @@ def background_plane(
 ) -> tuple[float, float, float]:
     """Plane (a, bx, by) with  scale · warped frame + a + bx x + by y  ≈  reference's background.
 
-    `cells` (cy, cx) ADU are the frame's (`Background.cells`), `reference_cells` the reference's;
+    `cells` (cy, cx) ADU are the frame's (`stars.cell_means`), `reference_cells` the reference's;
     both frames have `shape` (ny, nx). `transform` is 3×3, frame → reference px; x, y are reference
     px; a is ADU, bx and by ADU/px. The warp conserves flux, so the frame's level is multiplied by
-    the area of a reference pixel in frame pixels. Tukey's biweight keeps a nebula or a star's halo
-    that differs from bending the plane. Fewer than six common cells give a level only; none, zeros.
+    the area of a reference pixel in frame pixels. Both are interpolated at points that lie
+    anywhere in their cells, so that it blurs a nebula alike in both: compared at the centres of
+    the reference's cells, where those are sharp, a nebula's crests would pass for sky. Tukey's
+    biweight keeps what differs, a trail or a saturated star, from bending the plane. Fewer than
+    six common points give a level only; none, zeros.
     """
     ny, nx = shape[-2:]
-    cy, cx = reference_cells.shape
-    x, y = np.meshgrid((np.arange(cx) + 0.5) * nx / cx - 0.5, (np.arange(cy) + 0.5) * ny / cy - 0.5)
-    points = np.column_stack((x.ravel(), y.ravel()))
+    size = np.array([nx, ny])
+    # A sequence of low discrepancy (Roberts' R2): it fits no grid of cells.
+    points = np.arange(1, _PLANE_POINTS + 1)[:, None] * _PLASTIC % 1 * size - 0.5
     inverse = np.asarray(np.linalg.inv(transform), dtype=np.float64)
     inverse /= inverse[2, 2]
     there = register.apply(inverse, points)
-    # Between the centres of the frame's outermost cells: beyond, its level would be a guess.
-    rim = np.array([nx / cells.shape[1], ny / cells.shape[0]]) / 2 - 0.5 - 1e-6
-    inside = np.all((there >= rim) & (there <= (nx - 1, ny - 1) - rim), axis=1)
+    inside = _between_centres(points, reference_cells, size)
+    inside &= _between_centres(there, cells, size)
     points, there = points[inside], there[inside]
-    if len(points) == 0:
-        return 0.0, 0.0, 0.0
     area = abs(float(np.linalg.det(inverse[:2, :2])))
     level = scale * area * bilinear_cells(cells, (ny, nx), there[:, 0], there[:, 1])
-    difference = reference_cells.ravel()[inside] - level
-    middle, half = np.array([(nx - 1) / 2, (ny - 1) / 2]), 0.5 * max(nx, ny)
-    offset, slope_x, slope_y = _robust_plane((points - middle) / half, difference) / (1, half, half)
+    wanted = bilinear_cells(reference_cells, (ny, nx), points[:, 0], points[:, 1])
+    difference = wanted - level
+    known = np.isfinite(difference)
+    if not known.any():
+        return 0.0, 0.0, 0.0
+    middle, half = (size - 1) / 2, 0.5 * float(size.max())
+    plane = _robust_plane((points[known] - middle) / half, difference[known])
+    offset, slope_x, slope_y = plane / (1, half, half)
     a = offset - slope_x * middle[0] - slope_y * middle[1]
     return float(a), float(slope_x), float(slope_y)
+
+
+def _between_centres(points: F64, cells: F32, size: npt.NDArray[np.int_]) -> npt.NDArray[np.bool_]:
+    """Which `points` (n, 2) lie between the centres of the outermost cells of a frame of `size` (x,
+    y): beyond, its level would be a guess.
+    """
+    rim = size / cells.shape[::-1] / 2 - 0.5 - 1e-6
+    inside: npt.NDArray[np.bool_] = np.all((points >= rim) & (points <= size - 1 - rim), axis=1)
+    return inside
 
 
 def _robust_plane(points: F64, values: F64) -> F64:
