@@ -6,7 +6,7 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,25 @@ class Calibration:
             "bias": self.bias.id if self.bias else None,
             "flat": self.flat.id if self.flat else None,
         }
+
+
+class Arrays(NamedTuple):
+    """What is applied to a frame, (ny, nx) each; None where there is nothing."""
+
+    dark: Image | None
+    """ADU; or a bias."""
+    flat: Image | None
+    """Normalised."""
+    bad: Mask | None
+
+    def rows(self, first: int, last: int) -> "Arrays":
+        """The same for rows first … last of the frame."""
+        dark, flat_field, bad = self
+        return Arrays(
+            None if dark is None else dark[first:last],
+            None if flat_field is None else flat_field[first:last],
+            None if bad is None else bad[first:last],
+        )
 
 
 class Calibrator:
@@ -141,14 +160,25 @@ class Calibrator:
     ) -> calibrate.Calibrated:
         """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired."""
         bayer = record.key.bayer_pattern is not None
-        subtract = calibration.dark or calibration.bias
+        noise_adu = noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
+        arrays = self.arrays(noise_adu, record, calibration)
         return calibrate.calibrate(
             pixels,
-            dark=self._image(subtract) if subtract else None,
-            flat=self._flat(calibration.flat, bayer=bayer) if calibration.flat else None,
-            bad=self._bad(pixels, record, calibration),
+            dark=arrays.dark,
+            flat=arrays.flat,
+            bad=arrays.bad,
             bayer=bayer,
             saturation_adu=record.saturation_adu,
+        )
+
+    def arrays(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Arrays:
+        """What `apply` applies to a frame whose noise is `noise_of` its sampled rows."""
+        bayer = record.key.bayer_pattern is not None
+        subtract = calibration.dark or calibration.bias
+        return Arrays(
+            dark=self._image(subtract) if subtract else None,
+            flat=self._flat(calibration.flat, bayer=bayer) if calibration.flat else None,
+            bad=self._bad(noise_adu, record, calibration),
         )
 
     def _image(self, master: MasterRecord) -> Image:
@@ -161,16 +191,13 @@ class Calibrator:
             lambda: flat.normalise(build.load_master(self._root, master), bayer=bayer),
         )
 
-    def _bad(
-        self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
-    ) -> Mask | None:
+    def _bad(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """The (ny, nx) mask of pixels that would do this frame harm: hot ones, whose dark current
         doubles its noise, and those that the flat shows to be dead.
         """
         if calibration.dark is None and calibration.flat is None:
             return None
         bayer = record.key.bayer_pattern is not None
-        noise_adu = noise_of(pixels, bayer=bayer)
         # The shot noise of D e- of dark current is √D. In ADU²: excess/gain > (2² − 1) σ².
         limit = 3.0 * noise_adu**2 * (record.e_per_adu or 1.0)
         step = math.floor(STEPS_PER_OCTAVE * math.log2(max(limit, 1.0)))
@@ -200,11 +227,16 @@ class Calibrator:
         return bad.view(np.uint8)
 
 
-def noise_of(pixels: npt.NDArray[np.generic], *, bayer: bool) -> float:
-    """Noise of one raw pixel (ADU) of `pixels` (ny, nx): 1.4826 MAD of the differences of
-    neighbours of one colour, over √2, from a sparse sample of rows.
+def sampled_rows(ny: int) -> slice:
+    """The rows of a frame of `ny` rows from which its noise is measured."""
+    return slice(None, None, max(1, ny // 64))
+
+
+def noise_of(sample: npt.NDArray[np.generic], *, bayer: bool) -> float:
+    """Noise of one raw pixel (ADU) in a sample (n, nx) of whole rows: 1.4826 MAD of the
+    differences of neighbours of one colour, over √2.
     """
-    rows = pixels[:: max(1, len(pixels) // 64)].astype(np.float32)
+    rows = sample.astype(np.float32)
     step = 2 if bayer else 1
     differences = rows[:, step:] - rows[:, :-step]
     return float(1.4826 * np.median(np.abs(differences)) / np.sqrt(2.0))
