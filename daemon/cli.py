@@ -237,7 +237,7 @@ def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> in
 
 stack_app = App(
     name="stack",
-    help="Show the stacks; take a frame out of its stack, or let one in that was left out.",
+    help="Show the stacks; take a frame out, let one in, make the exact stack.",
 )
 app.command(stack_app)
 
@@ -275,6 +275,44 @@ def readmit(frame: str, /, *, config: ConfigOption = None) -> int:
     return _ask(config, "readmit", frame)
 
 
+@stack_app.command
+def finish(number: int | None = None, /, *, config: ConfigOption = None) -> int:
+    """Make the exact stack from all raw frames, with rejection in two passes; at the end of a night
+    this happens by itself.
+
+    Parameters
+    ----------
+    number
+        The stack's number, as `lightkeeper stack` shows it; without it, all stacks.
+    """
+    settings = _load(config)
+    from daemon.report import collect
+
+    try:
+        stacks = [stack.number for stack in collect.stacks(settings).stacks]
+    except collect.NoLibraryError as error:
+        _complain(str(error))
+        return Exit.PROBLEM
+    if number is not None and number not in stacks:
+        _complain(f"there is no stack {number}; `lightkeeper stack` shows them")
+        return Exit.PROBLEM
+    return _order(settings, "finish", stacks if number is None else [number])
+
+
+def _order(settings: configuration.Config, action: str, numbers: Sequence[int]) -> int:
+    """Leave orders with the daemon, or carry them out where none runs."""
+    from daemon import orders, service
+    from daemon.report import collect
+
+    asked = [orders.Order(orders.Action(action), number) for number in numbers]
+    if not collect.running(settings.library.path):
+        return service.carry_out(settings, asked)
+    for order in asked:
+        orders.leave(settings.library.path, order)
+    sys.stdout.write("The daemon does it next; `lightkeeper log` tells.\n")
+    return Exit.OK
+
+
 def _ask(config: Path | None, action: str, frame: str) -> int:
     """Leave an order about a frame with the daemon, or carry it out where none runs."""
     settings = _load(config)
@@ -290,14 +328,7 @@ def _ask(config: Path | None, action: str, frame: str) -> int:
         for number, name, state in found:
             _complain(f"  {number}: {name} ({state})")
         return Exit.PROBLEM
-    from daemon import orders, service
-
-    order = orders.Order(orders.Action(action), found[0][0])
-    if collect.running(settings.library.path):
-        orders.leave(settings.library.path, order)
-        sys.stdout.write("The daemon does it next; `lightkeeper log` tells.\n")
-        return Exit.OK
-    return service.carry_out(settings, order)
+    return _order(settings, action, [found[0][0]])
 
 
 @app.command

@@ -14,12 +14,20 @@ from enum import StrEnum
 from pathlib import Path
 
 from calib_library import image_io
+from daemon import finish
+from daemon.ledger.stacks import Stack
 from daemon.ledger.states import State
 from daemon.light import quality
-from daemon.parts import Parts
+from daemon.parts import MEGABYTE, Parts
 from daemon.stack import live
 
 FOLDER = "orders"
+FINISH_FROM_FRAMES = 3
+"""With fewer frames there is nothing that the exact stack could reject better."""
+
+FINISH_SHARE = 3
+"""The tiles of the exact stack get this part of the budget; the growing ones keep theirs."""
+
 BY_HAND = "taken out by hand"
 
 
@@ -38,7 +46,6 @@ class Order:
     action: Action
     id: int
     """Of the frame or the stack."""
-    drizzle: bool = False
 
 
 def leave(root: Path, order: Order) -> None:
@@ -61,7 +68,7 @@ def waiting(root: Path) -> Iterator[tuple[Path, Order | None]]:
         path = Path(entry.path)
         try:
             fields = json.loads(path.read_text())
-            order = Order(Action(fields["action"]), int(fields["id"]), bool(fields["drizzle"]))
+            order = Order(Action(fields["action"]), int(fields["id"]))
         except (ValueError, KeyError, TypeError):
             yield path, None
         else:
@@ -70,10 +77,43 @@ def waiting(root: Path) -> Iterator[tuple[Path, Order | None]]:
 
 def carry_out(parts: Parts, order: Order, *, now: dt.datetime) -> None:
     """Do what an order asks; what cannot be done is said in the log."""
-    if order.action is Action.REMOVE:
+    if order.action is Action.FINISH:
+        stack = parts.stacks.find(order.id)
+        if stack is None:
+            parts.log.warning(
+                "ORDER", f"there is no stack {order.id}: lightkeeper stack lists them"
+            )
+        else:
+            finish_stack(parts, stack)
+    elif order.action is Action.REMOVE:
         remove(parts, order.id, now=now)
     else:
         readmit(parts, order.id)
+
+
+def finish_stack(parts: Parts, stack: Stack) -> None:
+    """Make the exact stack of all members from their raw frames, and record it."""
+    made = finish.finish(
+        parts.pipeline,
+        stack,
+        memory_bytes=parts.config.stack.memory_mb * MEGABYTE // FINISH_SHARE,
+        beat=parts.beat,
+    )
+    if made is None:
+        return
+    with parts.ledger.transaction():
+        parts.stacks.finished(
+            stack, path=str(made.path), generation=made.generation, frames=made.frames
+        )
+    finish.settle(parts.pipeline, made)
+
+
+def finish_due(parts: Parts) -> None:
+    """Make the exact stack of every stack that has grown since its last one."""
+    for stack in parts.stacks.all():
+        frames = len(parts.stacks.members(stack.id))
+        if frames >= FINISH_FROM_FRAMES and frames != stack.final_frames and stack.stale is None:
+            finish_stack(parts, stack)
 
 
 def remove(parts: Parts, frame_id: int, *, now: dt.datetime) -> None:

@@ -88,16 +88,17 @@ def run(
         return code
 
 
-def carry_out(config: Config, order: orders.Order) -> int:
-    """Do what an order asks where no daemon runs; returns the exit code.
+def carry_out(config: Config, asked: Sequence[orders.Order]) -> int:
+    """Do what is asked where no daemon runs; returns the exit code.
 
     Raises AlreadyRunningError where one does.
     """
     root = config.library.path
     with _lock(root):
         log = StatusLog(root / LOG_NAME)
-        orders.leave(root, order)
-        log.info("START", f"Lightkeeper {calib_library.__version__}: {order.action} {order.id}")
+        for order in asked:
+            orders.leave(root, order)
+        log.info("START", f"Lightkeeper {calib_library.__version__} does what was asked")
         worker = Worker(config=config, database=root / schema.DATABASE_NAME, log=log)
         worker.hurry()
         worker.start()

@@ -366,6 +366,7 @@ class Worker(threading.Thread):
         orders.reconsider(self._parts)
         self._parts.publisher.tick(now, flush=True)
         self._parts.publisher.colour()
+        orders.finish_due(self._parts)
         counts = self._parts.ledger.night_summary(night_of(now))
         text = ", ".join(
             f"{n} {kind or 'unknown'} {state}" for (kind, state), n in sorted(counts.items())

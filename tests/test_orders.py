@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from calib_library import image_io
 from daemon import cli
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
@@ -96,3 +97,23 @@ def test_a_light_left_out_for_its_quality_is_judged_again(taken, tmp_path):
     candidate = dataclasses.replace(base, fwhm_px=2.9)
     assert not quality.admit(candidate, sharp)[0]
     assert quality.admit(candidate, sharp + wide)[0]
+
+
+def test_finish_makes_the_exact_stack(taken, tmp_path, capsys):
+    for frame in taken:
+        write_frame(tmp_path / "in", frame)
+    config = config_for(tmp_path)
+    run(config)
+    assert cli.main(["stack", "finish", "7", "--config", toml(tmp_path)]) == 1
+    assert "no stack 7" in capsys.readouterr().err
+    assert cli.main(["stack", "finish", "--config", toml(tmp_path)]) == 0
+    outcome = Outcome(config)
+    (stack,) = outcome.stacks
+    assert stack.final_frames == 6
+    exact, _ = image_io.read_product(config.library.path / stack.final_path)
+    growing = outcome.image(stack)
+    assert exact.shape == growing.shape
+    # Both see the same sky: they differ by a fraction of the noise of one frame.
+    sigma = outcome.members[stack.id][0].quality.noise_adu
+    assert np.median(np.abs(exact - growing)) < 0.1 * sigma
+    assert any("FINAL" in line for line in outcome.log.splitlines())

@@ -241,7 +241,9 @@ class Stacks:
                 self.add_member(stack, member, None)
             if photometry is not None:
                 self._set_photometry(stack.id, photometry)
-            self.db.conn.execute("UPDATE stack SET stale = NULL WHERE id = ?", (stack.id,))
+            self.db.conn.execute(
+                "UPDATE stack SET stale = NULL, final_frames = 0 WHERE id = ?", (stack.id,)
+            )
 
     def _set_photometry(self, stack_id: int, photometry: Photometry) -> None:
         self.db.conn.execute(
@@ -301,13 +303,13 @@ class Stacks:
                 (stack.id,),
             )
 
-    def finished(self, stack: Stack, *, path: str, frames: int) -> None:
+    def finished(self, stack: Stack, *, path: str, generation: int, frames: int) -> None:
         """Point the stack at its exact image, which lies on disk, whole, already."""
         with transaction(self.db):
             self.db.conn.execute(
-                "UPDATE stack SET final_generation = final_generation + 1, final_path = ?, "
-                "final_frames = ? WHERE id = ?",
-                (path, frames, stack.id),
+                "UPDATE stack SET final_generation = ?, final_path = ?, final_frames = ? "
+                "WHERE id = ?",
+                (generation, path, frames, stack.id),
             )
 
     def product_paths(self) -> set[str]:
