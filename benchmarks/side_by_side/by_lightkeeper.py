@@ -5,6 +5,7 @@ Each task is a process of its own: `python by_lightkeeper.py TASK JSON`.
 
 import contextlib
 import datetime as dt
+import functools
 import json
 import os
 import statistics
@@ -17,7 +18,7 @@ import astroscrappy
 import numpy as np
 import numpy.typing as npt
 from answer import serve
-from stages import Point, Stages
+from stages import Point, Seconds, Stages, added, clocks, since, without
 
 from calib_library import header, image_io, inspect, schema
 from daemon import calibration, masters, warmup
@@ -163,38 +164,46 @@ def lights(
     """
     config = configuration(Path(library), Path(watched), memory_mb=memory_mb, clean=clean)
     stages = Stages(POINTS)
-    wall, cpu, writing = [], [], []
-    by_stage: dict[str, list[float]] = {}
+    taken: list[Seconds] = []
+    writing: list[float] = []
+    parts_of_it: list[dict[str, Seconds]] = []
     with opened(config) as parts:
         warmup.kernels()
         stages.take()
-        for number, path in enumerate(paths):
-            began, used = time.perf_counter(), time.process_time()
+        for path in paths:
+            began = clocks()
             arrive(parts, Path(path), root=Path(watched))
             work(parts)
-            wall.append(time.perf_counter() - began)
-            cpu.append(time.process_time() - used)
-            taken = stages.take()
-            taken["the rest"] = wall[-1] - sum(taken.values())
-            if number:  # the first one reads the masters and begins the stack
-                for stage, seconds in taken.items():
-                    by_stage.setdefault(stage, []).append(seconds)
-            began = time.perf_counter()
+            taken.append(since(began))
+            steps = stages.take()
+            steps["the rest"] = without(taken[-1], functools.reduce(added, steps.values()))
+            parts_of_it.append(steps)
+            began = clocks()
             parts.publisher.tick(_now())
-            writing.append(time.perf_counter() - began)
+            writing.append(since(began)[0])
             stages.take()
         counts = parts.ledger.count_states()
+    # The first one reads the masters and begins the stack.
     return {
-        "first_s": wall[0],
-        "wall_s": wall[1:],
-        "cpu_s": cpu[1:],
-        "writing_s": sum(writing) / len(writing),
-        "stages_s": {
-            stage: statistics.fmean(seconds + [0.0] * (len(wall) - 1 - len(seconds)))
-            for stage, seconds in by_stage.items()
-        },
+        "first_s": taken[0][0],
+        "wall_s": [wall for wall, _ in taken[1:]],
+        "cpu_s": [cpu for _, cpu in taken[1:]],
+        "writing_s": statistics.fmean(writing),
+        "stages_s": medians(parts_of_it[1:]),
         "absent": stages.absent,
         "stacked": counts.get(("stacked", "light"), 0),
+    }
+
+
+def medians(steps: Sequence[dict[str, Seconds]]) -> dict[str, Seconds]:
+    """The median wall and processor time of each stage; 0 where most did without it."""
+    names = dict.fromkeys(name for one in steps for name in one)
+    times = {
+        name: zip(*(one.get(name, (0.0, 0.0)) for one in steps), strict=True) for name in names
+    }
+    return {
+        name: (statistics.median(wall), statistics.median(cpu))
+        for name, (wall, cpu) in times.items()
     }
 
 
