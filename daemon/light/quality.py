@@ -21,6 +21,7 @@ F64 = npt.NDArray[np.float64]
 _GOOD_SNR = 20.0
 _ENOUGH_GOOD = 8  # below, fainter stars are asked too
 _INTRINSIC = 0.005  # scatter of ln flux ratios beyond the noise: flat field, scintillation
+_CROWDED = 0.03  # share of the neighbours' light that seeing may move across an aperture's rim
 _PLANE_POINTS = 5000
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # 1/ρ, 1/ρ² with ρ³ = ρ + 1
 _OUTLIER = 3.5
@@ -87,10 +88,10 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
 
     `transform` is 3×3, frame → reference px. Unsaturated stars with S/N > 20 in both are used
     (fainter ones if fewer than eight have it): the robust mean of ln(f/f_ref), that is Tukey's
-    biweight about the median, each star weighted by its noise. The aperture is the same in both
-    frames and at least 3 times the larger FWHM, so that neither the seeing nor the neighbours and
-    nebula that it takes in change the ratio. Exposures are not divided out. Raises
-    register.RegistrationError where no star is common.
+    biweight about the median, each star weighted by its noise and its neighbours. The aperture is
+    the same in both frames and at least 3 times the larger FWHM, so that neither the seeing nor
+    the neighbours and nebula that it takes in change the ratio. Exposures are not divided out.
+    Raises register.RegistrationError where no star is common.
     """
     moved = register.apply(transform, stars.xy)
     radius = max(2.0, 0.5 * float(np.median(reference.fwhm))) if len(reference) else 2.0
@@ -101,16 +102,27 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
     i = np.flatnonzero(np.isfinite(distance))
     i = i[back[nearest[i]] == i]
     a, b = stars.take(i), reference.take(nearest[i])
+    unsaturated = ~a.saturated & ~b.saturated
     own, wanted = _same_aperture(a, b)
-    clean = ~a.saturated & ~b.saturated & (own > 0) & (wanted > 0)
-    snr = np.minimum(a.snr, b.snr)
-    bright = clean & (snr > _GOOD_SNR)
-    chosen = bright if bright.sum() >= _ENOUGH_GOOD else clean
+    clean = unsaturated & (own > 0) & (wanted > 0)
+    if clean.sum() < _ENOUGH_GOOD:
+        own, wanted = a.flux, b.flux
+        clean = unsaturated & (own > 0) & (wanted > 0)
+    a, b, own, wanted = a.take(clean), b.take(clean), own[clean], wanted[clean]
+    noise, noise_wanted = a.flux / (a.snr * own), b.flux / (b.snr * wanted)
+    bright = np.maximum(noise, noise_wanted) < 1 / _GOOD_SNR
+    chosen = bright if bright.sum() >= _ENOUGH_GOOD else np.ones(len(own), dtype=np.bool_)
     if not chosen.any():
         raise register.RegistrationError("no unsaturated star in common with the reference")
-    ratio = np.log(own[chosen] / wanted[chosen])
-    variance = _INTRINSIC**2 + 1 / a.snr[chosen] ** 2 + 1 / b.snr[chosen] ** 2
-    return math.exp(_biweight(ratio, 1 / variance))
+    crowd = _neighbours(b, reference, 2 * max(a.radius_px, b.radius_px)) / wanted
+    variance = _INTRINSIC**2 + noise**2 + noise_wanted**2 + (_CROWDED * crowd) ** 2
+    return math.exp(_biweight(np.log(own / wanted)[chosen], 1 / variance[chosen]))
+
+
+def _neighbours(stars: StarList, field: StarList, reach: float) -> F64:
+    """(n,) ADU, light of all other stars of `field` within `reach` px of each of `stars`."""
+    near = cKDTree(field.xy).query_ball_point(stars.xy, reach)
+    return np.array([field.flux[index].sum() for index in near]) - stars.flux
 
 
 def _same_aperture(a: StarList, b: StarList) -> tuple[F64, F64]:
@@ -124,11 +136,12 @@ def _same_aperture(a: StarList, b: StarList) -> tuple[F64, F64]:
 
 
 def _biweight(values: F64, weights: F64) -> float:
-    """Tukey's biweight mean (c = 6 MAD) of `values` (n,) with prior `weights` (n,)."""
+    """Tukey's biweight mean (c = 6 MAD) of `values` (n,) with prior `weights` (n,), 1/variance."""
     centre = float(np.median(values))
     for _ in range(10):
-        scale = 6 * max(float(np.median(np.abs(values - centre))), 1e-6)
-        robust = weights * np.maximum(1 - ((values - centre) / scale) ** 2, 0) ** 2
+        deviation = np.abs(values - centre) * np.sqrt(weights)
+        scale = 6 * max(float(np.median(deviation)), 1e-6)
+        robust = weights * np.maximum(1 - (deviation / scale) ** 2, 0) ** 2
         if robust.sum() <= 0:
             break
         centre = float(robust @ values / robust.sum())
