@@ -316,23 +316,24 @@ def test_content_decides_whether_a_frame_has_changed(mono):
         assert make(parts).frames == frames - 1
 
 
-def test_a_frame_that_vanishes_while_it_is_combined_is_left_out(mono):
+@pytest.mark.parametrize("how", ["gone", "written over", "cut short"])
+def test_a_frame_that_is_lost_while_it_is_combined_is_left_out(mono, how):
     _, parts = mono
     path = raw_of(parts, 6)
-    kept = path.with_suffix(".away")
-    frames = make(parts).frames
+    data = {"gone": None, "written over": path.read_bytes(), "cut short": b"SIMPLE  ="}[how]
+    frames = make(parts, memory_bytes=SMALL).frames
+    with contextlib.ExitStack() as stack:
 
-    def beat(doing):
-        if doing.endswith("%") and path.exists():
-            path.rename(kept)
+        def beat(doing):
+            if doing.endswith("%") and len(begun) == 0:
+                begun.append(doing)
+                stack.enter_context(changed(path, data=data, later_s=60))
 
-    try:
+        begun = []
         made = make(parts, memory_bytes=SMALL, beat=beat)
-    finally:
-        kept.rename(path)
+    assert begun
     assert made.frames == frames - 1
-    without = make(parts, memory_bytes=SMALL)
-    assert without.frames == frames
+    assert make(parts, memory_bytes=SMALL).frames == frames
 
 
 def test_no_frame_left_is_told_and_nothing_written(mono):
