@@ -26,6 +26,8 @@ PURE = {
     "daemon.light.calibrate",
     "daemon.light.cosmic",
     "daemon.light.debayer",
+    "daemon.light.distortion",
+    "daemon.light.fallback",
     "daemon.light.stars",
     "daemon.light.quality",
     "daemon.light.register",

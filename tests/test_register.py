@@ -1,8 +1,11 @@
+import dataclasses
+
+import astroalign
 import numpy as np
 import pytest
 from astropy.io import fits
 
-from daemon.light import register
+from daemon.light import distortion, register
 from daemon.light.stars import StarList, detect
 from tests.star_fields import exposed, moffat, shared
 
@@ -189,6 +192,233 @@ def test_it_is_deterministic():
     for _ in range(3):
         again = register.register(frame, reference, shape=SHAPE)
         np.testing.assert_array_equal(again.matrix, first.matrix)
+
+
+# Fields that are bent. A lens moves a star from its place in the plane, q, to q + D(q).
+
+BIG = (4176, 6248)
+
+
+def lens(xy, radial, keystone, shape=BIG):
+    """D: so many px along the radius, and of keystone, at the corners."""
+    ny, nx = shape
+    u = (xy - [(nx - 1) / 2, (ny - 1) / 2]) / (np.hypot(nx, ny) / 2)
+    square = np.sum(u**2, axis=1, keepdims=True)
+    return xy + radial * u * square + keystone * u * u[:, 1:]
+
+
+def unlens(xy, radial, keystone, shape=BIG):
+    place = xy.copy()
+    for _ in range(60):
+        place -= lens(place, radial, keystone, shape) - xy
+    return place
+
+
+def bent_pair(rng, turn, lenses, *, missing=0.0, noise=0.05, stars=1200, shape=BIG):
+    """Lists of the 500 brightest stars; `turn` is the similarity between the undistorted planes,
+    `lenses` those of the frame and of the reference.
+    """
+    ny, nx = shape
+    sky = rng.uniform((-0.15 * nx, -0.15 * ny), (1.15 * nx, 1.15 * ny), (stars, 2))
+    flux = 1 + rng.pareto(1.0, stars)
+    lists = []
+    for plane, glass in ((moved(np.linalg.inv(turn), sky), lenses[0]), (sky, lenses[1])):
+        xy = lens(plane, *glass, shape)
+        keep = np.all((xy > 0) & (xy < (nx, ny)), axis=1) & (rng.random(stars) >= missing)
+        extra = int(missing * keep.sum())
+        xy = np.vstack(
+            (xy[keep] + rng.normal(0, noise, (keep.sum(), 2)), rng.uniform(0, (nx, ny), (extra, 2)))
+        )
+        bright = np.concatenate(
+            (flux[keep] * np.exp(rng.normal(0, 0.1, keep.sum())), 1 + rng.pareto(1.0, extra))
+        )
+        order = np.argsort(-bright)[:500]
+        lists.append(star_list(xy[order], bright[order]))
+    return lists
+
+
+def bent_errors(found, turn, lenses, shape=BIG):
+    """Distance from the truth (px) on a grid over the overlap, to its corners."""
+    ny, nx = shape
+    grid = np.stack(np.meshgrid(np.linspace(0, nx - 1, 15), np.linspace(0, ny - 1, 11)), -1)
+    grid = grid.reshape(-1, 2)
+    truth = lens(moved(np.linalg.inv(turn), unlens(grid, *lenses[1], shape)), *lenses[0], shape)
+    inside = np.all((truth >= 0) & (truth <= (nx - 1, ny - 1)), axis=1)
+    there = distortion.to_frame(found.matrix, found.distortion, grid)
+    return np.hypot(*(there - truth)[inside].T)
+
+
+NO_LENS = (0.0, 0.0)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("degrees", "shift", "lenses", "model"),
+    [
+        (0.3, (12, -30), ((60, 0), NO_LENS), "third-order"),
+        (179.6, (40, -70), ((60, 0), NO_LENS), "third-order"),
+        (0.3, (12, -30), ((40, 40), NO_LENS), "third-order"),
+        (0.2, (60, -40), ((60, 0), (60, 0)), "second-order"),
+        (180.4, (60, -40), ((60, 0), (60, 0)), "second-order"),
+        (37.0, (60, -40), ((40, 20), (40, 20)), "second-order"),
+        (0.4, (60, -40), ((0, 60), (0, 60)), "homography"),
+        (180.4, (60, -40), ((0, 60), (0, 60)), "homography"),
+    ],
+)
+def test_fields_bent_by_60_px_at_the_corners(degrees, shift, lenses, model, missing):
+    turn = similarity(degrees, shift, shape=BIG)
+    for seed in range(2):
+        rng = np.random.default_rng([20, seed, int(degrees)])
+        frame, reference = bent_pair(rng, turn, lenses, missing=missing)
+        found = register.register(frame, reference, shape=BIG)
+        error = bent_errors(found, turn, lenses)
+        assert np.sqrt(np.mean(error**2)) < 0.03
+        assert error.max() < 0.15
+        assert found.model == model
+        assert (found.distortion is not None) == (model in {"second-order", "third-order"})
+        assert found.flipped == (90 < degrees < 270)
+        # Of 500 stars in either list, all but those near the border are common.
+        assert found.matched > 350 * (1 - missing) ** 2
+        assert found.rms_px < 1.2 * 0.05 * 2
+
+
+def test_what_a_similarity_leaves_of_a_bent_field():
+    """So that the test above is one: 6 px, as the matrix that stands beside the distortion."""
+    turn = similarity(0.3, (12, -30), shape=BIG)
+    frame, reference = bent_pair(np.random.default_rng(21), turn, ((60, 0), NO_LENS))
+    found = register.register(frame, reference, shape=BIG)
+    bare = dataclasses.replace(found, distortion=None)
+    left = np.sqrt(np.mean(bent_errors(bare, turn, ((60, 0), NO_LENS)) ** 2))
+    assert 4 < left < 8
+
+
+def test_a_clean_field_is_registered_to_a_hundredth_of_a_pixel():
+    errors = []
+    for seed in range(4):
+        rng = np.random.default_rng([22, seed])
+        turn = similarity(0.3 + 180 * (seed % 2), (12, -30), shape=BIG)
+        frame, reference = bent_pair(rng, turn, (NO_LENS, NO_LENS), noise=0.03)
+        found = register.register(frame, reference, shape=BIG)
+        errors.append(bent_errors(found, turn, (NO_LENS, NO_LENS)))
+        assert found.distortion is None
+    assert np.sqrt(np.mean(np.square(errors))) < 0.01
+
+
+def test_below_a_hundred_matches_there_is_no_polynomial():
+    turn = similarity(0.3, (12, -30), shape=BIG)
+    lenses = ((8, 0), NO_LENS)
+    rng = np.random.default_rng(23)
+    few = register.register(*bent_pair(rng, turn, lenses, stars=125), shape=BIG)
+    assert few.matched < 100
+    assert few.distortion is None
+    many = register.register(*bent_pair(rng, turn, lenses, stars=250), shape=BIG)
+    assert many.matched > 100
+    assert many.distortion is not None
+
+
+def test_a_polynomial_is_not_stretched_over_what_no_star_holds():
+    """Bent, but with stars in the left half of the frame only."""
+    turn = similarity(0.3, (12, -30), shape=BIG)
+    lenses = ((20, 0), NO_LENS)
+    frame, reference = bent_pair(np.random.default_rng(24), turn, lenses, stars=1500)
+    left = [stars.take(np.flatnonzero(stars.x < 2200)) for stars in (frame, reference)]
+    assert min(len(stars) for stars in left) > 120
+    half = register.register(*left, shape=BIG)
+    assert half.distortion is None or bent_errors(half, turn, lenses).max() < 2
+    whole = register.register(frame, reference, shape=BIG)
+    assert whole.distortion is not None
+
+
+def test_unrelated_crowds_do_not_grow_together():
+    """A polynomial is pliable: five hundred stars in a small field must not be bent onto others."""
+    for shape in ((120, 140), (256, 320), (400, 500)):
+        for seed in range(3):
+            rng = np.random.default_rng([25, seed, shape[0]])
+            frame, _ = pair(rng, np.eye(3), 400, shape=shape)
+            _, reference = pair(rng, np.eye(3), 400, shape=shape)
+            with pytest.raises(register.RegistrationError):
+                register.register(frame, reference, shape=shape)
+
+
+# Hints.
+
+
+def test_a_hint_from_the_headers_finds_what_nothing_else_does():
+    """Another scale and angle, 60 % missing and 60 % spurious: too much for triangles, and votes
+    need the scale. The hint's shift is wrong by hundreds of pixels.
+    """
+    helped = 0
+    for seed in range(4):
+        rng = np.random.default_rng([26, seed])
+        truth = similarity(25.0, (5.0, 9.0), scale=1.3)
+        frame, reference = pair(rng, truth, 60, missing=0.6, spurious=0.6)
+        hint = similarity(24.2, (-190.0, 140.0), scale=1.3)
+        found = register.register(frame, reference, shape=SHAPE, hint=hint)
+        assert error_px(found.matrix, truth) < 0.1
+        helped += found.method == "header"
+    assert helped >= 2
+
+
+def test_with_a_hint_three_stars_are_enough_and_two_are_not():
+    truth = similarity(0.4, (21.0, -13.0), shape=BIG)
+    xy = np.array([[800.0, 700.0], [5200.0, 1100.0], [2900.0, 3600.0], [4000.0, 2000.0]])
+    flux = np.array([4.0, 3.0, 2.0, 1.0])
+    there = moved(np.linalg.inv(truth), xy)
+    for number in (2, 3, 4):
+        lists = [star_list(places[:number], flux[:number]) for places in (there, xy)]
+        with pytest.raises(register.RegistrationError, match=f"the frame has {number}"):
+            register.register(*lists, shape=BIG)
+        if number == 2:
+            with pytest.raises(register.RegistrationError, match="3 stars; the frame has 2"):
+                register.register(*lists, shape=BIG, hint=np.eye(3))
+        else:
+            found = register.register(*lists, shape=BIG, hint=np.eye(3))
+            assert found.method == "header"
+            assert error_px(found.matrix, truth, BIG) < 1e-6
+
+
+def test_a_hint_is_not_believed_without_stars():
+    for seed in range(4):
+        rng = np.random.default_rng([27, seed])
+        for count in (4, 8, 60):
+            frame, _ = pair(rng, np.eye(3), count)
+            _, reference = pair(rng, np.eye(3), count)
+            with pytest.raises(register.RegistrationError):
+                register.register(frame, reference, shape=SHAPE, hint=np.eye(3))
+
+
+def test_a_wrong_hint_does_no_harm():
+    rng = np.random.default_rng(28)
+    truth = similarity(1.0, (15.0, -22.0))
+    frame, reference = pair(rng, truth, 100, missing=0.2, spurious=0.2)
+    plain = register.register(frame, reference, shape=SHAPE)
+    hinted = register.register(frame, reference, shape=SHAPE, hint=similarity(90.0, (500.0, 0.0)))
+    np.testing.assert_array_equal(plain.matrix, hinted.matrix)
+
+
+def test_what_astroalign_shuffles_comes_out_the_same():
+    """And numpy's own generators are neither seeded nor drawn from."""
+    rng = np.random.default_rng(29)
+    truth = similarity(25.0, (5.0, 9.0), scale=1.3)
+    frame, reference = pair(rng, truth, 60, missing=0.15, spurious=0.15)
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    raw = [astroalign.find_transform(frame.xy[:50], reference.xy[:50])[0].params for _ in range(6)]
+    for params in raw[1:]:
+        np.testing.assert_array_equal(params, raw[0])
+    found = [register.register(frame, reference, shape=SHAPE) for _ in range(2)]
+    assert found[0].method == "astroalign"
+    np.testing.assert_array_equal(found[0].matrix, found[1].matrix)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert np.random.default_rng().integers(2**62) != np.random.default_rng().integers(2**62)
+
+
+def test_bent_registrations_repeat_themselves():
+    turn = similarity(0.3, (12, -30), shape=BIG)
+    frame, reference = bent_pair(np.random.default_rng(30), turn, ((60, 0), NO_LENS))
+    first = register.register(frame, reference, shape=BIG)
+    again = register.register(frame, reference, shape=BIG)
+    np.testing.assert_array_equal(first.matrix, again.matrix)
+    np.testing.assert_array_equal(first.distortion, again.distortion)
 
 
 def test_images_from_end_to_end():

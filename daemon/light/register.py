@@ -3,13 +3,19 @@
 First offset voting: for every trial rotation each pair of bright stars votes for the shift that
 would bring one onto the other, and the true shift collects as many votes as there are common stars.
 Spurious and missing stars only thin it out. Near 0° and 180° (a meridian flip) first, then at any
-angle; then astroalign's triangles, which also find another scale. Whatever proposes a transform, it
-counts only once the stars of both lists have been verified to lie on each other far more often than
-chance would have it. All matched stars then refine it.
+angle; then astroalign's triangles, which also find another scale; then about a hint from the
+headers, which needs fewer stars. Whatever proposes a transform, it counts only once the stars of
+both lists have been verified to lie on each other far more often than chance would have it.
+
+Where the field is bent, a similarity holds in its middle only: from there the match grows outwards,
+each ring found by a polynomial through those inside it. All matched stars then refine the model
+that predicts left-out stars best.
 """
 
 import dataclasses
+import functools
 import math
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,25 +26,61 @@ from numba import prange
 from scipy.spatial import cKDTree
 
 from calib_library.kernels import kernel
+from daemon.light import distortion
 from daemon.light.stars import StarList
 
 F64 = npt.NDArray[np.float64]
 I16 = npt.NDArray[np.int16]
+I32 = npt.NDArray[np.int32]
 Index = npt.NDArray[np.intp]
 
 _VOTERS = 150
 _VOTERS_ANY_ANGLE = 60
 _CELL_PX = 12.0
+_DITHER_PX = 500.0  # larger shifts have a vote only if those up to here are in vain
 _TRIED = 8  # best rotations that are verified
 _VERIFIED_PX = 1.0
 _LEAST_STARS = 5
+_LEAST_HINTED = 3  # where the headers tell rotation and scale
 _LEAST_VERIFIED = 10  # or 60 % of the stars that could match
 _CHANCE_LOG = -22.0  # ln of how improbable the verified stars must be by chance
+_CHANCE_HINTED_LOG = -16.0
 _UPGRADE = 0.95  # a richer model must lower the held-out residual by 5 %
+_TRUSTED_PX = 0.5  # a polynomial's error must stay below this throughout the overlap
 _CHUNKS = 4
 _NEAR = math.radians(3.0)  # of 0° and 180°
 
-_Proposal = tuple[F64, float]  # a transform, and how far from the truth it may be, px
+_FREE = {"similarity": 3, "affine": 4, "homography": 5}
+_ORDER = {"second-order": 2, "third-order": 3}
+_LEAST_BENT = 100
+_RICHER = (
+    ("affine", 24, _UPGRADE),
+    ("homography", 50, _UPGRADE),
+    ("second-order", _LEAST_BENT, _UPGRADE),
+    ("third-order", _LEAST_BENT, 0.9),
+    ("third-order", 300, _UPGRADE),
+)
+"""Models, the matches from which each is tried, and to what it must lower the residual."""
+
+_SEED_STARS = 8  # the middle from which a match grows outwards
+_GROWTH = 1.25
+_GROWN_PX = 12.0  # how far a prediction for the next ring may be off
+_GROWN_TRIED = 3
+_GROWN_ORDER = ((60, 3), (30, 2), (_SEED_STARS, 1))  # matches needed while growing
+
+
+class _Numpy(types.ModuleType):
+    """numpy as astroalign sees it: what it shuffles comes out the same every time, so that a frame
+    that is registered again gets the same transform.
+    """
+
+    random = types.SimpleNamespace(default_rng=functools.partial(np.random.default_rng, 0))
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever numpy has
+        return getattr(np, name)
+
+
+astroalign._np = _Numpy("numpy")  # noqa: SLF001 - it offers no way to hand in a generator
 
 
 class RegistrationError(Exception):
@@ -50,39 +92,91 @@ class Registration:
     """Where a frame lies on the reference."""
 
     matrix: F64
-    """(3, 3), frame → reference px, acting on (x, y, 1)."""
+    """(3, 3), frame → reference px, acting on (x, y, 1). With a distortion, the similarity that
+    comes nearest."""
     matched: int
     """Stars that were matched and used."""
     rms_px: float
-    """Root mean square distance of the matched stars after the transform, px."""
+    """Root mean square distance of the matched stars after the transform, reference px."""
     method: str
-    """`identity`, `voting`, `voting at any angle` or `astroalign`."""
+    """`identity`, `voting`, `voting at any angle`, `astroalign`, `header`, `phase correlation`."""
     flipped: bool
     """Turned by more than 90°: the other side of a meridian flip."""
     model: str = "similarity"
-    """`similarity`, `affine` or `homography`."""
+    """`similarity`, `affine`, `homography`, `second-order` or `third-order`."""
+    distortion: F64 | None = None
+    """(2, 10), what `daemon.light.distortion` adds to the matrix, with the last two models."""
 
 
-def register(stars: StarList, reference: StarList, *, shape: tuple[int, int]) -> Registration:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Map:
+    """A transform, as `Registration` has it."""
+
+    matrix: F64
+    distortion: F64 | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Proposals:
+    """Transforms worth verifying, each with how far from the truth it may be, px."""
+
+    method: str
+    transforms: list[tuple[F64, float]]
+    hinted: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Fields:
+    """The positions of both lists (n, 2) px, brightest first."""
+
+    frame: F64
+    target: F64
+    shape: tuple[int, int]
+    tolerance: float
+    """How near matched stars must lie, px."""
+
+    def brightest(self, number: int) -> "_Fields":
+        return dataclasses.replace(self, frame=self.frame[:number], target=self.target[:number])
+
+    @property
+    def fewest(self) -> int:
+        return min(len(self.frame), len(self.target))
+
+
+def register(
+    stars: StarList, reference: StarList, *, shape: tuple[int, int], hint: F64 | None = None
+) -> Registration:
     """Find the transform from the frame of `stars` to that of `reference`.
 
-    `shape` is (ny, nx) of the frame; trial rotations turn about its centre. A richer model than a
-    similarity is taken only where it lowers the residual on stars left out of the fit by 5 %.
+    `shape` is (ny, nx) of the frame; trial rotations turn about its centre. `hint` is a matrix
+    (3, 3), frame → reference px, that the headers make likely; its shift may be wrong, its rotation
+    and scale should be right to 3° and 1 %. A richer model than a similarity is taken only where it
+    lowers the residual on stars left out of the fit by 5 %: affine from 24 matches, homography from
+    50, second-order polynomial from 100, third-order from 300 (for 10 % from 100, so that a field
+    bent by tens of px keeps its corners); and a polynomial only where stars hold it throughout the
+    overlap. The same lists give the same transform.
     Raises RegistrationError where no transform can be verified.
     """
     if stars is reference:
         return Registration(np.eye(3), len(stars), 0.0, "identity", flipped=False)
     n, m = len(stars), len(reference)
-    if min(n, m) < _LEAST_STARS:
+    least = _LEAST_STARS if hint is None else _LEAST_HINTED
+    if min(n, m) < least:
         raise RegistrationError(
-            f"registration needs {_LEAST_STARS} stars; the frame has {n}, the reference {m}"
+            f"registration needs {least} stars; the frame has {n}, the reference {m}"
         )
-    frame, target = stars.xy, reference.xy
-    tolerance = _tolerance(stars, reference)
-    for method, proposals in _proposals(frame, target, shape):
-        near = _best(proposals, frame[:_VOTERS], target[:_VOTERS], tolerance)
+    fields = _Fields(stars.xy, reference.xy, shape, _tolerance(stars, reference))
+    for proposals in _proposals(fields, hint):
+        near = _best(proposals, fields.brightest(_VOTERS))
         if near is not None:
-            return _refine(near, frame, target, tolerance, method)
+            pairs = _match(near, fields.frame, fields.target, 2 * fields.tolerance)
+            grown = _grow(near, fields)
+            if grown is not None and len(grown[0]) > len(pairs[0]):
+                pairs = grown
+            return _refine(pairs, fields, proposals.method)
+        grown = _best_grown(proposals, fields)
+        if grown is not None:
+            return _refine(grown, fields, proposals.method)
     raise RegistrationError(
         f"no transform brings the frame's {n} stars onto the reference's {m}: "
         "another field, clouds, or too few common stars"
@@ -95,42 +189,54 @@ def _tolerance(stars: StarList, reference: StarList) -> float:
     return max(_VERIFIED_PX, 0.2 * widest)
 
 
-def _proposals(
-    frame: F64, target: F64, shape: tuple[int, int]
-) -> Iterator[tuple[str, list[_Proposal]]]:
+def _proposals(fields: _Fields, hint: F64 | None) -> Iterator[_Proposals]:
     """Transforms worth verifying, method by method; the dear ones only if those before fail."""
-    cell = _cell(frame[:_VOTERS], target[:_VOTERS])
+    some, few = fields.brightest(_VOTERS), fields.brightest(_VOTERS_ANY_ANGLE)
+    cell, wide = _cell(some), _cell(few)
     # A step in angle moves the corners by at most half a cell to either side.
-    step = max(math.radians(0.1), 0.5 * cell / math.hypot(*shape))
-    near = np.arange(-math.ceil(_NEAR / step), math.ceil(_NEAR / step) + 1) * step
+    step = max(math.radians(0.1), 0.5 * cell / math.hypot(*fields.shape))
+    half = math.ceil(_NEAR / step)
+    near: F64 = step * np.arange(-half, half + 1, dtype=np.float64)
     angles = np.concatenate((near, math.pi + near))
-    yield "voting", _vote(frame[:_VOTERS], target[:_VOTERS], angles, cell, shape)
-    few = slice(_VOTERS_ANY_ANGLE)
+    for reach in _reaches(fields):
+        yield _Proposals("voting", _vote(some, angles, cell, reach))
     angles = np.arange(0, 2 * math.pi, step)
-    cell = _cell(frame[few], target[few])
-    yield "voting at any angle", _vote(frame[few], target[few], angles, cell, shape)
+    for reach in _reaches(fields):
+        yield _Proposals("voting at any angle", _vote(few, angles, wide, reach))
     try:
         with np.errstate(all="ignore"):  # coincident stars make triangles without sides
-            transform, _ = astroalign.find_transform(frame[:50], target[:50])
+            transform, _ = astroalign.find_transform(fields.frame[:50], fields.target[:50])
     except (astroalign.MaxIterError, ValueError, TypeError, IndexError):
-        return  # how astroalign says that it found nothing
-    yield "astroalign", [(np.asarray(transform.params, dtype=np.float64), 4.0)]
+        pass  # how astroalign says that it found nothing
+    else:
+        matrix = np.asarray(transform.params, dtype=np.float64)
+        yield _Proposals("astroalign", [(matrix, 4.0)])
+    if hint is not None:
+        hinted = dataclasses.replace(some, frame=apply(hint, some.frame))
+        voted = _vote(hinted, near, _cell(hinted), _reaches(fields)[-1])
+        yield _Proposals("header", [(matrix @ hint, r) for matrix, r in voted], hinted=True)
 
 
-def _cell(frame: F64, target: F64) -> float:
+def _reaches(fields: _Fields) -> list[float]:
+    """How large a shift may be, px: a dither's first, then all that lets some of both overlap."""
+    centre = np.array(fields.shape[::-1]) / 2
+    whole = max(4 * _CELL_PX, float(np.max(np.hypot(*(fields.target - centre).T))))
+    return [_DITHER_PX, whole] if whole > 2 * _DITHER_PX else [whole]
+
+
+def _cell(fields: _Fields) -> float:
     """Edge of a voting cell, px: in a crowd a wide one would collect votes for everything."""
-    span = np.ptp(np.concatenate((frame, target)), axis=0)
-    spacing = math.sqrt(max(float(span[0] * span[1]), 1.0) / max(len(frame), len(target)))
+    span = np.ptp(np.concatenate((fields.frame, fields.target)), axis=0)
+    most = max(len(fields.frame), len(fields.target))
+    spacing = math.sqrt(max(float(span[0] * span[1]), 1.0) / most)
     return min(_CELL_PX, max(3.0, spacing / 4))
 
 
-def _vote(
-    frame: F64, target: F64, angles: F64, cell: float, shape: tuple[int, int]
-) -> list[_Proposal]:
+def _vote(fields: _Fields, angles: F64, cell: float, reach: float) -> list[tuple[F64, float]]:
     """Rotations with their most voted shift, most votes first."""
-    centre = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
+    centre = (np.array(fields.shape[::-1]) - 1) / 2
     votes = np.zeros((len(angles), 3))
-    _count_votes(frame - centre, target - centre, angles, cell, votes)
+    _count_votes(fields.frame - centre, fields.target - centre, angles, cell, reach, votes)
     proposals = []
     for k in np.argsort(-votes[:, 0], kind="stable")[:_TRIED]:
         if votes[k, 0] >= 3:
@@ -141,55 +247,63 @@ def _vote(
     return proposals
 
 
-def _best(proposals: list[_Proposal], frame: F64, target: F64, tolerance: float) -> F64 | None:
+def _best(proposals: _Proposals, fields: _Fields) -> F64 | None:
     """The proposal that, refitted, lays most stars on each other; None if none is verified."""
     best, most = None, 0
-    for matrix, radius in proposals:
-        near = _converge(matrix, frame, target, max(radius, 2 * tolerance), tolerance)
+    for matrix, radius in proposals.transforms:
+        near = _converge(matrix, fields, radius)
         if near is None:
             continue
-        count, fraction = _verify(near, frame, target, tolerance)
+        count, share = _verify(_Map(near), fields, hinted=proposals.hinted)
         if count > most:
             best, most = near, count
-        if fraction > 0.6 and count >= _LEAST_VERIFIED:
+        if share > 0.6 and count >= _LEAST_VERIFIED:
             break
     return best
 
 
-def _converge(matrix: F64, frame: F64, target: F64, radius: float, tolerance: float) -> F64 | None:
+def _converge(matrix: F64, fields: _Fields, radius: float) -> F64 | None:
     """Refit a similarity to mutual nearest neighbours within a shrinking radius (px)."""
+    least = 2 * fields.tolerance
+    radius = max(radius, least)
     while True:
-        i, j = _match(matrix, frame, target, radius)
+        i, j = _match(matrix, fields.frame, fields.target, radius)
         if len(i) < 3:
             return None
-        fitted = _fit("similarity", frame[i], target[j], rounds=3)
+        fitted = _fit("similarity", fields.frame[i], fields.target[j], rounds=3)
         if fitted is None:
             return None
         matrix = fitted
-        if radius <= 2 * tolerance:
+        if radius <= least:
             return matrix
-        radius = max(0.6 * radius, 2 * tolerance)
+        radius = max(0.6 * radius, least)
 
 
-def _verify(matrix: F64, frame: F64, target: F64, tolerance: float) -> tuple[int, float]:
+def _verify(transform: _Map, fields: _Fields, *, hinted: bool = False) -> tuple[int, float]:
     """How many stars lie on each other, and their share of those that could; (0, 0) if too few.
 
     Enough are at least ten, or 60 %; never below a share of 20 %; and chance must not explain them.
+    With a distortion at least as many as a polynomial asks for.
     """
-    moved = apply(matrix, frame)
-    back = apply(np.asarray(np.linalg.inv(matrix), dtype=np.float64), target)
+    frame, target = fields.frame, fields.target
+    moved = distortion.to_reference(transform.matrix, transform.distortion, frame)
+    back = distortion.to_frame(transform.matrix, transform.distortion, target)
     inside = int(_inside(moved, target).sum())
     possible = max(min(inside, int(_inside(back, frame).sum())), 1)
-    count = len(_match(matrix, frame, target, tolerance)[0])
+    count = len(_pairs(transform, fields, fields.tolerance)[0])
     share = count / possible
-    if count < _LEAST_STARS or share < 0.2 or (count < _LEAST_VERIFIED and share < 0.6):
+    least, fixed = (_LEAST_HINTED, 1) if hinted else (_LEAST_STARS, 2)
+    if transform.distortion is not None:
+        least, fixed = _LEAST_BENT, distortion.TERMS
+    if count < least or share < 0.2 or (count < _LEAST_VERIFIED and share < 0.6):
         return 0, 0.0
-    # Poisson: stars expected by chance within the tolerance; a similarity fits two of them exactly.
+    # Poisson: stars expected by chance within the tolerance; a similarity fits two of them exactly,
+    # a cubic ten; a hint leaves only the shift, one.
     area = max(float(np.prod(np.ptp(target, axis=0))), 1.0)
-    expected = inside * len(target) * math.pi * tolerance**2 / area
-    free = count - 2
+    expected = inside * len(target) * math.pi * fields.tolerance**2 / area
+    free = count - fixed
     log_chance = free * math.log(max(expected, 1e-9)) - expected - math.lgamma(free + 1)
-    if free <= expected or log_chance > _CHANCE_LOG:
+    if free <= expected or log_chance > (_CHANCE_HINTED_LOG if hinted else _CHANCE_LOG):
         return 0, 0.0
     return count, share
 
@@ -199,39 +313,131 @@ def _inside(points: F64, others: F64) -> npt.NDArray[np.bool_]:
     return np.asarray(np.all((points >= low) & (points <= high), axis=1))
 
 
-def _refine(matrix: F64, frame: F64, target: F64, tolerance: float, method: str) -> Registration:
+def _best_grown(proposals: _Proposals, fields: _Fields) -> tuple[Index, Index] | None:
+    """The most pairs into which the middle of a bent field grows; None if none is verified."""
+    if fields.fewest < _LEAST_BENT:
+        return None
+    best: tuple[Index, Index] | None = None
+    for matrix, radius in proposals.transforms[:_GROWN_TRIED]:
+        near = _converge(matrix, fields.brightest(_VOTERS), radius)
+        pairs = _grow(near, fields) if near is not None else None
+        if pairs is None or (best is not None and len(pairs[0]) <= len(best[0])):
+            continue
+        fitted = _fit_map("third-order", fields.frame[pairs[0]], fields.target[pairs[1]])
+        if fitted is not None and _verify(fitted, fields)[0]:
+            best = pairs
+    return best
+
+
+def _grow(matrix: F64, fields: _Fields) -> tuple[Index, Index] | None:
+    """Match from the middle of what a similarity lays on each other outwards.
+
+    Circle by circle, each a quarter wider: the polynomial through the stars matched so far, of the
+    order that their number allows, says where those of the next ring lie. None where there are too
+    few stars for a polynomial, or the middle is lost.
+    """
+    frame, target = fields.frame, fields.target
+    if fields.fewest < _LEAST_BENT:
+        return None
+    least = 2 * fields.tolerance
+    i, j = _match(matrix, frame, target, least)
+    if len(i) < _SEED_STARS:
+        return None
+    distance = np.hypot(*(target - np.median(target[j], axis=0)).T)
+    reach, whole = float(np.median(distance[j])), float(distance.max())
+    spacing = math.sqrt(float(np.prod(np.ptp(frame, axis=0))) / len(frame))
+    radius = min(_GROWN_PX, max(least, spacing / 6))
+    plain = distortion.to_frame(matrix, None, target)
+    predicted, tree = plain, cKDTree(frame)
+    while True:
+        inner = np.flatnonzero(distance <= reach)
+        j, i = _mutual(predicted[inner], tree, radius)
+        j = inner[j]
+        order = next((order for enough, order in _GROWN_ORDER if len(i) >= enough), 0)
+        bend = distortion.fit(target[j], frame[i] - plain[j], order=order, rounds=4)
+        if order == 0 or bend is None:
+            return None
+        predicted = plain + distortion.monomials(target) @ bend.T
+        if reach < whole:
+            reach *= _GROWTH
+        elif radius > least:
+            radius = least
+        else:
+            break
+    j, i = _mutual(predicted, tree, least)
+    in_order = np.argsort(i)
+    return i[in_order], j[in_order]
+
+
+def _refine(pairs: tuple[Index, Index], fields: _Fields, method: str) -> Registration:
     """Fit all matched stars, with the model that predicts left-out stars best."""
-    i, j = _match(matrix, frame, target, 2 * tolerance)
+    frame, target = fields.frame, fields.target
+    i, j = pairs
     chosen, least = "similarity", _held_out("similarity", frame[i], target[j])
-    for model, enough in (("affine", 24), ("homography", 50)):
-        if len(i) >= enough:
+    for model, enough, upgrade in _RICHER:
+        if len(i) >= enough and model != chosen:
             residual = _held_out(model, frame[i], target[j])
-            if residual < _UPGRADE * least:
+            if residual < upgrade * least and _trusted(model, residual, fields, (i, j)):
                 chosen, least = model, residual
+    fitted = None
     for _ in range(3):
-        fitted = _fit(chosen, frame[i], target[j])
+        fitted = _fit_map(chosen, frame[i], target[j])
         if fitted is None:
-            raise RegistrationError("the matched stars lie on one line or on one point")
-        matrix = fitted
-        again = _match(matrix, frame, target, 2 * tolerance)
+            break
+        again = _pairs(fitted, fields, 2 * fields.tolerance)
         if np.array_equal(again[0], i) and np.array_equal(again[1], j):
             break
         i, j = again
-    distance = _distance(matrix, frame[i], target[j])
+    if fitted is None:
+        raise RegistrationError("the matched stars lie on one line or on one point")
+    distance = _distance(fitted, frame[i], target[j])
     used = distance <= max(4 * _spread(distance), 1e-6)
-    rms = math.sqrt(float(np.mean(distance[used] ** 2)))
-    flipped = bool(matrix[0, 0] + matrix[1, 1] < 0)
-    return Registration(matrix, int(used.sum()), rms, method, flipped, chosen)
+    return Registration(
+        matrix=fitted.matrix,
+        matched=int(used.sum()),
+        rms_px=math.sqrt(float(np.mean(distance[used] ** 2))),
+        method=method,
+        flipped=bool(fitted.matrix[0, 0] + fitted.matrix[1, 1] < 0),
+        model=chosen,
+        distortion=fitted.distortion,
+    )
+
+
+def _trusted(model: str, residual: float, fields: _Fields, pairs: tuple[Index, Index]) -> bool:
+    """Whether a polynomial is held by stars throughout the overlap, and not only where they are."""
+    if model not in _ORDER:
+        return True
+    matched = fields.target[pairs[1]]
+    matrix = _similar(fields.frame[pairs[0]], matched)
+    if matrix is None:
+        return False
+    ny, nx = fields.shape
+    grid = np.stack(np.meshgrid(np.linspace(0, nx - 1, 7), np.linspace(0, ny - 1, 7)), axis=-1)
+    there = distortion.to_frame(matrix, None, grid.reshape(-1, 2))
+    covered = np.all((there >= 0) & (there <= (nx - 1, ny - 1)), axis=1)
+    if not covered.any():
+        return False
+    where = grid.reshape(-1, 2)[covered]
+    one_axis = residual / math.sqrt(2)
+    return one_axis * distortion.leverage(matched, where, order=_ORDER[model]) < _TRUSTED_PX
 
 
 def apply(matrix: F64, points: F64) -> F64:
     """Transform `points` (n, 2) px by a 3×3 matrix."""
-    homogeneous = points @ matrix[:, :2].T + matrix[:, 2]
-    return np.asarray(homogeneous[:, :2] / homogeneous[:, 2:], dtype=np.float64)
+    return distortion.project(matrix, points)
 
 
-def _distance(matrix: F64, frame: F64, target: F64) -> F64:
-    return np.asarray(np.hypot(*(apply(matrix, frame) - target).T), dtype=np.float64)
+def _distance(transform: _Map, frame: F64, target: F64) -> F64:
+    """Reference px between stars that belong together."""
+    if transform.distortion is None:
+        return np.asarray(np.hypot(*(apply(transform.matrix, frame) - target).T))
+    back = distortion.to_frame(transform.matrix, transform.distortion, target)
+    return np.asarray(_scale(transform.matrix) * np.hypot(*(back - frame).T))
+
+
+def _scale(matrix: F64) -> float:
+    """Reference px per frame px."""
+    return math.sqrt(abs(float(np.linalg.det(matrix[:2, :2]))))
 
 
 def _spread(distance: F64) -> float:
@@ -239,27 +445,61 @@ def _spread(distance: F64) -> float:
     return float(np.median(distance)) / 1.1774
 
 
-def _match(matrix: F64, frame: F64, target: F64, radius: float) -> tuple[Index, Index]:
+def _pairs(transform: _Map, fields: _Fields, radius: float) -> tuple[Index, Index]:
     """Pairs of mutual nearest neighbours nearer than `radius` px, in the frame's order."""
-    moved = apply(matrix, frame)
-    distance, nearest = cKDTree(target).query(moved, distance_upper_bound=radius)
-    _, back = cKDTree(moved).query(target)
+    if transform.distortion is None:
+        return _match(transform.matrix, fields.frame, fields.target, radius)
+    back = distortion.to_frame(transform.matrix, transform.distortion, fields.target)
+    j, i = _mutual(back, cKDTree(fields.frame), radius / _scale(transform.matrix))
+    in_order = np.argsort(i)
+    return i[in_order], j[in_order]
+
+
+def _match(matrix: F64, frame: F64, target: F64, radius: float) -> tuple[Index, Index]:
+    """As `_pairs`, by a matrix alone."""
+    return _mutual(apply(matrix, frame), cKDTree(target), radius)
+
+
+def _mutual(points: F64, tree: cKDTree, radius: float) -> tuple[Index, Index]:
+    """Points (n, 2) and those of a tree that are nearest to each other, nearer than `radius`."""
+    distance, nearest = tree.query(points, distance_upper_bound=radius)
     i = np.flatnonzero(np.isfinite(distance))
     j = nearest[i]
-    mutual = back[j] == i
+    _, back = cKDTree(points).query(tree.data[j])
+    mutual = back == i
     return i[mutual], j[mutual]
 
 
 def _held_out(model: str, frame: F64, target: F64) -> float:
-    """Median distance of stars that a fit to the others did not see, px (four folds)."""
+    """Root mean square distance, each at most 2 px, of stars that a fit to the others did not see
+    (four folds).
+    """
     folds = np.arange(len(frame)) % 4
     distances = []
     for fold in range(4):
-        fitted = _fit(model, frame[folds != fold], target[folds != fold], rounds=4)
+        fitted = _fit_map(model, frame[folds != fold], target[folds != fold], rounds=4)
         if fitted is None:
             return math.inf
         distances.append(_distance(fitted, frame[folds == fold], target[folds == fold]))
     return float(np.sqrt(np.mean(np.minimum(np.concatenate(distances), 2.0) ** 2)))
+
+
+def _fit_map(model: str, frame: F64, target: F64, *, rounds: int = 10) -> _Map | None:
+    """Robust least squares of any model; None if degenerate."""
+    if model not in _ORDER:
+        matrix = _fit(model, frame, target, rounds=rounds)
+        return None if matrix is None else _Map(matrix)
+    matrix = _similar(frame, target)
+    if matrix is None:
+        return None
+    shift = frame - distortion.to_frame(matrix, None, target)
+    bend = distortion.fit(target, shift, order=_ORDER[model], rounds=rounds)
+    return None if bend is None else _Map(matrix, bend)
+
+
+def _similar(frame: F64, target: F64) -> F64 | None:
+    """The similarity of least squares, with every star alike."""
+    return _similarity(frame, target, np.ones(len(frame)))
 
 
 def _fit(model: str, frame: F64, target: F64, *, rounds: int = 10) -> F64 | None:
@@ -275,7 +515,7 @@ def _fit(model: str, frame: F64, target: F64, *, rounds: int = 10) -> F64 | None
         fitted = solve(p, q, weights)
         if fitted is None or not np.isfinite(fitted).all():
             return None
-        distance = _distance(fitted, p, q)
+        distance = _distance(_Map(fitted), p, q)
         scale = max(4.685 * _spread(distance), 1e-12)
         weights = np.where(distance < 1.5 * scale, (1 - np.minimum(distance / scale, 1) ** 2), 0.0)
         weights = weights**2
@@ -283,9 +523,6 @@ def _fit(model: str, frame: F64, target: F64, *, rounds: int = 10) -> F64 | None
             break
     matrix = np.linalg.inv(b) @ fitted @ a
     return np.asarray(matrix / matrix[2, 2], dtype=np.float64)
-
-
-_FREE = {"similarity": 3, "affine": 4, "homography": 5}
 
 
 def _normaliser(points: F64) -> F64:
@@ -336,55 +573,63 @@ def _homography(p: F64, q: F64, weights: F64) -> F64 | None:
 
 
 @kernel()
-def _add_votes(
-    moved: F64, target: F64, reach: float, half: float, step: int, counts: I16
-) -> tuple[int, int, int]:
-    """Add `step` to the four cells that hold each pair's shift; the fullest cell and its count."""
-    limit = counts.shape[0] - 1
-    most, best_u, best_v = 0, 0, 0
+def _most_voted(
+    moved: F64, target: F64, reach: float, half: float, counts: I16, units: I32, pairs: I32
+) -> tuple[int, float, float]:
+    """Votes in the fullest cell of the pairs' shifts, and the mean of those shifts, px.
+
+    A cell is two by two units with an edge of `half` px, so that cells overlap by half. `counts`,
+    a square of units as one row, is zero before and after; `units` and `pairs` are scratch.
+    """
+    side = int(2.0 * reach / half) + 3
+    number = 0
     for i in range(len(moved)):
         for j in range(len(target)):
-            u = int((target[j, 0] - moved[i, 0] + reach) / half)
-            v = int((target[j, 1] - moved[i, 1] + reach) / half)
-            if 1 <= u <= limit and 1 <= v <= limit:
-                for b in range(v - 1, v + 1):
-                    for a in range(u - 1, u + 1):
-                        counts[b, a] += step
-                        if counts[b, a] > most:
-                            most, best_u, best_v = counts[b, a], a, b
-    return most, best_u, best_v
+            x = target[j, 0] - moved[i, 0]
+            y = target[j, 1] - moved[i, 1]
+            if abs(x) < reach and abs(y) < reach:
+                unit = (int((y + reach) / half) + 1) * side + int((x + reach) / half) + 1
+                counts[unit] += 1
+                units[number] = unit
+                pairs[number] = i * len(target) + j
+                number += 1
+    most, corner = 0, 0
+    for k in range(number):
+        # A fuller cell has a unit with more than a quarter of its votes.
+        if 4 * counts[units[k]] > most:
+            for back in (0, 1, side, side + 1):
+                at = units[k] - back
+                votes = counts[at] + counts[at + 1] + counts[at + side] + counts[at + side + 1]
+                if votes > most:
+                    most, corner = votes, at
+    dx = dy = 0.0
+    for k in range(number):
+        counts[units[k]] = 0
+        if units[k] - corner in (0, 1, side, side + 1):
+            i, j = pairs[k] // len(target), pairs[k] % len(target)
+            dx += target[j, 0] - moved[i, 0]
+            dy += target[j, 1] - moved[i, 1]
+    return most, dx / max(most, 1), dy / max(most, 1)
 
 
 @kernel(parallel=True)
-def _count_votes(frame: F64, target: F64, angles: F64, cell: float, out: F64) -> None:
+def _count_votes(frame: F64, target: F64, angles: F64, cell: float, reach: float, out: F64) -> None:
     """For each angle: most votes in one cell, and the mean shift of those votes (x, y), px.
 
-    Cells overlap by half, so that a peak on the border of two is not halved. Shifts of more than
-    the target's radius, where little would overlap, have no cell.
+    Shifts of `reach` px or more in x or y have no vote.
     """
     half = 0.5 * cell
-    reach = 4.0 * cell
-    for i in range(len(target)):
-        reach = max(reach, np.hypot(target[i, 0], target[i, 1]))
-    side = int(2.0 * reach / half) + 1
+    side = int(2.0 * reach / half) + 3
     for chunk in prange(_CHUNKS):
-        counts = np.zeros((side, side), np.int16)
+        counts = np.zeros(side * side, np.int16)
+        units = np.empty(len(frame) * len(target), np.int32)
+        pairs = np.empty(len(frame) * len(target), np.int32)
         moved = np.empty_like(frame)
         for k in range(chunk, len(angles), _CHUNKS):
             cos, sin = np.cos(angles[k]), np.sin(angles[k])
             for i in range(len(frame)):
                 moved[i, 0] = cos * frame[i, 0] - sin * frame[i, 1]
                 moved[i, 1] = sin * frame[i, 0] + cos * frame[i, 1]
-            most, best_u, best_v = _add_votes(moved, target, reach, half, 1, counts)
-            _add_votes(moved, target, reach, half, -1, counts)  # clears what was touched
-            x0, y0 = best_u * half - reach, best_v * half - reach
-            dx = dy = 0.0
-            for i in range(len(frame)):
-                for j in range(len(target)):
-                    x, y = target[j, 0] - moved[i, 0], target[j, 1] - moved[i, 1]
-                    if 0.0 <= x - x0 < cell and 0.0 <= y - y0 < cell:
-                        dx += x
-                        dy += y
-            out[k, 0] = most
-            out[k, 1] = dx / max(most, 1)
-            out[k, 2] = dy / max(most, 1)
+            out[k, 0], out[k, 1], out[k, 2] = _most_voted(
+                moved, target, reach, half, counts, units, pairs
+            )
