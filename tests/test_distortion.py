@@ -129,3 +129,31 @@ def test_what_kernels_take():
     for wrong in (np.zeros((10, 2)), np.zeros(10), np.full((2, 10), np.inf)):
         with pytest.raises(ValueError, match="distortion"):
             distortion.checked(wrong)
+
+
+def test_between_two_frames_is_the_way_over_the_reference():
+    rng = np.random.default_rng(10)
+    xy = rng.uniform(0, SHAPE[::-1], (300, 2))  # px of theirs
+    flip = np.array([[-1, 0.002, 6300.0], [-0.002, -1, 4100.0], [0, 0, 1.0]])
+    theirs = np.array([[1, 0.001, 12.0], [-0.001, 1, -7.0], [0, 0, 1.0]])
+    matrix, bend = distortion.between((flip, None), (theirs, None), shape=SHAPE)
+    assert bend is None
+    exact = by_definition(
+        flip, np.zeros((2, 10)), by_definition(np.linalg.inv(theirs), np.zeros((2, 10)), xy)
+    )
+    np.testing.assert_allclose(distortion.to_frame(matrix, None, xy), exact, atol=1e-6)
+
+    bent, other = corners_bent_by(20, seed=11), corners_bent_by(20, seed=12)
+    reference = rng.uniform(0, SHAPE[::-1], (300, 2))
+    ours_px = by_definition(flip, bent, reference)
+    theirs_px = by_definition(theirs, other, reference)
+    inside = np.all((theirs_px > 0) & (theirs_px < SHAPE[::-1]), axis=1)
+    inside &= np.all((ours_px > 0) & (ours_px < SHAPE[::-1]), axis=1)
+    matrix, bend = distortion.between((flip, bent), (theirs, other), shape=SHAPE)
+    error = distortion.to_frame(matrix, bend, theirs_px[inside]) - ours_px[inside]
+    # What is of fifth order: D ∂D ∂D, some 20 px · (3 · 20 / 3755)² · a few.
+    assert np.abs(error).max() < 0.2
+    bare = distortion.to_frame(matrix, None, theirs_px[inside]) - ours_px[inside]
+    assert np.abs(bare).max() > 10
+    apart = np.array([[1, 0, 9000.0], [0, 1, 0.0], [0, 0, 1.0]])
+    assert distortion.between((apart, bent), (np.eye(3), None), shape=SHAPE)[1] is None

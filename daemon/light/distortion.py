@@ -22,6 +22,7 @@ TERMS = 10
 TERMS_OF_ORDER = (1, 3, 6, 10)
 """How many of the monomials a polynomial of order 0, 1, 2, 3 has."""
 _STEPS = 50
+_GRID = 17
 _CLOSE_PX = 1e-9
 
 
@@ -83,6 +84,30 @@ def area(matrix: F64, distortion: F64 | None, xy: F64) -> F64:
             slopes[k][1] += distortion[k] @ np.stack(by_v) / UNIT_PX
     (xx, xy_), (yx, yy) = slopes
     return np.asarray(np.abs(xx * yy - xy_ * yx), dtype=np.float64)
+
+
+def between(
+    ours: tuple[F64, F64 | None], theirs: tuple[F64, F64 | None], *, shape: tuple[int, int]
+) -> tuple[F64, F64 | None]:
+    """The transform from one frame to another, of two that are both known to the reference.
+
+    `ours` and `theirs` are (matrix, distortion) of frames of `shape` (ny, nx). Returns the same of
+    frame `ours` → frame `theirs`: exact without distortions; with them, the cubic through the exact
+    map where the frames overlap.
+    """
+    matrix = np.asarray(_inverse(theirs[0]) @ ours[0], dtype=np.float64)
+    matrix /= matrix[2, 2]
+    if ours[1] is None and theirs[1] is None:
+        return matrix, None
+    size = np.array(shape[::-1]) - 1
+    grid = np.stack(np.meshgrid(*(np.linspace(0, end, _GRID) for end in size)), axis=-1)
+    points = grid.reshape(-1, 2)
+    there = to_frame(*ours, to_reference(*theirs, points))
+    covered = np.all((there >= 0) & (there <= size), axis=1)
+    points, there = points[covered], there[covered]
+    if len(points) <= 2 * TERMS:
+        return matrix, None
+    return matrix, fit(points, there - project(_inverse(matrix), points), order=3, rounds=1)
 
 
 def fit(xy: F64, shift: F64, *, order: int, rounds: int = 10) -> F64 | None:
