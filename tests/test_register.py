@@ -397,17 +397,18 @@ def test_a_wrong_hint_does_no_harm():
 
 
 def test_what_astroalign_shuffles_comes_out_the_same():
-    """And numpy's own generators are neither seeded nor drawn from."""
-    rng = np.random.default_rng(29)
+    """Positions half a pixel wrong, so that the first good triangles decide what it finds; and
+    numpy's own generators are neither seeded nor drawn from.
+    """
+    rng = np.random.default_rng([29, 0])
     truth = similarity(25.0, (5.0, 9.0), scale=1.3)
-    frame, reference = pair(rng, truth, 60, missing=0.15, spurious=0.15)
+    frame, reference = pair(rng, truth, 60, missing=0.15, spurious=0.15, noise=0.5)
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    raw = [astroalign.find_transform(frame.xy[:50], reference.xy[:50])[0].params for _ in range(6)]
-    for params in raw[1:]:
-        np.testing.assert_array_equal(params, raw[0])
-    found = [register.register(frame, reference, shape=SHAPE) for _ in range(2)]
-    assert found[0].method == "astroalign"
-    np.testing.assert_array_equal(found[0].matrix, found[1].matrix)
+    found = [
+        astroalign.find_transform(frame.xy[:50], reference.xy[:50])[0].params for _ in range(6)
+    ]
+    for params in found[1:]:
+        np.testing.assert_array_equal(params, found[0])
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
     assert np.random.default_rng().integers(2**62) != np.random.default_rng().integers(2**62)
 
