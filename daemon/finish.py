@@ -7,43 +7,28 @@ calibrated frame is kept anywhere and memory does not grow with their number. A 
 next band while the present one is worked on.
 """
 
-import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library import image_io
 from calib_library.errors import ImageError
-from calib_library.frame import Card, FrameRecord
-from daemon.calibration import Calibration, noise_of, sampled_rows
-from daemon.ledger.ledger import Frame
-from daemon.ledger.stacks import Member, Stack
-from daemon.light import calibrate, debayer, distortion, warp
+from calib_library.frame import Card
+from daemon.bands import Bands, LostFrameError, Source, band_of, open_sources
+from daemon.ledger.stacks import Stack
+from daemon.light import warp
 from daemon.pipeline import Pipeline
-from daemon.stack import final, holes, product
+from daemon.stack import drizzle, final, holes, product
 from daemon.stack.live import StackImage
 
 Image = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.uint8]
-Matrix = npt.NDArray[np.float64]
 Beat = Callable[[str], None]
 
-MARGIN_ROWS = 16
-"""Rows of a frame beyond those that lie under a tile: 3 for the kernel, 6 for the repair of bad
-pixels in a mosaic, 1 for its colours, and some for the bend between the points that are looked at.
-"""
-LOOKED_AT = 33
-"""Points along a tile's width at which its place in a frame is computed."""
-AHEAD = 2
-"""Bands that are read ahead."""
-STRIPS, STRIP_ROWS = 4, 64
-"""Where the noise of a colour frame's planes is measured."""
 SETTINGS = "exact, 2 passes, gate 4 sigma, grown at 2 sigma"
 
 
@@ -61,36 +46,11 @@ class Finished:
     exposure_s: float
     rejected: float
     """The share of all values that was left out."""
+    drizzled: Path | None
+    """The image on a grid twice as fine, where it was asked for."""
     difference: float | None
     """rms over the covered pixels, in σ of this stack, from the growing one; None where there is
     none of the same frames to compare with."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Source:
-    """One frame of the stack, as it is needed to make its pixels again."""
-
-    member: Member
-    frame: Frame
-    record: FrameRecord
-    calibration: Calibration
-    shape: tuple[int, int]
-    """(ny, nx) of the raw file."""
-    version: tuple[int, int]
-    """Size and mtime_ns that the raw file had when it was found to be the one that was stacked."""
-    noise_adu: float
-    """Of a raw pixel."""
-    rays: tuple[npt.NDArray[np.int64], Image]
-    """Pixels that were cleaned of cosmic rays, by their place in the flattened frame, and what
-    stands there now (ADU)."""
-
-
-class LostFrameError(Exception):
-    """A raw file that was there a moment ago cannot be read any more."""
-
-    def __init__(self, source: Source, why: str) -> None:
-        super().__init__(why)
-        self.source = source
 
 
 def finish(
@@ -99,8 +59,10 @@ def finish(
     *,
     memory_bytes: int,
     beat: Beat,
+    drizzle: bool = False,
 ) -> Finished | None:
-    """Make the exact stack of a stack's members and write its next generation.
+    """Make the exact stack of a stack's members and write its next generation; with `drizzle` also
+    an image on a grid twice as fine, `TARGET_FILTER_drizzle.fits`, which replaces the one before.
 
     memory_bytes: for the tiles; the masters and the finished image (14 bytes a pixel of each
     plane) come on top. beat is called with what is being done. A frame whose raw file is gone or
@@ -110,23 +72,48 @@ def finish(
     """
     beat(f"finishing {stack.label}")
     sources = open_sources(pipeline, pipeline.stacks.members(stack.id))
-    made: final.Final | None = None
-    while sources and made is None:
+    while sources:
         try:
-            made = combine(
-                pipeline,
-                sources,
-                memory_bytes=memory_bytes,
-                progress=lambda share: beat(f"finishing {stack.label}: {share:.0%}"),
+            return _finish(
+                pipeline, stack, sources, memory_bytes=memory_bytes, beat=beat, drizzle=drizzle
             )
         except LostFrameError as lost:
             pipeline.log.warning("MISSING", str(lost), frame=lost.source.frame.name)
             sources = [source for source in sources if source is not lost.source]
-    if made is None:
-        pipeline.log.warning("FINAL", f"{stack.label}: no raw frame of it can be read")
-        return None
+    pipeline.log.warning("FINAL", f"{stack.label}: no raw frame of it can be read")
+    return None
+
+
+def _finish(
+    pipeline: Pipeline,
+    stack: Stack,
+    sources: Sequence[Source],
+    *,
+    memory_bytes: int,
+    beat: Beat,
+    drizzle: bool,
+) -> Finished:
+    rejections = Rejections()
+    made = combine(
+        pipeline,
+        sources,
+        memory_bytes=memory_bytes,
+        on_rejected=rejections.add if drizzle else None,
+        progress=lambda share: beat(f"finishing {stack.label}: {share:.0%}"),
+    )
+    drizzled = None
+    if drizzle:
+        drizzled = _drizzle(
+            pipeline,
+            stack,
+            sources,
+            made,
+            rejections,
+            memory_bytes=memory_bytes,
+            progress=lambda share: beat(f"drizzling {stack.label}: {share:.0%}"),
+        )
     beat(f"writing the exact stack of {stack.label}")
-    return _write(pipeline, stack, sources, made)
+    return dataclasses.replace(_write(pipeline, stack, sources, made), drizzled=drizzled)
 
 
 def settle(pipeline: Pipeline, finished: Finished) -> None:
@@ -136,99 +123,6 @@ def settle(pipeline: Pipeline, finished: Finished) -> None:
     before = finished.stack.final_path
     if before and before != str(finished.path):
         (root / before).unlink(missing_ok=True)
-
-
-# --- the frames ----------------------------------------------------------------------------------
-
-
-def open_sources(pipeline: Pipeline, members: Sequence[Member]) -> list[Source]:
-    """The members whose raw files are what was stacked; of the others a line in the log."""
-    # With enough frames the stack finds cosmic rays by itself, and better.
-    clean = pipeline.cleans(len(members))
-    sources: list[Source] = []
-    for member in members:
-        frame = pipeline.ledger.get(member.frame_id)
-        if frame is None or frame.record is None:
-            continue
-        try:
-            source = _open(pipeline, frame, frame.record, member, clean=clean)
-        except (ImageError, OSError) as error:
-            pipeline.log.warning("MISSING", f"cannot be read again: {error}", frame=frame.name)
-            continue
-        if source is not None:
-            sources.append(source)
-    return sources
-
-
-def _open(
-    pipeline: Pipeline, frame: Frame, record: FrameRecord, member: Member, *, clean: bool
-) -> Source | None:
-    version = _version(frame.path)
-    # The content is read only where size or time make it doubtful.
-    if version != (frame.size, frame.mtime_ns) and pipeline.raw(frame) is None:
-        return None
-    calibration = pipeline.calibrator.recorded(member.masters)
-    with image_io.RowReader(frame.path) as reader:
-        ny, nx = reader.shape
-        rows = range(ny)[sampled_rows(ny)]
-        sample = np.concatenate([_native(reader, reader.rows(y, y + 1)) for y in rows])
-    nothing = np.empty(0, np.int64), np.empty(0, np.float32)
-    cleaned = clean and "cosmics cleaned" in member.flags
-    return Source(
-        member=member,
-        frame=frame,
-        record=record,
-        calibration=calibration,
-        shape=(ny, nx),
-        version=version,
-        noise_adu=noise_of(sample, bayer=record.key.bayer_pattern is not None),
-        rays=_rays(pipeline, frame, record, calibration) if cleaned else nothing,
-    )
-
-
-def _version(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _rays(
-    pipeline: Pipeline, frame: Frame, record: FrameRecord, calibration: Calibration
-) -> tuple[npt.NDArray[np.int64], Image]:
-    """Where cosmic rays were cleaned from one whole frame, and what stands there now."""
-    loaded = image_io.load(frame.path)
-    cleaned, _ = pipeline.calibrated(loaded, record, calibration, clean=True)
-    plain, _ = pipeline.calibrated(loaded, record, calibration, clean=False)
-    at = np.flatnonzero(cleaned != plain)
-    return at, cleaned.reshape(-1)[at]
-
-
-def _native(reader: image_io.RowReader, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What a reader gave, as physical values in the machine's byte order: in place."""
-    if not reader.plain:
-        return rows
-    native = rows.byteswap(inplace=True).view(rows.dtype.newbyteorder("="))
-    if not reader.bzero:
-        return native
-    unsigned = native.view(np.uint16)
-    unsigned ^= np.uint16(0x8000)  # + 32768 modulo 65536
-    return unsigned
-
-
-def band_of(source: Source, y0: int, y1: int, width: int) -> tuple[int, int]:
-    """The rows of a frame that rows y0 … y1 of the stack, `width` px wide, are made from; an even
-    first row, so that a mosaic's pattern stays what it is. (0, 0) where there are none.
-    """
-    ny = source.shape[0]
-    across = np.linspace(0, width - 1, LOOKED_AT)
-    down = np.linspace(y0, y1 - 1, 5)
-    points = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
-    inverse = warp.invert(source.member.matrix)
-    if np.any(points @ inverse[2, :2] + 1.0 <= 0):
-        return 0, ny
-    y = distortion.to_frame(source.member.matrix, None, points)[:, 1]
-    first = max(int(np.floor(y.min())) - MARGIN_ROWS, 0) // 2 * 2
-    last = min(int(np.ceil(y.max())) + MARGIN_ROWS + 1, ny)
-    return (first, last) if first < last else (0, 0)
 
 
 # --- the pixels ----------------------------------------------------------------------------------
@@ -269,6 +163,7 @@ def combine(
                     rows=(y0, y1),
                     width=nx,
                     mask=mask,
+                    distortion=source.member.distortion,
                     noise_adu=sigmas[position, plane] / source.member.terms.scale,
                     out=out[plane : plane + 1],
                 )
@@ -282,131 +177,6 @@ def combine(
             on_rejected=on_rejected,
             progress=progress,
         )
-
-
-class Bands:
-    """Bands of the frames, calibrated; their bytes are read ahead by a thread in the `order`
-    (position, first row, one past the last) in which they will be asked for.
-
-    The arrays that are given out are overwritten by the next call.
-    """
-
-    def __init__(
-        self, pipeline: Pipeline, sources: Sequence[Source], order: Sequence[tuple[int, int, int]]
-    ) -> None:
-        self._calibrator = pipeline.calibrator
-        self._sources = sources
-        self._coming = iter([one for one in order if one[1] < one[2]])
-        self._ahead: collections.deque[tuple[tuple[int, int, int], Future[npt.NDArray[Any]]]] = (
-            collections.deque()
-        )
-        self._pool = ThreadPoolExecutor(1, "band-reader")
-        self._buffers = [Scratch() for _ in range(AHEAD + 2)]
-        self._turn = 0
-        self._image, self._mask, self._planes = Scratch(), Scratch(), Scratch()
-
-    def __enter__(self) -> Self:
-        self._read_ahead()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def calibrated(self, position: int, first: int, last: int) -> tuple[Image, Mask]:
-        """(planes, last − first, nx) ADU and the mask of rows first … last of a frame. Raises
-        LostFrameError.
-        """
-        mosaic, mask = self.mosaic(position, first, last)
-        pattern = self._sources[position].record.key.bayer_pattern
-        if pattern is None:
-            return mosaic[np.newaxis], mask
-        planes = self._planes.array((3, *mosaic.shape), np.float32)
-        return debayer.debayer(mosaic, pattern, out=planes), mask
-
-    def mosaic(self, position: int, first: int, last: int) -> tuple[Image, Mask]:
-        """The same before the colours are told apart, (last − first, nx)."""
-        source = self._sources[position]
-        raw = self._raw((position, first, last))
-        arrays = self._calibrator.arrays(source.noise_adu, source.record, source.calibration)
-        dark, flat, bad = arrays.rows(first, last)
-        result = calibrate.calibrate(
-            raw,
-            dark=dark,
-            flat=flat,
-            bad=bad,
-            bayer=source.record.key.bayer_pattern is not None,
-            out=self._image.array(raw.shape, np.float32),
-            mask_out=self._mask.array(raw.shape, np.uint8),
-        )
-        width = source.shape[1]
-        places, values = source.rays
-        low, high = np.searchsorted(places, (first * width, last * width))
-        result.image.reshape(-1)[places[low:high] - first * width] = values[low:high]
-        return result.image, result.mask
-
-    def plane_sigmas(self, position: int, planes: int) -> list[float]:
-        """ADU after scaling, the noise in each plane, as the growing stack takes it: a plane that
-        is noisier than the luminance, by its own pixels, keeps its own.
-        """
-        source = self._sources[position]
-        terms = source.member.terms
-        if planes == 1:
-            return [terms.sigma_adu]
-        ny = source.shape[0]
-        rows = min(STRIP_ROWS, ny)
-        tops = np.linspace(0, ny - rows, STRIPS).astype(int) // 2 * 2
-        measured = []
-        for top in tops:
-            image, _ = self.calibrated(position, int(top), int(top) + rows)
-            measured.append([warp.pixel_noise(plane[np.newaxis]) for plane in image])
-        own = terms.scale * np.median(measured, axis=0)
-        return [max(terms.sigma_adu, float(sigma)) for sigma in own]
-
-    def _raw(self, request: tuple[int, int, int]) -> npt.NDArray[Any]:
-        if not self._ahead or self._ahead[0][0] != request:
-            return self._read(request, Scratch())
-        _, future = self._ahead.popleft()
-        self._read_ahead()
-        return future.result()
-
-    def _read_ahead(self) -> None:
-        while len(self._ahead) < AHEAD and (request := next(self._coming, None)) is not None:
-            buffer = self._buffers[self._turn % len(self._buffers)]
-            self._turn += 1
-            self._ahead.append((request, self._pool.submit(self._read, request, buffer)))
-
-    def _read(self, request: tuple[int, int, int], buffer: "Scratch") -> npt.NDArray[Any]:
-        """Raw pixels of some rows, in the reader's thread."""
-        position, first, last = request
-        source = self._sources[position]
-        try:
-            if _version(source.frame.path) != source.version:
-                raise LostFrameError(source, "has changed since it was stacked")
-            with image_io.RowReader(source.frame.path) as reader:
-                shape = (last - first, source.shape[1])
-                out = buffer.array(shape, ">i2") if reader.plain else None
-                return _native(reader, reader.rows(first, last, out))
-        except (ImageError, OSError) as error:
-            raise LostFrameError(source, f"cannot be read again: {error}") from error
-
-
-class Scratch:
-    """Memory that is used again: an array of any shape, made larger only when it must be."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-
-    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array with anything in it."""
-        needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if self._bytes.size < needed:
-            self._bytes = np.empty(needed, np.uint8)
-        return self._bytes[:needed].view(dtype).reshape(shape)
 
 
 # --- the product ---------------------------------------------------------------------------------
@@ -424,19 +194,7 @@ def _write(
     folder = product.folder_of(stack)
     path = folder / f"{stem}_v{generation:04d}.fits"
     image = dataclasses.replace(made.image, mean=holes.fill(made.image.mean, made.image.coverage))
-    masters = {i for member in members for i in member.masters.values() if i is not None}
-    cards = product.cards_for(
-        stack,
-        members,
-        sources[0].record,
-        generation=generation,
-        names=[
-            f"{source.frame.name} ({share:.2%} left out)"
-            for source, share in zip(sources, made.rejected, strict=True)
-        ],
-        masters=[Path(pipeline.library.master(i).path).name for i in sorted(masters)],
-        settings=SETTINGS,
-    )
+    cards = _cards(pipeline, stack, sources, made, settings=SETTINGS)
     cards += [Card("LKREJECT", round(rejected, 6), "share of the values left out")]
     if difference is not None:
         cards += [Card("LKLIVE", round(difference, 4), "[sigma] rms from the growing stack")]
@@ -459,7 +217,32 @@ def _write(
         frames=len(members),
         exposure_s=exposure_s,
         rejected=rejected,
+        drizzled=None,
         difference=difference,
+    )
+
+
+def _cards(
+    pipeline: Pipeline,
+    stack: Stack,
+    sources: Sequence[Source],
+    made: final.Final,
+    *,
+    settings: str,
+) -> list[Card]:
+    members = [source.member for source in sources]
+    masters = {i for member in members for i in member.masters.values() if i is not None}
+    return product.cards_for(
+        stack,
+        members,
+        sources[0].record,
+        generation=stack.final_generation + 1,
+        names=[
+            f"{source.frame.name} ({share:.2%} left out)"
+            for source, share in zip(sources, made.rejected, strict=True)
+        ],
+        masters=[Path(pipeline.library.master(i).path).name for i in sorted(masters)],
+        settings=settings,
     )
 
 
@@ -489,3 +272,153 @@ def difference_to_live(root: Path, stack: Stack, frames: int, image: StackImage)
             squares += float(np.sum(away**2 / variance[rows][both]))
             count += away.size
     return float(np.sqrt(squares / count)) if count else None
+
+
+# --- the grid twice as fine ----------------------------------------------------------------------
+
+
+class Rejections:
+    """What the exact stack left out, as lists: it is a small part of everything."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, int], list[npt.NDArray[np.int64]]] = {}
+        self._width = 0
+
+    def add(self, position: int, first: int, mask: npt.NDArray[np.bool_]) -> None:
+        """Take down (planes, rows, nx) of a frame from row `first` on; rows come in order."""
+        self._width = mask.shape[2]
+        for plane, flags in enumerate(mask):
+            places = np.flatnonzero(flags) + first * self._width
+            self._places.setdefault((position, plane), []).append(places)
+
+    def rows(self, position: int, planes: int, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """(planes, last − first, nx), True for what was left out of a frame."""
+        mask = np.zeros((planes, (last - first) * self._width), np.bool_)
+        for plane, flags in enumerate(mask):
+            for places in self._places.get((position, plane), ()):
+                low, high = np.searchsorted(places, (first * self._width, last * self._width))
+                flags[places[low:high] - first * self._width] = True
+        return mask.reshape(planes, last - first, self._width)
+
+
+def _drizzle(
+    pipeline: Pipeline,
+    stack: Stack,
+    sources: Sequence[Source],
+    made: final.Final,
+    rejections: Rejections,
+    *,
+    memory_bytes: int,
+    progress: Callable[[float], None],
+) -> Path:
+    """Drop the frames onto the fine grid and write it; returns its path in the library."""
+    root = pipeline.config.library.path
+    planes, ny, nx = made.image.mean.shape
+    shape = (planes, drizzle.SCALE * ny, drizzle.SCALE * nx)
+    folder = product.folder_of(stack)
+    relative = folder / f"{product.stem_of(stack, pipeline.stacks.all())}_drizzle.fits"
+    with contextlib.ExitStack() as room:
+        # Half a gigabyte at 26 megapixels, each: on disk where it is more than the budget.
+        mean, weight = (
+            room.enter_context(_room(shape, root / folder, memory_bytes // 2)) for _ in range(2)
+        )
+        fill_drizzled(
+            pipeline,
+            sources,
+            made.image,
+            rejections,
+            mean,
+            weight,
+            memory_bytes=memory_bytes,
+            progress=progress,
+        )
+        settings = f"drizzle x{drizzle.SCALE}, pixfrac {drizzle.PIXFRAC}, {SETTINGS}"
+        cards = [
+            Card(c.keyword, float(c.value) / drizzle.SCALE, c.comment)
+            if c.keyword == "XPIXSZ" and isinstance(c.value, int | float)
+            else c
+            for c in _cards(pipeline, stack, sources, made, settings=settings)
+        ]
+        covered = weight[:, :: drizzle.SCALE, :: drizzle.SCALE].min(axis=0) > 0
+        image_io.write_fits(
+            root / relative,
+            mean if planes > 1 else mean[0],
+            cards,
+            scale=pipeline.config.stack.scale,
+            pedestal_adu=product.pedestal_for(mean[:, :: drizzle.SCALE, :: drizzle.SCALE], covered),
+            extra={"WEIGHT": weight if planes > 1 else weight[0]},
+        )
+        seen = made.image.coverage > 0
+        holes_share = float(np.mean(~covered[seen])) if seen.any() else 0.0
+    pipeline.log.info(
+        "DRIZZLE",
+        f"{stack.label}: {len(sources)} frames on a grid twice as fine, {holes_share:.2%} of it "
+        f"filled from the exact stack: {relative}",
+    )
+    return relative
+
+
+def fill_drizzled(
+    pipeline: Pipeline,
+    sources: Sequence[Source],
+    exact: StackImage,
+    rejections: Rejections,
+    mean: Image,
+    weight: Image,
+    *,
+    memory_bytes: int,
+    progress: Callable[[float], None],
+) -> None:
+    """Fill `mean` (ADU) and `weight`, (planes, 2 ny, 2 nx), tile by tile from the raw frames.
+
+    Where no drop fell, the mean is a quarter of the exact stack's, and the weight 0 tells. Raises
+    LostFrameError.
+    """
+    planes, ny, nx = exact.mean.shape
+    affordable = memory_bytes // (2 * 8 * drizzle.SCALE**2 * planes * nx)
+    step = int(np.clip(affordable, 16, ny))
+    spans = [(first, min(first + step, ny)) for first in range(0, ny, step)]
+    around = 2  # rows of the reference from which a drop may reach into others
+    order = [
+        (position, *band_of(source, first - around, last + around, nx))
+        for first, last in spans
+        for position, source in enumerate(sources)
+    ]
+    with Bands(pipeline, sources, order) as bands:
+        for first, last in spans:
+            grid = drizzle.Grid.empty(planes, (first, last), nx)
+            begin, end = max(first - around, 0), min(last + around, ny)
+            for position, source in enumerate(sources):
+                low, high = band_of(source, first - around, last + around, nx)
+                if low == high:
+                    continue
+                samples, mask = bands.mosaic(position, low, high)
+                drizzle.add(
+                    grid,
+                    samples,
+                    source.member.matrix,
+                    source.member.terms,
+                    first_row=low,
+                    pattern=source.record.key.bayer_pattern,
+                    mask=mask,
+                    rejected=rejections.rows(position, planes, begin, end),
+                    rejected_from=begin,
+                )
+            fine = np.s_[:, drizzle.SCALE * first : drizzle.SCALE * last]
+            coarse = exact.mean[:, first:last] / np.float32(drizzle.SCALE**2)
+            filled = coarse.repeat(drizzle.SCALE, axis=1).repeat(drizzle.SCALE, axis=2)
+            mean[fine] = np.where(grid.weight > 0, grid.mean(), filled)
+            weight[fine] = grid.weight
+            progress(last / ny)
+
+
+@contextlib.contextmanager
+def _room(shape: tuple[int, ...], folder: Path, memory_bytes: int) -> Iterator[Image]:
+    """A float32 array: in memory, or in a file without a name where it is larger than
+    `memory_bytes`.
+    """
+    if 4 * int(np.prod(shape)) <= memory_bytes:
+        yield np.zeros(shape, np.float32)
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield np.memmap(file, np.float32, mode="w+", shape=shape)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from calib_library import image_io, schema
-from daemon import finish, masters
+from daemon import bands, finish, masters
 from daemon.config import parse
 from daemon.ledger.ledger import Ledger
 from daemon.light import warp
@@ -359,19 +359,114 @@ def test_rays_are_cleaned_where_the_stack_cannot_reject_them(tmp_path):
         image, _, _ = written(parts, make(parts, memory_bytes=SMALL))
         seen = whole.image.coverage > 0
         np.testing.assert_allclose(image[0][seen], whole.image.mean[0][seen], rtol=1e-5, atol=0.01)
-        sources = finish.open_sources(parts.pipeline, members)
+        sources = bands.open_sources(parts.pipeline, members)
         assert all(source.rays[0].size > 20 for source in sources)
 
 
 def test_a_band_is_what_lies_under_the_tile_and_little_more(mono):
     _, parts = mono
-    sources = finish.open_sources(parts.pipeline, parts.stacks.members(stack_of(parts).id))
+    sources = bands.open_sources(parts.pipeline, parts.stacks.members(stack_of(parts).id))
     for source in sources:
-        first, last = finish.band_of(source, 100, 140, 320)
+        first, last = bands.band_of(source, 100, 140, 320)
         assert first % 2 == 0
         assert 40 < last - first < 100
         corners = np.array([[0, 100, 1], [319, 100, 1], [0, 139, 1], [319, 139, 1.0]]).T
         y = (np.linalg.inv(source.member.matrix) @ corners)[1]
         assert first <= max(y.min() - 10, 0)
         assert last >= min(y.max() + 11, 256)
-    assert finish.band_of(sources[0], 5000, 5040, 320) == (0, 0)
+    assert bands.band_of(sources[0], 5000, 5040, 320) == (0, 0)
+
+
+def in_blocks(fine):
+    """The light of the four fine pixels that make a pixel of the reference."""
+    planes, height, width = fine.shape
+    return fine.reshape(planes, height // 2, 2, width // 2, 2).sum(axis=(2, 4))
+
+
+def drizzled(parts, **options):
+    made = make(parts, drizzle=True, **options)
+    path = parts.config.library.path / made.drizzled
+    image, cards = image_io.read_product(path)
+    weight = image_io.read_extra(path, "WEIGHT")
+    shape = (-1, *image.shape[-2:])
+    return made, image.reshape(shape), weight.reshape(shape), cards
+
+
+@pytest.mark.parametrize("memory_bytes", [SMALL, 50_000_000])
+def test_the_finer_grid_holds_the_same_light(mono, memory_bytes):
+    """Against the exact stack, which resamples by another kernel: the same sky, the same stars."""
+    _, parts = mono
+    made, fine, weight, cards = drizzled(parts, memory_bytes=memory_bytes)
+    exact, coverage, exact_cards = written(parts, made)
+    assert fine.shape == (1, 512, 640)
+    blocks = in_blocks(fine)[0].astype(float)
+    seen = coverage > 0
+    assert np.median(blocks[seen]) == pytest.approx(np.median(exact[0][seen]), rel=1e-3)
+    full = coverage >= made.frames - 1
+    away = (blocks - exact[0])[full]
+    noise = 1.4826 * np.median(abs(exact[0][full] - np.median(exact[0][full])))
+    assert 1.4826 * np.median(abs(away)) < noise
+    y, x = np.unravel_index(np.argsort(exact[0] * full, axis=None)[-400:], exact[0].shape)
+    stars = [aperture(blocks, a, b) / aperture(exact[0], a, b) for a, b in zip(x, y, strict=True)]
+    assert np.median(stars) == pytest.approx(1, abs=0.01)
+    # No trail, which the exact stack had to reject.
+    quiet = full & (exact[0] < np.percentile(exact[0][full], 70))
+    rest = (blocks - exact[0])[quiet]
+    assert np.mean(abs(rest) > 8 * 1.4826 * np.median(abs(rest))) < 1e-3
+    values = {card.keyword: card.value for card in cards}
+    before = {card.keyword: card.value for card in exact_cards}
+    assert values["XPIXSZ"] == pytest.approx(before["XPIXSZ"] / 2)
+    assert "drizzle x2" in values["LKSET"]
+    assert values["STACKCNT"] == made.frames
+    # Outside of all frames there is nothing.
+    empty = coverage == 0
+    assert not in_blocks(weight)[0][empty & ~dilated(seen)].any()
+
+
+def dilated(mask):
+    grown = np.pad(mask, 1)
+    return np.logical_or.reduce(
+        [grown[1 + a : len(grown) - 1 + a, 1 + b : grown.shape[1] - 1 + b]
+         for a in (-1, 0, 1) for b in (-1, 0, 1)]
+    )  # fmt: skip
+
+
+def test_what_was_rejected_is_not_dropped(mono, monkeypatch):
+    """Without the exact stack's decisions its trails come through."""
+    _, parts = mono
+    _, fine, weight, _ = drizzled(parts)
+    nothing = np.zeros((1, 0, 0), np.bool_)
+    monkeypatch.setattr(finish.Rejections, "rows", lambda *_: nothing)
+    _, careless, more, _ = drizzled(parts)
+    assert (more >= weight - 1e-6).all()
+    sigma = 1.4826 * np.median(abs(fine - np.median(fine)))
+    assert (careless - fine).max() > 10 * sigma
+    assert np.mean(more > weight + 1e-6) > 1e-3
+
+
+def test_colours_of_a_mosaic_on_the_finer_grid(colour):
+    _, parts = colour
+    made, fine, weight, _ = drizzled(parts)
+    exact, coverage, _ = written(parts, made)
+    assert fine.shape == (3, 512, 640)
+    seen = coverage >= made.frames - 1
+    for plane in range(3):
+        blocks = in_blocks(fine[plane : plane + 1])[0]
+        # The difference, because noise shifts the median of a skew distribution.
+        assert abs(np.median((blocks - exact[plane])[seen])) < 2e-3 * np.median(exact[plane])
+        assert (weight[plane] > 0).mean() > 0.4
+    assert (weight[1] > 0).mean() > (weight[0] > 0).mean()
+
+
+def test_rejections_come_back_as_they_went_in():
+    rng = np.random.default_rng(8)
+    masks = rng.random((2, 3, 30, 17)) < 0.1
+    kept = finish.Rejections()
+    for first in range(0, 30, 7):
+        for position in range(2):
+            kept.add(position, first, masks[position][:, first : first + 7])
+    for first, last in ((0, 30), (5, 9), (13, 29)):
+        for position in range(2):
+            np.testing.assert_array_equal(
+                kept.rows(position, 3, first, last), masks[position][:, first:last]
+            )

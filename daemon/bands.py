@@ -1,0 +1,282 @@
+"""Bands of calibrated frames, made again from their raw files: for work that goes over a stack in
+tiles and must not keep frames in memory.
+
+For some rows of the stack, each frame gives the rows that lie under them. A thread reads the next
+band while the present one is worked on.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from calib_library import image_io
+from calib_library.errors import ImageError
+from calib_library.frame import FrameRecord
+from daemon.calibration import Calibration, noise_of, sampled_rows
+from daemon.ledger.ledger import Frame
+from daemon.ledger.stacks import Member
+from daemon.light import calibrate, debayer, distortion, warp
+from daemon.pipeline import Pipeline
+
+Image = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.uint8]
+
+MARGIN_ROWS = 16
+"""Rows of a frame beyond those that lie under a tile: 3 for the kernel, 6 for the repair of bad
+pixels in a mosaic, 1 for its colours, and some for the bend between the points that are looked at.
+"""
+LOOKED_AT = 33
+"""Points along a tile's width at which its place in a frame is computed."""
+AHEAD = 2
+"""Bands that are read ahead."""
+STRIPS, STRIP_ROWS = 4, 64
+"""Where the noise of a colour frame's planes is measured."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """One frame of the stack, as it is needed to make its pixels again."""
+
+    member: Member
+    frame: Frame
+    record: FrameRecord
+    calibration: Calibration
+    shape: tuple[int, int]
+    """(ny, nx) of the raw file."""
+    version: tuple[int, int]
+    """Size and mtime_ns that the raw file had when it was found to be the one that was stacked."""
+    noise_adu: float
+    """Of a raw pixel."""
+    rays: tuple[npt.NDArray[np.int64], Image]
+    """Pixels that were cleaned of cosmic rays, by their place in the flattened frame, and what
+    stands there now (ADU)."""
+
+
+class LostFrameError(Exception):
+    """A raw file that was there a moment ago cannot be read any more."""
+
+    def __init__(self, source: Source, why: str) -> None:
+        super().__init__(why)
+        self.source = source
+
+
+def open_sources(pipeline: Pipeline, members: Sequence[Member]) -> list[Source]:
+    """The members whose raw files are what was stacked; of the others a line in the log."""
+    # With enough frames the stack finds cosmic rays by itself, and better.
+    clean = pipeline.cleans(len(members))
+    sources: list[Source] = []
+    for member in members:
+        frame = pipeline.ledger.get(member.frame_id)
+        if frame is None or frame.record is None:
+            continue
+        try:
+            source = _open(pipeline, frame, frame.record, member, clean=clean)
+        except (ImageError, OSError) as error:
+            pipeline.log.warning("MISSING", f"cannot be read again: {error}", frame=frame.name)
+            continue
+        if source is not None:
+            sources.append(source)
+    return sources
+
+
+def _open(
+    pipeline: Pipeline, frame: Frame, record: FrameRecord, member: Member, *, clean: bool
+) -> Source | None:
+    version = _version(frame.path)
+    # The content is read only where size or time make it doubtful.
+    if version != (frame.size, frame.mtime_ns) and pipeline.raw(frame) is None:
+        return None
+    calibration = pipeline.calibrator.recorded(member.masters)
+    with image_io.RowReader(frame.path) as reader:
+        ny, nx = reader.shape
+        rows = range(ny)[sampled_rows(ny)]
+        sample = np.concatenate([_native(reader, reader.rows(y, y + 1)) for y in rows])
+    nothing = np.empty(0, np.int64), np.empty(0, np.float32)
+    cleaned = clean and "cosmics cleaned" in member.flags
+    return Source(
+        member=member,
+        frame=frame,
+        record=record,
+        calibration=calibration,
+        shape=(ny, nx),
+        version=version,
+        noise_adu=noise_of(sample, bayer=record.key.bayer_pattern is not None),
+        rays=_rays(pipeline, frame, record, calibration) if cleaned else nothing,
+    )
+
+
+def _version(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _rays(
+    pipeline: Pipeline, frame: Frame, record: FrameRecord, calibration: Calibration
+) -> tuple[npt.NDArray[np.int64], Image]:
+    """Where cosmic rays were cleaned from one whole frame, and what stands there now."""
+    loaded = image_io.load(frame.path)
+    cleaned, _ = pipeline.calibrated(loaded, record, calibration, clean=True)
+    plain, _ = pipeline.calibrated(loaded, record, calibration, clean=False)
+    at = np.flatnonzero(cleaned != plain)
+    return at, cleaned.reshape(-1)[at]
+
+
+def _native(reader: image_io.RowReader, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a reader gave, as physical values in the machine's byte order: in place."""
+    if not reader.plain:
+        return rows
+    native = rows.byteswap(inplace=True).view(rows.dtype.newbyteorder("="))
+    if not reader.bzero:
+        return native
+    unsigned = native.view(np.uint16)
+    unsigned ^= np.uint16(0x8000)  # + 32768 modulo 65536
+    return unsigned
+
+
+def band_of(source: Source, y0: int, y1: int, width: int) -> tuple[int, int]:
+    """The rows of a frame that rows y0 … y1 of the stack, `width` px wide, are made from; an even
+    first row, so that a mosaic's pattern stays what it is. (0, 0) where there are none.
+    """
+    ny = source.shape[0]
+    across = np.linspace(0, width - 1, LOOKED_AT)
+    down = np.linspace(y0, y1 - 1, 5)
+    points = np.stack(np.meshgrid(across, down), axis=-1).reshape(-1, 2)
+    inverse = warp.invert(source.member.matrix)
+    if np.any(points @ inverse[2, :2] + 1.0 <= 0):
+        return 0, ny
+    y = distortion.to_frame(source.member.matrix, source.member.distortion, points)[:, 1]
+    first = max(int(np.floor(y.min())) - MARGIN_ROWS, 0) // 2 * 2
+    last = min(int(np.ceil(y.max())) + MARGIN_ROWS + 1, ny)
+    return (first, last) if first < last else (0, 0)
+
+
+class Bands:
+    """Bands of the frames, calibrated; their bytes are read ahead by a thread in the `order`
+    (position, first row, one past the last) in which they will be asked for.
+
+    The arrays that are given out are overwritten by the next call.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, sources: Sequence[Source], order: Sequence[tuple[int, int, int]]
+    ) -> None:
+        self._calibrator = pipeline.calibrator
+        self._sources = sources
+        self._coming = iter([one for one in order if one[1] < one[2]])
+        self._ahead: collections.deque[tuple[tuple[int, int, int], Future[npt.NDArray[Any]]]] = (
+            collections.deque()
+        )
+        self._pool = ThreadPoolExecutor(1, "band-reader")
+        self._buffers = [Scratch() for _ in range(AHEAD + 2)]
+        self._turn = 0
+        self._image, self._mask, self._planes = Scratch(), Scratch(), Scratch()
+
+    def __enter__(self) -> Self:
+        self._read_ahead()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def calibrated(self, position: int, first: int, last: int) -> tuple[Image, Mask]:
+        """(planes, last − first, nx) ADU and the mask of rows first … last of a frame. Raises
+        LostFrameError.
+        """
+        mosaic, mask = self.mosaic(position, first, last)
+        pattern = self._sources[position].record.key.bayer_pattern
+        if pattern is None:
+            return mosaic[np.newaxis], mask
+        planes = self._planes.array((3, *mosaic.shape), np.float32)
+        return debayer.debayer(mosaic, pattern, out=planes), mask
+
+    def mosaic(self, position: int, first: int, last: int) -> tuple[Image, Mask]:
+        """The same before the colours are told apart, (last − first, nx)."""
+        source = self._sources[position]
+        raw = self._raw((position, first, last))
+        arrays = self._calibrator.arrays(source.noise_adu, source.record, source.calibration)
+        dark, flat, bad = arrays.rows(first, last)
+        result = calibrate.calibrate(
+            raw,
+            dark=dark,
+            flat=flat,
+            bad=bad,
+            bayer=source.record.key.bayer_pattern is not None,
+            out=self._image.array(raw.shape, np.float32),
+            mask_out=self._mask.array(raw.shape, np.uint8),
+        )
+        width = source.shape[1]
+        places, values = source.rays
+        low, high = np.searchsorted(places, (first * width, last * width))
+        result.image.reshape(-1)[places[low:high] - first * width] = values[low:high]
+        return result.image, result.mask
+
+    def plane_sigmas(self, position: int, planes: int) -> list[float]:
+        """ADU after scaling, the noise in each plane, as the growing stack takes it: a plane that
+        is noisier than the luminance, by its own pixels, keeps its own.
+        """
+        source = self._sources[position]
+        terms = source.member.terms
+        if planes == 1:
+            return [terms.sigma_adu]
+        ny = source.shape[0]
+        rows = min(STRIP_ROWS, ny)
+        tops = np.linspace(0, ny - rows, STRIPS).astype(int) // 2 * 2
+        measured = []
+        for top in tops:
+            image, _ = self.calibrated(position, int(top), int(top) + rows)
+            measured.append([warp.pixel_noise(plane[np.newaxis]) for plane in image])
+        own = terms.scale * np.median(measured, axis=0)
+        return [max(terms.sigma_adu, float(sigma)) for sigma in own]
+
+    def _raw(self, request: tuple[int, int, int]) -> npt.NDArray[Any]:
+        if not self._ahead or self._ahead[0][0] != request:
+            return self._read(request, Scratch())
+        _, future = self._ahead.popleft()
+        self._read_ahead()
+        return future.result()
+
+    def _read_ahead(self) -> None:
+        while len(self._ahead) < AHEAD and (request := next(self._coming, None)) is not None:
+            buffer = self._buffers[self._turn % len(self._buffers)]
+            self._turn += 1
+            self._ahead.append((request, self._pool.submit(self._read, request, buffer)))
+
+    def _read(self, request: tuple[int, int, int], buffer: "Scratch") -> npt.NDArray[Any]:
+        """Raw pixels of some rows, in the reader's thread."""
+        position, first, last = request
+        source = self._sources[position]
+        try:
+            if _version(source.frame.path) != source.version:
+                raise LostFrameError(source, "has changed since it was stacked")
+            with image_io.RowReader(source.frame.path) as reader:
+                shape = (last - first, source.shape[1])
+                out = buffer.array(shape, ">i2") if reader.plain else None
+                return _native(reader, reader.rows(first, last, out))
+        except (ImageError, OSError) as error:
+            raise LostFrameError(source, f"cannot be read again: {error}") from error
+
+
+class Scratch:
+    """Memory that is used again: an array of any shape, made larger only when it must be."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array with anything in it."""
+        needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self._bytes.size < needed:
+            self._bytes = np.empty(needed, np.uint8)
+        return self._bytes[:needed].view(dtype).reshape(shape)
