@@ -4,8 +4,7 @@ import numpy as np
 
 from calib_library.frame import FrameRecord, FrameType
 from daemon.ledger.ledger import Identity
-from daemon.ledger.stacks import Member
-from daemon.placing import Light
+from daemon.placing import Light, Place
 
 
 def combined_how(record: FrameRecord) -> str:
@@ -52,12 +51,14 @@ def measured(light: Light) -> tuple[str, list[str]]:
     ]
 
 
-def place(member: Member) -> tuple[str, list[str]]:
+def place(found: Place) -> tuple[str, list[str]]:
     """Where the light lies in its stack and what it counts."""
+    member, how = found.member, found.registration
     m = member.matrix
     angle = float(np.degrees(np.arctan2(m[1, 0], m[0, 0])))
     return "Stack", [
         f"registered: shift ({m[0, 2]:+.2f}, {m[1, 2]:+.2f}) px, rotation {angle:+.3f}°",
+        f"by {how.method}, {how.model}: {how.matched} stars matched, rms {how.rms_px:.3f} px",
         f"transparency {member.quality.transparency or 1.0:.3f}, weight {member.terms.weight:.4g}",
         *(f"flag: {flag}" for flag in member.flags),
     ]

@@ -145,7 +145,14 @@ def remove(parts: Parts, frame_id: int, *, now: dt.datetime) -> None:
         parts.live.forget(stack.id)
         return
     image, mask = again
-    live.remove(growing.image, image, member.matrix, member.terms, mask=mask)
+    live.remove(
+        growing.image,
+        image,
+        member.matrix,
+        member.terms,
+        distortion=member.distortion,
+        mask=mask,
+    )
     growing.removed(member)
 
 

@@ -261,7 +261,7 @@ class Pipeline:
             )
             return State.REJECTED
         member = found.member
-        explanation.append(explain.place(member))
+        explanation.append(explain.place(found))
 
         # The live image first: if it fails, nothing is recorded and the frame is tried again. If
         # the commit fails, the image is forgotten and made again from the members.

@@ -12,12 +12,15 @@ from calib_library.frame import FrameRecord
 from daemon.calibration import Calibration
 from daemon.errors import FrameRejectedError
 from daemon.ledger.stacks import Member, Photometry, Reference
-from daemon.light import quality, register, stars
+from daemon.light import debayer, distortion, fallback, quality, register, stars
 from daemon.stack.live import FrameTerms
 
 Image = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 Plane = tuple[float, float, float]
+
+SMALL_PX = 512
+"""What is kept of a reference's image, for frames whose stars tell nothing."""
 
 REFERENCE_MIN_STARS = 10
 """A frame with fewer stars never becomes what others register to."""
@@ -54,6 +57,7 @@ class Place:
     """A light's place in its stack."""
 
     member: Member
+    registration: register.Registration
     begun: Photometry | None
     """Set where the light is the first of its stack: the others are matched to it."""
     reference: Reference | None
@@ -87,19 +91,17 @@ def place(
     """
     if reference is None and light.quality.stars < REFERENCE_MIN_STARS:
         raise FrameRejectedError(f"only {light.quality.stars} stars, too few to begin a stack with")
-    begins = Reference(frame_id, light.stars) if reference is None else None
+    begins = None
+    if reference is None:
+        begins = reference = Reference(frame_id, light.stars, small_of(light), record)
+    first = photometry if members else None
+    exposures = _exposure_ratio(record, first)
     try:
-        registration = register.register(
-            light.stars,
-            (reference or begins or Reference(0, light.stars)).stars,
-            shape=light.image.shape[1:],
-        )
-        first = photometry if members else None
-        matched = _match_brightness(light, registration.matrix, first)
+        registration = _register(light, record, reference)
+        matched = _match_brightness(light, registration, first, expected=exposures)
     except register.RegistrationError as error:
         raise FrameRejectedError(f"cannot be registered: {error}") from error
     t = matched.transparency
-    exposures = _exposure_ratio(record, first)
     measured = dataclasses.replace(
         light.quality,
         residual_px=registration.rms_px,
@@ -125,6 +127,7 @@ def place(
         frame_id=frame_id,
         exposure_s=record.exposure_s,
         matrix=registration.matrix,
+        distortion=registration.distortion,
         terms=terms,
         quality=measured,
         masters=light.calibration.ids(),
@@ -133,17 +136,65 @@ def place(
     begun = None
     if first is None:
         begun = Photometry(
-            light.stars, light.cells, registration.matrix, measured, record.exposure_s
+            stars=light.stars,
+            cells=light.cells,
+            matrix=registration.matrix,
+            distortion=registration.distortion,
+            quality=measured,
+            exposure_s=record.exposure_s,
         )
-    return Place(member, begun, begins)
+    return Place(member, registration, begun, begins)
 
 
-def _match_brightness(light: Light, matrix: Matrix, first: Photometry | None) -> _Brightness:
+def small_of(light: Light) -> Image:
+    """A light binned to at most `SMALL_PX` across, (ny, nx) ADU, its background taken off."""
+    luminance = light.image[0] if len(light.image) == 1 else debayer.luminance(light.image)
+    factor = _binning(light)
+    return fallback.small_image(luminance, stars.measure_background(luminance), factor=factor)
+
+
+def _binning(light: Light) -> int:
+    ny, nx = light.image.shape[1:]
+    return max(1, -(-max(ny, nx) // SMALL_PX))
+
+
+def _register(light: Light, record: FrameRecord, reference: Reference) -> register.Registration:
+    """By the stars; where they fail, by the whole image, a shift only."""
+    hint = fallback.wcs_guess(record, reference.record) if reference.record else None
+    shape = light.image.shape[1:]
+    try:
+        return register.register(
+            light.stars, reference.stars, shape=(shape[0], shape[1]), hint=hint
+        )
+    except register.RegistrationError:
+        if reference.small is None:
+            raise
+        return fallback.phase_shift(small_of(light), reference.small, factor=_binning(light))
+
+
+def _match_brightness(
+    light: Light,
+    registration: register.Registration,
+    first: Photometry | None,
+    *,
+    expected: float,
+) -> _Brightness:
+    """`expected` is the transparency where no star tells it."""
     if first is None:
         return _Brightness(1.0, ((0.0, 0.0, 0.0),) * len(light.image))
+    try:
+        # Both lists in reference px: distortions are out of the way.
+        t = quality.transparency(
+            _on_reference(light.stars, registration.matrix, registration.distortion),
+            _on_reference(first.stars, first.matrix, first.distortion),
+            np.eye(3),
+        )
+    except register.RegistrationError:
+        if registration.method != "phase correlation":
+            raise
+        t = expected
     inverse = np.linalg.inv(first.matrix)
-    to_first = inverse @ matrix
-    t = quality.transparency(light.stars, first.stars, to_first)
+    to_first = inverse @ registration.matrix
     planes = tuple(
         moved_plane(
             quality.background_plane(cells, first_cells, to_first, 1.0 / t, light.image.shape[1:]),
@@ -152,6 +203,13 @@ def _match_brightness(light: Light, matrix: Matrix, first: Photometry | None) ->
         for cells, first_cells in zip(light.cells, first.cells, strict=True)
     )
     return _Brightness(t, planes)
+
+
+def _on_reference(found: stars.StarList, matrix: Matrix, bend: Matrix | None) -> stars.StarList:
+    """A frame's stars with their places in reference px."""
+    there = distortion.to_reference(matrix, bend, found.xy)
+    inside: npt.NDArray[np.bool_] = np.asarray(np.isfinite(there).all(axis=1))
+    return dataclasses.replace(found.take(inside), x=there[inside, 0], y=there[inside, 1])
 
 
 def _exposure_ratio(record: FrameRecord, first: Photometry | None) -> float:

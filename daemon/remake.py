@@ -82,7 +82,9 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
         steps = [*frame.explanation[:HEAD], *choice.explanation, explain.measured(light)]
         explanations[frame.id] = steps
         if reference is not None and frame.id == reference.frame_id:
-            reference = renewed = Reference(frame.id, light.stars)
+            reference = renewed = Reference(
+                frame.id, light.stars, placing.small_of(light), frame.record
+            )
         try:
             found = placing.place(
                 frame.id,
@@ -96,7 +98,7 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
         except FrameRejectedError as error:
             rejected.append((frame, str(error)))
             continue
-        steps.append(explain.place(found.member))
+        steps.append(explain.place(found))
         photometry = found.begun or photometry
         if found.reference is not None:
             reference = renewed = found.reference

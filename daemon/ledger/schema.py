@@ -87,6 +87,7 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
             first_matrix TEXT,
             first_quality TEXT,
             first_exposure_s REAL,
+            first_distortion TEXT,
             UNIQUE (target, filter, camera)
         ) STRICT
         """,

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import sqlite_utils
 
+from calib_library.frame import FrameRecord
 from calib_library.schema import transaction
 from daemon.light.quality import Quality
 from daemon.light.stars import StarList
@@ -29,6 +30,10 @@ class Reference:
 
     frame_id: int
     stars: StarList
+    small: npt.NDArray[np.float32] | None
+    """The frame binned to a few hundred px, for phase correlation where stars fail."""
+    record: FrameRecord | None
+    """Of the frame: its header may hint at where others lie."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +45,8 @@ class Photometry:
     """(planes, cy, cx) ADU, the first frame's cells."""
     matrix: Matrix
     """First frame → reference px."""
+    distortion: Matrix | None
+    """(2, 10), what `daemon.light.distortion` adds to the matrix."""
     quality: Quality
     exposure_s: float | None
 
@@ -77,6 +84,7 @@ class Member:
     frame_id: int
     exposure_s: float | None
     matrix: Matrix
+    distortion: Matrix | None
     terms: FrameTerms
     quality: Quality
     masters: Mapping[str, int | None]
@@ -85,6 +93,14 @@ class Member:
 
 def _matrix(text: str) -> Matrix:
     return np.array(json.loads(text), dtype=np.float64)
+
+
+def _optional(text: str | None) -> Matrix | None:
+    return None if text is None else _matrix(text)
+
+
+def _text(array: Matrix | None) -> str | None:
+    return None if array is None else json.dumps(array.tolist())
 
 
 def _terms(text: str) -> FrameTerms:
@@ -106,6 +122,7 @@ def _stack(row: Mapping[str, Any]) -> Stack:
             stars=StarList.from_json(row["first_stars"]),
             cells=np.load(io.BytesIO(row["first_background"]), allow_pickle=False),
             matrix=_matrix(row["first_matrix"]),
+            distortion=_optional(row["first_distortion"]),
             quality=Quality(**json.loads(row["first_quality"])),
             exposure_s=row["first_exposure_s"],
         )
@@ -120,6 +137,7 @@ def _member(row: Mapping[str, Any]) -> Member:
         frame_id=row["frame_id"],
         exposure_s=row["exposure_s"],
         matrix=_matrix(row["matrix"]),
+        distortion=_optional(row["distortion"]),
         terms=_terms(row["terms"]),
         quality=Quality(**json.loads(row["quality"])),
         masters=json.loads(row["masters"]),
@@ -181,20 +199,35 @@ class Stacks:
     def reference(self, target: str, camera: str) -> Reference | None:
         """What frames of this target and camera register to, None before the first."""
         for row in self.db.query(
-            "SELECT frame_id, stars FROM reference WHERE target = ? AND camera = ?",
+            "SELECT frame_id, stars, thumbnail, record FROM reference "
+            "JOIN frame ON frame.id = frame_id "
+            "WHERE reference.target = ? AND camera = ?",
             (target, camera),
         ):
-            return Reference(row["frame_id"], StarList.from_json(row["stars"]))
+            small = row["thumbnail"]
+            return Reference(
+                row["frame_id"],
+                StarList.from_json(row["stars"]),
+                None if small is None else np.load(io.BytesIO(small), allow_pickle=False),
+                FrameRecord.from_json(row["record"]) if row["record"] else None,
+            )
         return None
 
     def set_reference(self, target: str, camera: str, reference: Reference) -> None:
         """Record (or renew) the star list that this target and camera register to."""
         with transaction(self.db):
             self.db.conn.execute(
-                "INSERT INTO reference (target, camera, frame_id, stars) VALUES (?, ?, ?, ?) "
+                "INSERT INTO reference (target, camera, frame_id, stars, thumbnail) "
+                "VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (target, camera) DO UPDATE SET frame_id = excluded.frame_id, "
-                "stars = excluded.stars",
-                (target, camera, reference.frame_id, reference.stars.to_json()),
+                "stars = excluded.stars, thumbnail = excluded.thumbnail",
+                (
+                    target,
+                    camera,
+                    reference.frame_id,
+                    reference.stars.to_json(),
+                    None if reference.small is None else _pack(reference.small),
+                ),
             )
 
     def members(self, stack_id: int) -> list[Member]:
@@ -211,10 +244,10 @@ class Stacks:
         with transaction(self.db):
             self.db.conn.execute(
                 """
-                INSERT INTO stack_frame (frame_id, stack_id, position, exposure_s, matrix, terms,
-                                         quality, masters, flags)
+                INSERT INTO stack_frame (frame_id, stack_id, position, exposure_s, matrix, distortion,
+                                         terms, quality, masters, flags)
                 VALUES (?, ?, (SELECT coalesce(max(position) + 1, 0) FROM stack_frame
-                               WHERE stack_id = ?), ?, ?, ?, ?, ?, ?)
+                               WHERE stack_id = ?), ?, ?, ?, ?, ?, ?, ?)
                 """,
                 (
                     member.frame_id,
@@ -222,6 +255,7 @@ class Stacks:
                     stack.id,
                     member.exposure_s,
                     json.dumps(member.matrix.tolist()),
+                    _text(member.distortion),
                     json.dumps(dataclasses.asdict(member.terms)),
                     json.dumps(dataclasses.asdict(member.quality)),
                     json.dumps(dict(member.masters)),
@@ -248,13 +282,14 @@ class Stacks:
     def _set_photometry(self, stack_id: int, photometry: Photometry) -> None:
         self.db.conn.execute(
             "UPDATE stack SET first_stars = ?, first_background = ?, first_matrix = ?, "
-            "first_quality = ?, first_exposure_s = ? WHERE id = ?",
+            "first_quality = ?, first_exposure_s = ?, first_distortion = ? WHERE id = ?",
             (
                 photometry.stars.to_json(),
                 _pack(photometry.cells),
                 json.dumps(photometry.matrix.tolist()),
                 json.dumps(dataclasses.asdict(photometry.quality)),
                 photometry.exposure_s,
+                _text(photometry.distortion),
                 stack_id,
             ),
         )

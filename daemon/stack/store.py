@@ -44,7 +44,14 @@ class Growing:
             planes, ny, nx = image.shape
             self.depth = live.depth_for((planes, ny, nx), self.memory_bytes)
             self.image = live.LiveStack.empty(image.shape, high=self.depth.high, low=self.depth.low)
-        live.add(self.image, image, member.matrix, member.terms, mask=mask)
+        live.add(
+            self.image,
+            image,
+            member.matrix,
+            member.terms,
+            distortion=member.distortion,
+            mask=mask,
+        )
         self.frames.append(member.frame_id)
         self.exposure_s += member.exposure_s or 0.0
         self.unpublished += 1
