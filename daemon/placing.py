@@ -3,6 +3,7 @@ records out.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -155,7 +156,7 @@ def small_of(light: Light) -> Image:
 
 def _binning(light: Light) -> int:
     ny, nx = light.image.shape[1:]
-    return max(1, -(-max(ny, nx) // SMALL_PX))
+    return math.ceil(max(ny, nx, SMALL_PX) / SMALL_PX)
 
 
 def _register(light: Light, record: FrameRecord, reference: Reference) -> register.Registration:

@@ -244,8 +244,8 @@ class Stacks:
         with transaction(self.db):
             self.db.conn.execute(
                 """
-                INSERT INTO stack_frame (frame_id, stack_id, position, exposure_s, matrix, distortion,
-                                         terms, quality, masters, flags)
+                INSERT INTO stack_frame (frame_id, stack_id, position, exposure_s, matrix,
+                                         distortion, terms, quality, masters, flags)
                 VALUES (?, ?, (SELECT coalesce(max(position) + 1, 0) FROM stack_frame
                                WHERE stack_id = ?), ?, ?, ?, ?, ?, ?, ?)
                 """,
