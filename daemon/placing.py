@@ -155,8 +155,8 @@ def small_of(light: Light) -> Image:
 
 
 def _binning(light: Light) -> int:
-    ny, nx = light.image.shape[1:]
-    return math.ceil(max(ny, nx, SMALL_PX) / SMALL_PX)
+    longest: int = max(light.image.shape[1:])
+    return math.ceil(max(longest, SMALL_PX) / SMALL_PX)
 
 
 def _register(light: Light, record: FrameRecord, reference: Reference) -> register.Registration:

@@ -1,36 +1,63 @@
 """Compile the kernels before the first frame of the night needs them; cached, it takes a second."""
 
-import numpy as np
+import dataclasses
 
-from daemon.light import calibrate, stars
+import numpy as np
+import numpy.typing as npt
+
+from daemon.light import calibrate, cosmic, debayer, quality, register, stars
 from daemon.stack import live
+
+SIDE_PX = 192
+STARS = 40
 
 
 def kernels() -> None:
-    """Run every kernel of a light's way once, on a tiny image."""
-    raw = np.full((64, 64), 1000, np.uint16)
-    raw[::7, ::5] += 50
-    dark = np.zeros((64, 64), np.float32)
-    result = calibrate.calibrate(
-        raw,
-        dark=dark,
-        flat=dark + 1,
-        bad=np.zeros((64, 64), np.uint8),
-        bayer=False,
-        saturation_adu=None,
-    )
-    background = stars.measure_background(result.image)
-    stars.detect(result.image, mask=result.mask, background=background, saturation_adu=None)
-    stack = live.LiveStack.empty((1, 64, 64), high=3, low=2)
-    terms = live.FrameTerms(
-        index=0,
-        weight=1.0,
-        scale=1.0,
-        planes=((0.0, 0.0, 0.0),),
-        sigma_adu=1.0,
-        e_per_adu=1.0,
-        sky_adu=1000.0,
-        fwhm_px=3.0,
-    )
-    live.add(stack, result.image[np.newaxis], np.eye(3), terms, mask=result.mask)
+    """Take a small invented frame through every kernel of a light's way, in grey and in colour."""
+    raw = _frame()
+    dark = np.zeros(raw.shape, np.float32)
+    bad = np.zeros(raw.shape, np.uint8)
+    for bayer in (False, True):
+        result = calibrate.calibrate(
+            raw, dark=dark, flat=dark + 1, bad=bad, bayer=bayer, saturation_adu=None
+        )
+        if bayer:
+            image = debayer.debayer(result.image, "RGGB")
+            luminance = debayer.luminance(image)
+        else:
+            luminance, _ = cosmic.clean(
+                result.image, e_per_adu=1.0, read_noise_e=3.0, sky_adu=1000.0
+            )
+            image = luminance[np.newaxis]
+        _stack(image, luminance, result.mask)
+
+
+def _stack(
+    image: npt.NDArray[np.float32],
+    luminance: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.uint8],
+) -> None:
+    background = stars.measure_background(luminance)
+    cells = stars.cell_means(luminance)
+    found = stars.detect(luminance, mask=mask, background=background, saturation_adu=None)
+    beside = dataclasses.replace(found, x=found.x + 1.0)
+    registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
+    quality.background_plane(cells, cells, registration.matrix, 1.0, luminance.shape)
+    stack = live.LiveStack.empty(image.shape, high=3, low=2)
+    for index in range(2):
+        terms = live.FrameTerms(
+            index=index, weight=1.0, scale=1.0, planes=((0.0, 0.0, 0.0),) * len(image),
+            sigma_adu=10.0, e_per_adu=1.0, sky_adu=1000.0, fwhm_px=3.0,
+        )  # fmt: skip
+        live.add(stack, image, np.eye(3), terms, mask=mask)
     live.render(stack)
+
+
+def _frame() -> npt.NDArray[np.uint16]:
+    """(ny, nx) a sky of noise and round stars, always the same."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
+    image = rng.normal(1000.0, 10.0, (SIDE_PX, SIDE_PX))
+    for sx, sy in rng.uniform(12, SIDE_PX - 12, (STARS, 2)):
+        image += rng.uniform(1000, 5000) * np.exp(-((x - sx) ** 2 + (y - sy) ** 2) / (2 * 1.5**2))
+    return image.astype(np.uint16)
