@@ -162,8 +162,8 @@ def combine(
                     source.member.matrix @ lower,
                     rows=(y0, y1),
                     width=nx,
-                    mask=mask,
                     distortion=source.member.distortion,
+                    mask=mask,
                     noise_adu=sigmas[position, plane] / source.member.terms.scale,
                     out=out[plane : plane + 1],
                 )
@@ -399,6 +399,7 @@ def fill_drizzled(
                     source.member.matrix,
                     source.member.terms,
                     first_row=low,
+                    distortion=source.member.distortion,
                     pattern=source.record.key.bayer_pattern,
                     mask=mask,
                     rejected=rejections.rows(position, planes, begin, end),

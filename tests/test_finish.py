@@ -104,9 +104,10 @@ def log_of(parts):
     return (parts.config.library.path / "status.log").read_text()
 
 
-def from_whole_frames(parts):
+def from_whole_frames(parts, members=None):
     """The same stack by whole frames, calibrated as they were when they came, all in memory."""
-    members = parts.stacks.members(stack_of(parts).id)
+    growing = parts.live.get(stack_of(parts), parts.stacks.members(stack_of(parts).id))
+    members = members or parts.stacks.members(stack_of(parts).id)
     pipeline = parts.pipeline
     frames = [parts.ledger.get(m.frame_id) for m in members]
     again = [
@@ -118,7 +119,6 @@ def from_whole_frames(parts):
         )
         for frame, m in zip(frames, members, strict=True)
     ]
-    growing = parts.live.get(stack_of(parts), members)
     sigmas = np.array([growing.image.sigmas[m.terms.index] for m in members])
 
     def rows(position, y0, y1):
@@ -129,7 +129,7 @@ def from_whole_frames(parts):
             [
                 warp.warp_rows(
                     image[k : k + 1], member.matrix, rows=(y0, y1), width=image.shape[2],
-                    mask=mask, noise_adu=noise[k],
+                    distortion=member.distortion, mask=mask, noise_adu=noise[k],
                 )
                 for k in range(len(image))
             ]
@@ -149,6 +149,25 @@ def test_bands_give_what_whole_frames_give(mono, memory_bytes):
     np.testing.assert_array_equal(coverage, whole.image.coverage)
     np.testing.assert_allclose(image[0][seen], whole.image.mean[0][seen], rtol=1e-5, atol=0.01)
     assert made.rejected == pytest.approx(whole.rejected.mean(), rel=1e-3)
+
+
+def test_bands_follow_a_distortion(mono):
+    """A bend of up to 30 px: a band must hold what lies under the tile's bent outline."""
+    _, parts = mono
+    rng = np.random.default_rng(1)
+    sources = bands.open_sources(parts.pipeline, parts.stacks.members(stack_of(parts).id))
+    bent = []
+    for source in sources:
+        bend = np.zeros((2, 10))
+        bend[:, 3:6] = rng.uniform(-2000, 2000, (2, 3))
+        member = dataclasses.replace(source.member, distortion=bend)
+        bent.append(dataclasses.replace(source, member=member))
+    whole = from_whole_frames(parts, [source.member for source in bent])
+    made = finish.combine(parts.pipeline, bent, memory_bytes=SMALL)
+    straight = finish.combine(parts.pipeline, sources, memory_bytes=SMALL)
+    np.testing.assert_array_equal(made.image.coverage, whole.image.coverage)
+    np.testing.assert_allclose(made.image.mean, whole.image.mean, rtol=1e-5, atol=0.01)
+    assert abs(made.image.mean - straight.image.mean).max() > 100
 
 
 def test_colour_bands_give_what_whole_colour_frames_give(colour):
