@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    """Generate, run, tell."""
+    """Generate, run, tell. What is written is deleted at the end, whatever ends it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     args = arguments()
     siril = shutil.which(args.siril)
     versions = {

@@ -141,19 +141,12 @@ class Bench:
         places = {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config")}
         return process.run([self.siril, "-s", path], folder=self.scratch, environment=places)
 
-    def daemon(self, config: Path) -> Run:
-        """Run the service over all frames until nothing is left to do."""
-        command: list[str | Path] = [
-            self.python,
-            "-m",
-            "daemon.cli",
-            "run",
-            "--until-idle",
-            "--config",
-            config,
-        ]
+    def command(self, *words: str, config: Path) -> Run:
+        """Run one of Lightkeeper's commands, such as `run --until-idle`."""
         return process.run(
-            command, folder=self.scratch, environment={"PYTHONPATH": str(REPOSITORY)}
+            [self.python, "-m", "daemon.cli", *words, "--config", config],
+            folder=self.scratch,
+            environment={"PYTHONPATH": str(REPOSITORY)},
         )
 
     # -- what several rows begin with -----------------------------------------------------------

@@ -18,9 +18,11 @@ import astroscrappy
 import numpy as np
 import numpy.typing as npt
 from answer import serve
+from numba import prange
 from stages import Point, Seconds, Stages, added, clocks, since, without
 
 from calib_library import header, image_io, inspect, schema
+from calib_library.kernels import kernel
 from daemon import calibration, masters, warmup
 from daemon.config import Config, parse
 from daemon.errors import FrameQuarantinedError, FrameRejectedError
@@ -45,6 +47,7 @@ POINTS: tuple[Point, ...] = (
     (calibrate, "calibrate", "calibrate"),
     (cosmic, "clean", "cosmic rays"),
     (stars, "measure_background", "background"),
+    (stars, "cell_means", "background"),
     (stars, "detect", "stars"),
     (quality, "measure", "quality"),
     (quality, "transparency", "quality"),
@@ -398,22 +401,38 @@ def finish(*, folder: str, output: str) -> dict[str, Any]:
         live.FrameTerms(**{**one, "planes": tuple(tuple(plane) for plane in one["planes"])})
         for one in json.loads((Path(folder) / "terms.json").read_text())
     ]
+    infos = [image_io.probe(path) for path in paths]
+    ny, nx = infos[0].shape
     with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(image_io.RowReader(path)) for path in paths]
-        rows = _rows(readers)
-        ny, nx = readers[0].shape
-        made = final.combine(rows, terms, shape=(1, ny, nx))
+        files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
+
+        def fill(position: int, y0: int, _y1: int, out: Image) -> None:
+            stored = out.view(np.uint32)
+            files[position].seek(infos[position].data_offset + 4 * nx * y0)
+            files[position].readinto(memoryview(stored).cast("B"))
+            _native(stored.reshape(-1, nx))
+
+        made = final.combine_into(fill, terms, shape=(1, ny, nx))
     image_io.write_fits(Path(output), made.image.mean[0], (), scale="adu")
     return {"frames": len(paths), "rejected": [float(share) for share in made.rejected]}
 
 
-def _rows(readers: Sequence[image_io.RowReader]) -> final.RowSource:
-    def rows(position: int, y0: int, y1: int) -> Image:
-        values = readers[position].rows(y0, y1).astype(np.float32, copy=False)
-        values[values == 0] = np.nan  # not covered
-        return values[np.newaxis]
-
-    return rows
+@kernel(parallel=True)
+def _native(bits: npt.NDArray[np.uint32]) -> None:
+    """Turn rows of big-endian float32, seen as uint32 (rows, nx), round in place; what is 0, and so
+    not covered, becomes NaN.
+    """
+    for row in prange(bits.shape[0]):
+        line = bits[row]
+        for i in range(line.size):
+            b = line[i]
+            b = (
+                (b >> np.uint32(24))
+                | ((b >> np.uint32(8)) & np.uint32(0xFF00))
+                | ((b << np.uint32(8)) & np.uint32(0xFF0000))
+                | (b << np.uint32(24))
+            )
+            line[i] = b if b != np.uint32(0) else np.uint32(0x7FC00000)
 
 
 def kernels() -> dict[str, Any]:

@@ -64,6 +64,10 @@ def run(
         killer.start()
         try:
             _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
         finally:
             killer.cancel()
         wall_s = time.perf_counter() - began

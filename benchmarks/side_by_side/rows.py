@@ -216,6 +216,9 @@ def final(bench: Bench) -> Row:
     if bench.siril:
         contestants[SIRIL] = partial(siril, normalise=False)
         contestants["siril, normalising"] = partial(siril, normalise=True)
+    contestants["lightkeeper, from raw frames"] = lambda: bench.command(
+        "stack", "finish", config=stacked.with_suffix(".toml")
+    )
     row.runs = alternate(contestants, rounds=bench.rounds, say=bench.say)
     wall = _walls(row.runs)
     row.ratio("against siril, which need not normalise", wall.get(OURS), wall.get(SIRIL), 1 / 2)
@@ -297,7 +300,7 @@ def _daemon(bench: Bench, name: str, memory_mb: int) -> Run:
         f'[library]\npath = "{library}"\n[[watch]]\npath = "{bench.watched}"\n'
         f"[stack]\nmemory_mb = {memory_mb}\n"
     )
-    return bench.daemon(config)
+    return bench.command("run", "--until-idle", config=config)
 
 
 def accuracy(bench: Bench) -> Row:
