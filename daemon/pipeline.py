@@ -35,7 +35,7 @@ from daemon.stack.store import LiveStacks
 
 Image = npt.NDArray[np.float32]
 
-COSMICS_BELOW_FRAMES = 4
+COSMICS_BELOW_FRAMES = 8
 """Below this many frames the stack cannot reject by itself, so each frame is cleaned alone."""
 
 STACKABLE = 1
