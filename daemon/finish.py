@@ -375,7 +375,8 @@ def fill_drizzled(
     LostFrameError.
     """
     planes, ny, nx = exact.mean.shape
-    affordable = memory_bytes // (2 * 8 * drizzle.SCALE**2 * planes * nx)
+    # Two sums of 8 bytes, and as much again while they become an image.
+    affordable = memory_bytes // (4 * 8 * drizzle.SCALE**2 * planes * nx)
     step = int(np.clip(affordable, 16, ny))
     spans = [(first, min(first + step, ny)) for first in range(0, ny, step)]
     around = 2  # rows of the reference from which a drop may reach into others
