@@ -20,7 +20,14 @@ COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
 def taken():
     """A night's frames, with trails and cosmic rays, so that the state of a stack matters."""
     plan = small_plan(
-        seed=21, shape=(256, 384), bias=0, darks=6, flats=6, flat_darks=5, lights=9, trails=2,
+        seed=21,
+        shape=(256, 384),
+        bias=0,
+        darks=6,
+        flats=6,
+        flat_darks=5,
+        lights=9,
+        trails=2,
         cosmic_rays=6,
     )
     return list(frames(plan))

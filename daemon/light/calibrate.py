@@ -78,7 +78,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 @kernel(parallel=True)
-def _calibrate(  # noqa: PLR0917
+def _calibrate(
     raw: npt.NDArray[Any],
     dark: Floats,
     flat: Floats,
