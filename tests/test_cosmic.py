@@ -3,6 +3,7 @@ import numba
 import numpy as np
 import pytest
 from astropy.io import fits
+from astroscrappy.utils import laplaceconvolve, medfilt3, medfilt5, medfilt7, rebin, subsample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -30,7 +31,7 @@ def whole_frame(image, *, e_per_adu, read_noise_e, saturation_adu=None):
 
 
 def assert_same_as_whole_frame(image, *, sky_adu=300.0, **camera):
-    """Mask and repaired values equal astroscrappy's, bit for bit; returns the mask."""
+    """The mask equals astroscrappy's, the repaired values but for rounding; returns the mask."""
     cleaned, mask = cosmic.clean(image, sky_adu=sky_adu, **camera)
     expected_mask, expected = whole_frame(image, **camera)
     np.testing.assert_array_equal(mask, expected_mask)
@@ -40,7 +41,7 @@ def assert_same_as_whole_frame(image, *, sky_adu=300.0, **camera):
     bright = image >= camera.get("saturation_adu", np.inf)
     not_good = ndimage.binary_dilation(bright, np.ones((9, 9))) | mask
     compared = mask & ~ndimage.binary_erosion(not_good, np.ones((5, 5)), border_value=1)
-    np.testing.assert_array_equal(cleaned[compared], expected[compared])
+    np.testing.assert_allclose(cleaned[compared], expected[compared], rtol=1e-5, atol=1e-3)
     return mask
 
 
@@ -210,16 +211,36 @@ def test_same_mask_at_the_edges(seed):
 
 
 def test_bright_edges_are_reckoned_as_astroscrappy_does():
-    """Its Laplacian takes what lies beyond the edge for zero, in double in the first row."""
+    """Its Laplacian takes what lies beyond the edge for zero."""
     rng = np.random.default_rng(50)
     flagged = 0
-    for _ in range(40):
+    for _ in range(20):
         image = rng.uniform(0, 300, (14, 14)).astype(np.float32)
         image[rng.integers(2, 12, 4), rng.integers(2, 12, 4)] += 2000
         image[:2] *= rng.uniform(0, 30)
         image[:, -2:] *= rng.uniform(0, 30)
         flagged += assert_same_as_whole_frame(image, e_per_adu=1.7, read_noise_e=3.0).sum()
-    assert flagged > 40
+    assert flagged > 20
+
+
+@pytest.mark.parametrize("seed", [51, 52, 53])
+def test_the_parts_are_astroscrappys_up_to_the_edges(seed):
+    """F and the variance to the bit; S within its doubt, which is small."""
+    rng = np.random.default_rng(seed)
+    image = (rng.uniform(-50, 300, (17, 19)) + 5000 * rng.random((17, 19)) ** 9).astype(np.float32)
+    gain, variance = np.float32(1.7), np.float32(9)
+    electrons = image * gain
+    noise = np.sqrt(np.maximum(medfilt5(electrons + variance), np.float32(1e-5)))
+    levels = medfilt3(electrons)
+    fine = np.maximum((levels - medfilt7(levels)) / noise, np.float32(0.01))
+    signal = rebin(np.maximum(laplaceconvolve(subsample(electrons)), 0)) / (2 * noise)
+    for y in range(17):
+        for x in range(19):
+            found, doubt, found_noise = cosmic._signal(image, y, x, gain, variance)
+            assert found_noise == noise[y, x]
+            assert cosmic._fine(image, y, x, noise[y, x], gain) == fine[y, x]
+            assert abs(found - signal[y, x]) <= doubt
+            assert doubt * noise[y, x] < 0.05  # e-, of up to 8500
 
 
 @given(
@@ -232,7 +253,7 @@ def test_bright_edges_are_reckoned_as_astroscrappy_does():
     read_noise_e=st.floats(0, 30),
     saturation_adu=st.sampled_from([None, 400.0, 2000.0]),
 )
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 def test_same_mask_on_any_image(
     seed, ny, nx, kind, spikes, e_per_adu, read_noise_e, saturation_adu
 ):
@@ -271,14 +292,25 @@ def test_holes_are_sky_while_rays_are_looked_for():
     assert mask.sum() > 100
 
 
+def test_a_hole_is_no_ray():
+    """Filled with a sky far above its neighbours, it looks like one."""
+    image = exposed(np.random.default_rng(62), np.zeros((40, 40)), sky=30)
+    image[20, 20] = np.nan
+    camera = {"e_per_adu": 1.0, "read_noise_e": 3.0}
+    cleaned, mask = cosmic.clean(image, sky_adu=3000.0, **camera)
+    assert whole_frame(np.where(np.isfinite(image), image, np.float32(3000)), **camera)[0][20, 20]
+    assert not mask.any()
+    np.testing.assert_array_equal(cleaned, image)
+
+
 @pytest.fixture
 def calls(monkeypatch):
-    """Rows of each frame that astroscrappy is given."""
+    """Shapes of what astroscrappy is given."""
     seen = []
     original = astroscrappy.detect_cosmics
 
     def spy(image, **options):
-        seen.append(len(image))
+        seen.append(image.shape)
         return original(image, **options)
 
     monkeypatch.setattr(cosmic.astroscrappy, "detect_cosmics", spy)
@@ -289,22 +321,57 @@ def test_crowded_strips_go_to_astroscrappy_and_join_without_a_seam(calls):
     rng = np.random.default_rng(71)
     image = exposed(rng, np.zeros((1400, 40)), sky=300)
     scatter_rays(rng, image, 100)
-    for low, high in ((100, 230), (640, 1330)):
+    for low, high in ((96, 224), (640, 1312)):  # whole strips
         spikes = rng.random((high - low, 40)) < 0.25
         image[low:high][spikes] += 3000
+        # Rays that begin in the crowd and spread out of it.
+        image[[low, high - 1], 3::6] += 8000
+        image[[low - 1, high], 3::6] += rng.uniform(20, 200, (2, 7)).astype(np.float32)
     camera = {"e_per_adu": 1.0, "read_noise_e": 3.0}
     _, mask = cosmic.clean(image, sky_adu=300.0, **camera)
-    assert len(calls) == 3  # one run of strips, and one that is longer than a call takes
-    assert sum(calls) < 1100
+    whole = [shape for shape in calls if shape[1] == 40]
+    assert len(whole) == 3  # one run of strips, and one that is longer than a call takes
+    assert sum(shape[0] for shape in whole) < 1000
     np.testing.assert_array_equal(mask, whole_frame(image, **camera)[0])
-    assert mask[100:230].mean() > 0.05
+    assert mask[96:224].mean() > 0.05
+    assert mask[[95, 224, 639, 1312]].sum() > 5
 
 
-def test_a_usual_frame_needs_no_call_of_astroscrappy(calls):
+def test_astroscrappy_is_asked_about_next_to_nothing_of_a_usual_frame(calls):
     rng = np.random.default_rng(72)
-    image = exposed(rng, rays(rng, 40), sky=300)
-    assert cosmic.clean(image, e_per_adu=1.0, **NOISE)[1].sum() > 50
-    assert not calls
+    asked = 0
+    for _ in range(10):
+        image = exposed(rng, rays(rng, 40), sky=300)
+        assert cosmic.clean(image, e_per_adu=1.0, **NOISE)[1].sum() > 50
+        asked += sum(rows * columns for rows, columns in calls)
+        calls.clear()
+    assert asked < 0.02 * 10 * image.size
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_astroscrappy_is_asked_where_a_verdict_hangs_on_rounding(calls, seed):
+    """Where one more unit in the last place of one pixel changes its mask, somewhere in a frame."""
+    rng = np.random.default_rng(80 + seed)
+    image = exposed(rng, np.zeros((90, 120)), sky=300)
+    y, x = rng.integers(2, 88), rng.integers(2, 118)
+    image[y, min(x + 1, 119)] += 60
+    camera = {"e_per_adu": 1.1, "read_noise_e": 3.0}
+
+    def flagged(value):
+        image[y, x] = value
+        return whole_frame(image, **camera)[0].sum()
+
+    low, high = np.float32(300), np.float32(3000)
+    below = flagged(low)
+    assert flagged(high) != below
+    while (middle := np.float32((low + high) / 2)) not in {low, high}:
+        low, high = (low, middle) if flagged(middle) != below else (middle, high)
+    for value in (low, high):
+        image[y, x] = value
+        calls.clear()
+        _, mask = cosmic.clean(image, sky_adu=300.0, **camera)
+        assert 0 < sum(rows * columns for rows, columns in calls) < 0.5 * image.size
+        np.testing.assert_array_equal(mask, whole_frame(image, **camera)[0])
 
 
 def test_a_ray_without_a_good_pixel_near_becomes_sky():

@@ -4,19 +4,21 @@ With the defaults of astroscrappy 92 % of star cores of FWHM 1.4 px are flagged;
 were chosen because they leave cores alone and still find 95 % and more of the rays.
 
 astroscrappy computes five medians for every pixel of the frame, and takes ten seconds and more for
-26 megapixels. Here the same numbers are worked out only where they can matter, and the mask is
-astroscrappy's, bit for bit:
+26 megapixels. Here the same numbers are worked out only where they can matter. The mask is that of
+astroscrappy over the whole frame:
 
 - A ray begins where S' > `sigclip` and S'/F > `objlim`: S is the Laplacian's signal to noise, S'
   what it exceeds its median of 5×5 by, F the fine structure. It spreads to neighbours by S' alone.
-- S is nowhere negative, so S' ≤ S (rounding keeps the order): no ray begins where S ≤ `sigclip`.
+- S is nowhere negative, so S' ≤ S: no ray begins where S ≤ `sigclip` or S/F ≤ `objlim`.
 - The noise in S is a median of 5×5 values. Of 25 values 13 are at or below their median; so in one
   of the five rows three are, and the least of the five rows' medians is at or below it. That bound
   costs a few operations a pixel; one pixel in a thousand of a usual frame comes further.
-- For those, S, F and S' are computed in astroscrappy's own order of operations in float32.
-
-Where suspects crowd, as in a frame whose gain is far wrong, this would cost more than all medians
-of all pixels: there astroscrappy itself is called.
+- Medians, F and the noise come out the same to the last bit. The Laplacian need not: astroscrappy
+  is compiled with leave to reorder its sums. So S has a doubt, a bound on what any order can make
+  of it, and where a verdict is within the doubt, astroscrappy itself is asked about that part of
+  the frame: once in some tens of frames.
+- It is also asked where suspects crowd, as in a frame whose gain is far wrong: there all medians of
+  all pixels cost less.
 """
 
 import math
@@ -30,6 +32,7 @@ from calib_library.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
+I64 = npt.NDArray[np.int64]
 
 _SIGCLIP = 6.0
 _OBJLIM = 10.0
@@ -40,7 +43,9 @@ _STRIP = 32  # rows of one piece of parallel work
 _CROWDED = 8  # a strip with one suspect in so many pixels is quicker done by astroscrappy
 _TILE_STRIPS = 16  # at most in one call of it: it takes some 60 bytes a pixel
 _GROWTH = 2  # px: a ray spreads twice by one pixel from where it begins
-_REACH = 16  # rows; 8 are enough: growth 2, saturated stars' rims 2 + 2, the median under those 2
+_REACH = 8  # px that a verdict rests on: growth 2, saturated stars' rims 2 + 2, their median 2
+
+_INNOCENT, _SUSPECT, _UNCLEAR = range(3)  # what a closer look says
 
 _ZERO = np.float32(0)
 _TWO = np.float32(2)
@@ -51,7 +56,13 @@ _NEVER = np.float32(-1)
 _S_BEGIN = np.float32(_SIGCLIP)
 _S_SPREAD = np.float32(0.3) * np.float32(_SIGCLIP)  # sigfrac, by default 0.3
 _CONTRAST = np.float32(_OBJLIM)
-_BOUND = np.float32(2 * _SIGCLIP * (1 - 1e-5))  # below 2 sigclip by more than rounding
+_BOUND = np.float32(2 * _SIGCLIP * (1 - 1e-6))  # below 2 sigclip by more than rounding
+
+# A sum of n numbers in float32 is off by at most (n - 1) u, u = 2⁻²⁴, times the sum of their sizes,
+# in any order (Higham 2002, Accuracy and Stability of Numerical Algorithms, 4.2). L+ of a pixel v
+# and its neighbours is the mean of 4 sums of 5 numbers, here of 3: two ways to it differ by at most
+# u (40 |v| + 6 Σ |neighbour|).
+_ROUNDING = np.float32(11 * 2.0**-24)
 
 
 def clean(
@@ -79,10 +90,9 @@ def clean(
     cleaned = np.empty_like(given)
     holes = _fill(given, sky, cleaned)
     mask = np.zeros(given.shape, dtype=np.bool_)
-    crowded = np.zeros(-(-len(given) // _STRIP), dtype=np.bool_)
-    _flag(cleaned, gain, noise * noise, limit, mask, crowded)
-    if crowded.any():
-        _flag_crowded(cleaned, gain, noise, limit, mask, crowded)
+    unclear = np.zeros((-(-len(given) // _STRIP), 2), dtype=np.int64)
+    _flag(cleaned, gain, noise * noise, limit, mask, unclear)
+    _ask_astroscrappy(cleaned, gain, noise, limit, mask, unclear)
     places = np.flatnonzero(mask)
     cleaned.ravel()[places] = _repaired(cleaned, mask, places, gain, limit, sky)
     if holes:
@@ -101,24 +111,26 @@ def read_noise(sigma_adu: float, sky_adu: float, e_per_adu: float) -> float:
     return math.sqrt(max((sigma_adu * e_per_adu) ** 2 - max(sky_adu, 0.0) * e_per_adu, 1.0))
 
 
-def _flag_crowded(
+def _ask_astroscrappy(
     image: F32,
     gain: np.float32,
     noise: np.float32,
     saturation_e: np.float32,
     mask: Bool,
-    crowded: Bool,
+    unclear: I64,
 ) -> None:
-    """Set in `mask` what begins in the crowded strips, by astroscrappy."""
-    strips = np.flatnonzero(crowded)
+    """Set in `mask` what begins in the unclear columns, first and one past the last, of strips."""
+    strips = np.flatnonzero(unclear[:, 1])
     for run in np.split(strips, np.flatnonzero(np.diff(strips) > 1) + 1):
-        for first in range(run[0], run[-1] + 1, _TILE_STRIPS):
-            last = min(first + _TILE_STRIPS, run[-1] + 1)
-            y0 = max(first * _STRIP - _GROWTH, 0)
-            y1 = min(last * _STRIP + _GROWTH, len(image))
-            low, high = max(y0 - _REACH, 0), min(y1 + _REACH, len(image))
+        for some in np.split(run, range(_TILE_STRIPS, len(run), _TILE_STRIPS)):
+            if not len(some):
+                continue
+            rows, low = _with_reach(some[0] * _STRIP, (some[-1] + 1) * _STRIP, image.shape[0])
+            columns, left = _with_reach(
+                unclear[some, 0].min(), unclear[some, 1].max(), image.shape[1]
+            )
             found, _ = astroscrappy.detect_cosmics(
-                image[low:high],
+                image[low, left],
                 sigclip=_SIGCLIP,
                 objlim=_OBJLIM,
                 gain=float(gain),
@@ -128,7 +140,17 @@ def _flag_crowded(
                 sepmed=False,
                 cleantype="meanmask",
             )
-            mask[y0:y1] |= found[y0 - low : y1 - low]
+            inner = (
+                slice(rows.start - low.start, rows.stop - low.start),
+                slice(columns.start - left.start, columns.stop - left.start),
+            )
+            mask[rows, columns] |= found[inner]
+
+
+def _with_reach(first: int, last: int, length: int) -> tuple[slice, slice]:
+    """Where rays that begin in [first, last) may spread to, and what their verdict rests on."""
+    low, high = max(first - _GROWTH, 0), min(last + _GROWTH, length)
+    return slice(low, high), slice(max(low - _REACH, 0), min(high + _REACH, length))
 
 
 @kernel(parallel=True)
@@ -154,12 +176,12 @@ def _flag(
     variance: np.float32,
     saturation_e: np.float32,
     mask: Bool,
-    crowded: Bool,
+    unclear: I64,
 ) -> None:
-    """Set in `mask` what begins in each strip; gives up on a strip where it is `crowded`."""
+    """Set in `mask` what begins in each strip; `unclear` are its columns left to astroscrappy."""
     ny, nx = image.shape
     inner = nx - 2 * _BORDER
-    for strip in prange(len(crowded)):
+    for strip in prange(len(unclear)):
         first = max(strip * _STRIP, _BORDER)
         last = min((strip + 1) * _STRIP, ny - _BORDER)
         if first >= last or inner <= 0:
@@ -167,19 +189,29 @@ def _flag(
         limit = np.empty(inner, np.float32)
         _least_laplacian(image[first - 2 : last + 2], gain, variance, limit)
         laplacian = np.empty(inner, np.float32)
-        signal = np.empty((9, 9), np.float32)
+        signal = np.empty((2, 9, 9), np.float32)
         excess = np.empty((5, 5), np.float32)
         left = _STRIP * nx // _CROWDED
         for y in range(first, last):
             _laplacians(image[y - 1], image[y], image[y + 1], gain, laplacian)
             for x in range(inner):
-                if laplacian[x] > limit[x] and _flag_round(
-                    image, y, x + _BORDER, gain, variance, saturation_e, signal, excess, mask
-                ):
-                    left -= 1
+                if laplacian[x] > limit[x]:
+                    verdict = _flag_round(
+                        image, y, x + _BORDER, gain, variance, saturation_e, signal, excess, mask
+                    )
+                    left -= verdict != _INNOCENT
+                    if verdict == _UNCLEAR:
+                        _add(unclear[strip], x + _BORDER)
             if left < 0:
-                crowded[strip] = True
+                unclear[strip, 0], unclear[strip, 1] = 0, nx
                 break
+
+
+@kernel()
+def _add(columns: I64, x: int) -> None:
+    """Widen the columns, first and one past the last, to hold `x`."""
+    columns[0] = x if columns[1] == 0 else min(columns[0], x)
+    columns[1] = max(columns[1], x + 1)
 
 
 @kernel()
@@ -196,17 +228,28 @@ def _least_laplacian(rows: F32, gain: np.float32, variance: np.float32, limit: F
 
 @kernel()
 def _laplacians(above: F32, row: F32, below: F32, gain: np.float32, out: F32) -> None:
-    """Laplacian L+ of a row's pixels but two at either end: its four quarters', from 0 up, mean."""
+    """What L+ may be at most for a row's pixels but two at either end, e-."""
     for x in range(len(out)):
-        v = gain * row[x + 2]
-        west, east = gain * row[x + 1], gain * row[x + 3]
-        north, south = gain * above[x + 2], gain * below[x + 2]
-        v4 = _FOUR * v
-        total = max(v4 - v - west - v - north, _ZERO)
-        total += max(v4 - v - west - south - v, _ZERO)
-        total += max(v4 - east - v - south - v, _ZERO)
-        total += max(v4 - east - v - v - north, _ZERO)
-        out[x] = total / _FOUR
+        value, doubt = _laplacian(
+            gain * row[x + 2],
+            gain * row[x + 1],
+            gain * row[x + 3],
+            gain * above[x + 2],
+            gain * below[x + 2],
+        )
+        out[x] = value + doubt
+
+
+@kernel()
+def _laplacian(
+    v: np.float32, west: np.float32, east: np.float32, north: np.float32, south: np.float32
+) -> tuple[np.float32, np.float32]:
+    """L+ of a pixel, the mean of its four quarters' Laplacians, from 0 up; and the doubt of it."""
+    twice = _TWO * v  # four times the quarter itself, less the two beside it in the same pixel
+    total = max(twice - west - north, _ZERO) + max(twice - west - south, _ZERO)
+    total += max(twice - east - south, _ZERO) + max(twice - east - north, _ZERO)
+    sizes = _FOUR * abs(v) + abs(west) + abs(east) + abs(north) + abs(south)
+    return total / _FOUR, _ROUNDING * sizes
 
 
 @kernel()
@@ -220,39 +263,57 @@ def _flag_round(
     signal: F32,
     excess: F32,
     mask: Bool,
-) -> bool:
-    """Flag (y, x) if a ray begins there, and where it spreads to; False if S or S/F rule it out.
+) -> int:
+    """Flag (y, x) if a ray begins there, and where it spreads to; innocent by S or S/F alone.
 
-    `signal` (9, 9) and `excess` (5, 5) are scratch. Two threads may set a pixel on the border of
-    their strips: both to True.
+    Unclear where a verdict is within the doubt. `signal` (2, 9, 9) and `excess` (5, 5) are scratch.
+    Two threads may set a pixel on the border of their strips: both to True.
     """
-    ny, nx = image.shape
     signal[:] = _NEVER
-    noise = np.sqrt(_variance(image, y, x, gain, variance))
-    central = _laplacian(image, y, x, gain) / (_TWO * noise)
-    if central <= _S_BEGIN:
-        return False
+    central, doubt, noise = _signal(image, y, x, gain, variance)
+    if central + doubt <= _S_BEGIN:
+        return _INNOCENT
     fine = _fine(image, y, x, noise, gain)
-    if central / fine <= _CONTRAST:
-        return False
-    above = _excess(image, y, x, 2, 2, gain, variance, signal)
+    if (central + doubt) / fine <= _CONTRAST:
+        return _INNOCENT
+    least, most = _excess(image, y, x, 2, 2, gain, variance, signal)
     if (
-        above <= _S_BEGIN
-        or above / fine <= _CONTRAST
+        most <= _S_BEGIN
+        or most / fine <= _CONTRAST
         or _near_saturated(image, y, x, gain, saturation_e)
     ):
-        return True
+        return _SUSPECT
+    if least <= _S_BEGIN or least / fine <= _CONTRAST:
+        return _UNCLEAR
+    return _flag_ray(image, y, x, gain, variance, saturation_e, signal, excess, mask)
 
+
+@kernel()
+def _flag_ray(
+    image: F32,
+    y: int,
+    x: int,
+    gain: np.float32,
+    variance: np.float32,
+    saturation_e: np.float32,
+    signal: F32,
+    excess: F32,
+    mask: Bool,
+) -> int:
+    """Flag what a ray that begins at (y, x) spreads to; returns as `_flag_round`."""
+    ny, nx = image.shape
     excess[:] = _NEVER  # for what is not to be flagged
     for j in range(max(y - 2, _BORDER), min(y + 3, ny - _BORDER)):
         for i in range(max(x - 2, _BORDER), min(x + 3, nx - _BORDER)):
             dy, dx = j - y + 2, i - x + 2
-            if signal[dy + 2, dx + 2] > _S_SPREAD:
-                above = _excess(image, y, x, dy, dx, gain, variance, signal)
-                if above > _S_SPREAD and not _near_saturated(image, j, i, gain, saturation_e):
-                    excess[dy, dx] = above
+            if signal[0, dy + 2, dx + 2] + signal[1, dy + 2, dx + 2] > _S_SPREAD:
+                least, most = _excess(image, y, x, dy, dx, gain, variance, signal)
+                if most > _S_SPREAD and not _near_saturated(image, j, i, gain, saturation_e):
+                    if least <= _S_SPREAD or least <= _S_BEGIN < most:
+                        return _UNCLEAR
+                    excess[dy, dx] = least
     _spread(excess, mask[y - 2 : y + 3, x - 2 : x + 3])
-    return True
+    return _SUSPECT
 
 
 @kernel()
@@ -277,20 +338,42 @@ def _excess(
     gain: np.float32,
     variance: np.float32,
     signal: F32,
-) -> np.float32:
-    """S' of pixel (y - 2 + dy, x - 2 + dx); `signal` keeps S, from (y - 4, x - 4), once known."""
-    values = np.empty(25, np.float32)
+) -> tuple[np.float32, np.float32]:
+    """The least and the most that S' of pixel (y - 2 + dy, x - 2 + dx) may be.
+
+    `signal` keeps S and its doubt once known, from (y - 4, x - 4).
+    """
+    lowest, highest = np.empty(25, np.float32), np.empty(25, np.float32)
     count = 0
     for b in range(dy, dy + 5):
         for a in range(dx, dx + 5):
-            if signal[b, a] == _NEVER:
-                j, i = y + b - 4, x + a - 4
-                noise = np.sqrt(_variance(image, j, i, gain, variance))
-                signal[b, a] = _laplacian(image, j, i, gain) / (_TWO * noise)
-            values[count] = signal[b, a]
+            if signal[0, b, a] == _NEVER:
+                value, doubt, _ = _signal(image, y + b - 4, x + a - 4, gain, variance)
+                signal[0, b, a], signal[1, b, a] = value, doubt
+            lowest[count] = signal[0, b, a] - signal[1, b, a]
+            highest[count] = signal[0, b, a] + signal[1, b, a]
             count += 1
-    above: np.float32 = signal[dy + 2, dx + 2] - _median(values)
-    return above
+    own = 12
+    return lowest[own] - _median(highest), highest[own] - _median(lowest)
+
+
+@kernel()
+def _signal(
+    image: F32, y: int, x: int, gain: np.float32, variance: np.float32
+) -> tuple[np.float32, np.float32, np.float32]:
+    """S of any pixel, the doubt of it, and its noise, e-; beyond the edges of the frame is zero."""
+    ny, nx = image.shape
+    value, doubt = _laplacian(
+        gain * image[y, x],
+        gain * image[y, x - 1] if x > 0 else _ZERO,
+        gain * image[y, x + 1] if x < nx - 1 else _ZERO,
+        gain * image[y - 1, x] if y > 0 else _ZERO,
+        gain * image[y + 1, x] if y < ny - 1 else _ZERO,
+    )
+    noise = np.sqrt(_variance(image, y, x, gain, variance))
+    signal = value / (_TWO * noise)
+    # The second term is for what is done with S: it is rounded five times at most.
+    return signal, doubt / (_TWO * noise) + _ROUNDING * signal, noise
 
 
 @kernel()
@@ -316,35 +399,6 @@ def _fine(image: F32, y: int, x: int, noise: np.float32, gain: np.float32) -> np
             values[count] = _median9(image, j, i, gain)
             count += 1
     return max((values[24] - _median(values)) / noise, _LEAST_FINE)
-
-
-@kernel()
-def _laplacian(image: F32, y: int, x: int, gain: np.float32) -> np.float32:
-    """L+ of any pixel, e-; beyond the edges of the frame there is nothing to subtract."""
-    ny, nx = image.shape
-    v = gain * image[y, x]
-    total = _ZERO
-    for south, east in ((0, 0), (1, 0), (1, 1), (0, 1)):
-        # In double in the first row, rounded at the end, as astroscrappy has it.
-        exact = 4.0 * v
-        rounded = _FOUR * v
-        for step in range(4):
-            j, i = y, x
-            if step == 0 and east == 1:
-                i = x + 1
-            elif step == 1 and east == 0:
-                i = x - 1
-            elif step == 2 and south == 1:
-                j = y + 1
-            elif step == 3 and south == 0:
-                j = y - 1
-            if 0 <= j < ny and 0 <= i < nx:
-                neighbour = gain * image[j, i]
-                exact -= neighbour
-                rounded -= neighbour
-        quarter = np.float32(exact) if y == 0 and south == 0 else rounded
-        total += max(quarter, _ZERO)
-    return total / _FOUR
 
 
 @kernel()
