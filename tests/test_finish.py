@@ -463,6 +463,15 @@ def test_what_was_rejected_is_not_dropped(mono, monkeypatch):
     assert np.mean(more > weight + 1e-6) > 1e-3
 
 
+def test_the_finer_grid_does_not_depend_on_its_tiles(mono):
+    """Also where what was rejected lies across the border of two tiles."""
+    _, parts = mono
+    _, tiled, some, _ = drizzled(parts, memory_bytes=SMALL)
+    _, whole, weight, _ = drizzled(parts)
+    np.testing.assert_allclose(some, weight, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(tiled, whole, rtol=1e-5, atol=0.003)
+
+
 def test_colours_of_a_mosaic_on_the_finer_grid(colour):
     _, parts = colour
     made, fine, weight, _ = drizzled(parts)
