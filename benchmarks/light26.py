@@ -24,11 +24,11 @@ from daemon import masters, warmup
 from daemon.config import parse
 from daemon.ledger.ledger import Ledger
 from daemon.log import StatusLog
+from daemon.parts import compose
 from daemon.simulator.camera import make_camera
 from daemon.simulator.night import plan_night, take
 from daemon.simulator.sky import make_sky
 from daemon.simulator.writer import write_frame
-from daemon.parts import compose
 
 
 def arguments() -> argparse.Namespace:

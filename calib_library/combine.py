@@ -383,7 +383,7 @@ def _clip_lane(
 
 
 @kernel()
-def _clip_block(  # noqa: PLR0917
+def _clip_block(
     values: npt.NDArray[Any],
     sums: npt.NDArray[np.float64],
     width: int,
@@ -439,7 +439,7 @@ def _clip_block(  # noqa: PLR0917
 
 
 @kernel(parallel=True)
-def _clip_integers(  # noqa: PLR0917
+def _clip_integers(
     tile: npt.NDArray[np.uint16],
     offset: float,
     network: npt.NDArray[np.int32],
@@ -473,7 +473,7 @@ def _clip_integers(  # noqa: PLR0917
 
 
 @kernel(parallel=True)
-def _clip_floats(  # noqa: PLR0917
+def _clip_floats(
     tile: Floats,
     y0: int,
     dark: Floats,

@@ -17,7 +17,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def kernel(*, parallel: bool = False, inline: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def kernel(
+    *, parallel: bool = False, inline: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a function of arrays and numbers; the first call with new types compiles.
 
     `inline=True` is for small device functions that are called once a pixel.
