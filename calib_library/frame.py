@@ -1,4 +1,4 @@
-"""What one frame is, in records that every other module speaks: frozen, each field with its unit."""
+"""What one frame is, in records that every module speaks: frozen, each field with its unit."""
 
 import dataclasses
 import datetime as dt
