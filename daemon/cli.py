@@ -276,7 +276,9 @@ def readmit(frame: str, /, *, config: ConfigOption = None) -> int:
 
 
 @stack_app.command
-def finish(number: int | None = None, /, *, config: ConfigOption = None) -> int:
+def finish(
+    number: int | None = None, /, *, config: ConfigOption = None, drizzle: bool = False
+) -> int:
     """Make the exact stack from all raw frames, with rejection in two passes; at the end of a night
     this happens by itself.
 
@@ -284,6 +286,8 @@ def finish(number: int | None = None, /, *, config: ConfigOption = None) -> int:
     ----------
     number
         The stack's number, as `lightkeeper stack` shows it; without it, all stacks.
+    drizzle
+        Make one on a grid twice as fine too: for dithered, undersampled frames.
     """
     settings = _load(config)
     from daemon.report import collect
@@ -296,15 +300,17 @@ def finish(number: int | None = None, /, *, config: ConfigOption = None) -> int:
     if number is not None and number not in stacks:
         _complain(f"there is no stack {number}; `lightkeeper stack` shows them")
         return Exit.PROBLEM
-    return _order(settings, "finish", stacks if number is None else [number])
+    return _order(settings, "finish", stacks if number is None else [number], drizzle=drizzle)
 
 
-def _order(settings: configuration.Config, action: str, numbers: Sequence[int]) -> int:
+def _order(
+    settings: configuration.Config, action: str, numbers: Sequence[int], *, drizzle: bool = False
+) -> int:
     """Leave orders with the daemon, or carry them out where none runs."""
     from daemon import orders, service
     from daemon.report import collect
 
-    asked = [orders.Order(orders.Action(action), number) for number in numbers]
+    asked = [orders.Order(orders.Action(action), number, drizzle) for number in numbers]
     if not collect.running(settings.library.path):
         return service.carry_out(settings, asked)
     for order in asked:

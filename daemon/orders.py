@@ -46,6 +46,8 @@ class Order:
     action: Action
     id: int
     """Of the frame or the stack."""
+    drizzle: bool = False
+    """With the exact stack, one on a grid twice as fine."""
 
 
 def leave(root: Path, order: Order) -> None:
@@ -68,7 +70,7 @@ def waiting(root: Path) -> Iterator[tuple[Path, Order | None]]:
         path = Path(entry.path)
         try:
             fields = json.loads(path.read_text())
-            order = Order(Action(fields["action"]), int(fields["id"]))
+            order = Order(Action(fields["action"]), int(fields["id"]), bool(fields["drizzle"]))
         except (ValueError, KeyError, TypeError):
             yield path, None
         else:
@@ -84,20 +86,21 @@ def carry_out(parts: Parts, order: Order, *, now: dt.datetime) -> None:
                 "ORDER", f"there is no stack {order.id}: lightkeeper stack lists them"
             )
         else:
-            finish_stack(parts, stack)
+            finish_stack(parts, stack, drizzle=order.drizzle)
     elif order.action is Action.REMOVE:
         remove(parts, order.id, now=now)
     else:
         readmit(parts, order.id)
 
 
-def finish_stack(parts: Parts, stack: Stack) -> None:
+def finish_stack(parts: Parts, stack: Stack, *, drizzle: bool = False) -> None:
     """Make the exact stack of all members from their raw frames, and record it."""
     made = finish.finish(
         parts.pipeline,
         stack,
         memory_bytes=parts.config.stack.memory_mb * MEGABYTE // FINISH_SHARE,
         beat=parts.beat,
+        drizzle=drizzle,
     )
     if made is None:
         return

@@ -168,8 +168,10 @@ class Publisher:
             self._stacks.withdraw(stack)
         if stack.path:
             stem = product.stem_of(stack, self._stacks.all())
-            for name in (Path(stack.path).name, f"{stem}.fits", f"{stem}.png"):
-                (self._root / product.folder_of(stack) / name).unlink(missing_ok=True)
+            folder = self._root / product.folder_of(stack)
+            for kind in (".fits", ".png", "_v*.fits", "_final*", "_drizzle.*"):
+                for path in folder.glob(stem + kind):
+                    path.unlink()
 
     def _picture(self, stack: Stack, growing: Growing) -> None:
         image = rendered(growing)

@@ -33,7 +33,9 @@ PURE = {
     "daemon.light.register",
     "daemon.light.warp",
     "daemon.stack.live",
+    "daemon.stack.drizzle",
     "daemon.stack.final",
+    "daemon.stack.holes",
     "daemon.report.preview",
     "daemon.toml_lines",
 }

@@ -106,7 +106,7 @@ def test_finish_makes_the_exact_stack(taken, tmp_path, capsys):
     run(config)
     assert cli.main(["stack", "finish", "7", "--config", toml(tmp_path)]) == 1
     assert "no stack 7" in capsys.readouterr().err
-    assert cli.main(["stack", "finish", "--config", toml(tmp_path)]) == 0
+    assert cli.main(["stack", "finish", "--drizzle", "--config", toml(tmp_path)]) == 0
     outcome = Outcome(config)
     (stack,) = outcome.stacks
     assert stack.final_frames == 6
@@ -116,4 +116,6 @@ def test_finish_makes_the_exact_stack(taken, tmp_path, capsys):
     # Both see the same sky: they differ by a fraction of the noise of one frame.
     sigma = outcome.members[stack.id][0].quality.noise_adu
     assert np.median(np.abs(exact - growing)) < 0.1 * sigma
+    (fine,) = (config.library.path / stack.final_path).parent.glob("*_drizzle.fits")
+    assert image_io.read_product(fine)[0].shape == tuple(2 * side for side in exact.shape)
     assert any("FINAL" in line for line in outcome.log.splitlines())

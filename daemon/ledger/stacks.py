@@ -333,7 +333,8 @@ class Stacks:
         """The stack has no frames left: nothing is its product."""
         with transaction(self.db):
             self.db.conn.execute(
-                "UPDATE stack SET path = NULL, published_frames = 0, published_exposure_s = 0 "
+                "UPDATE stack SET path = NULL, published_frames = 0, published_exposure_s = 0, "
+                "final_path = NULL, final_frames = 0 "
                 "WHERE id = ?",
                 (stack.id,),
             )
