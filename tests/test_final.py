@@ -1,5 +1,7 @@
 """The exact stack against simulated truth and against plain numpy."""
 
+import dataclasses
+
 import numba
 import numpy as np
 import pytest
@@ -86,6 +88,28 @@ def test_hysteresis_takes_the_edge_of_a_trail_with_its_core():
     assert max(m.mean() for k, m in masks.items() if k) < 0.002
 
 
+def test_a_bright_nebula_does_not_shelter_a_trail():
+    """The seeing changes stars by a share of their light; a nebula it leaves as it is."""
+    rng = np.random.default_rng(12)
+    y, x = np.mgrid[:64, :64]
+    nebula = 1000 + 3000 * np.exp(-((x - 32) ** 2 + (y - 32) ** 2) / (2 * 60**2))
+    frames = [(nebula + rng.normal(0, 10, x.shape)).astype(np.float32)[None] for _ in range(20)]
+    clean = np.mean(frames, axis=0)[0]
+    trail = abs(x - y) < 4
+    frames[6][0, trail] += 150
+    terms = [
+        dataclasses.replace(simple_terms(k), fwhm_px=3.0 + 0.5 * np.sin(k), e_per_adu=1e3)
+        for k in range(20)
+    ]
+    stack = live.LiveStack.empty((1, 64, 64))
+    for frame, one in zip(frames, terms, strict=True):
+        live.add(stack, frame, np.eye(3), one)
+    exact = final.combine(array_source(frames), terms, shape=(1, 64, 64), skies=[1000.0])
+    # Left in, it would add 150/20 = 7.5 ADU.
+    assert abs((exact.image.mean[0] - clean)[trail].mean()) < 0.3
+    assert abs((live.render(stack).mean[0] - clean)[trail].mean()) < 0.3
+
+
 def test_tiles_and_threads_do_not_change_a_bit():
     shots, _ = night(20)
     shots = shots[:12]
@@ -156,7 +180,8 @@ def in_numpy(cube, terms, sky):
     spread = np.where(count >= 8, (1.4826 * middle) ** 2, 0)
     weights = np.array([t.weight for t in terms])[:, None, None]
     widths = np.array([t.fwhm_px for t in terms])[:, None, None]
-    seeing = abs(((weights * widths).sum() / weights.sum() / widths) ** 2 - 1) + 0.05
+    width = (weights * widths).sum() / weights.sum()
+    seeing = abs((width / widths) ** 2 - 1) + 0.05
     variance = np.array([t.sigma_adu**2 for t in terms])[:, None, None]
     per_adu = 1 / np.array([t.e_per_adu for t in terms])[:, None, None]
     for _ in range(2):
@@ -169,8 +194,9 @@ def in_numpy(cube, terms, sky):
         source = np.fmax(centre - sky, 0)
         noise = (variance + source * per_adu) * (1 + 1.5 / np.maximum(count, 1))
         sigma = np.sqrt(np.maximum(noise, np.where(count >= 8, spread, 0)))
-        beyond = abs(cube - centre) - seeing * source - 0.5 * contrast
-        out, candidate = beyond > 4 * sigma, beyond > 2 * sigma
+        of_stars = np.fmin(source, (1 + width**2 / 4) * contrast)
+        beyond = abs(cube - centre) - seeing * of_stars - 0.5 * contrast
+        out, candidate = beyond > 4 * sigma, beyond > 1.7 * sigma
         for _ in range(3):
             out = out | (candidate & dilated(out))
         kept = there & ~out

@@ -1,9 +1,9 @@
 """The exact stack, when all frames are there: two passes over row tiles, at bounded memory.
 
 In each tile: the median of the frames → a gate around it → hysteresis, so that the faint edge of a
-trail goes with its core (beyond 4 σ a value is out; beyond 2 σ it is out next to one that is, three
-times over) → the weighted mean. Then the same once more around that mean. Unlike the live stack it
-sees every value at once; the two agree to a fifth of the stack's noise.
+trail goes with its core (beyond 4 σ a value is out; beyond 1.7 σ it is out next to one that is,
+three times over) → the weighted mean. Then the same once more around that mean. Unlike the live
+stack it sees every value at once; the two agree to a fifth of the stack's noise.
 
 For speed a tile is worked in strips of `STRIP` columns, row by row, each step a row behind the one
 whose neighbours it looks at, so that the values are fetched from memory once and stay in the second
@@ -30,6 +30,7 @@ from daemon.stack.live import (
     SEEING_FLOOR,
     FrameTerms,
     StackImage,
+    steepness,
 )
 
 Image = npt.NDArray[np.float32]
@@ -45,7 +46,8 @@ RejectedSink = Callable[[int, int, npt.NDArray[np.bool_]], None]
 """(position, y0, mask (planes, rows, nx)): the values of one frame left out of some rows."""
 
 SEED_SIGMA = 4.0
-GROW_SIGMA = 2.0
+GROW_SIGMA = 1.7
+"""σ is measured before resampling, which takes a tenth or more off the noise: 2 σ of the values."""
 GROW_TIMES = 3
 PASSES = 2
 LAG = GROW_TIMES + 1
@@ -201,18 +203,20 @@ def _measure_skies(
 
 
 def _table(terms: Sequence[FrameTerms], sigmas: Numbers) -> Numbers:
-    """What the gate asks of each frame, (n, 4): weight, σ² in ADU², ADU² a source adds per ADU,
-    the relative seeing term.
+    """What the gate asks of each frame, (n, 5): weight, σ² in ADU², ADU² a source adds per ADU,
+    the relative seeing term of a source, the same of the share of the contrast that is allowed.
     """
     weights = np.array([frame.weight for frame in terms])
     widths = np.array([frame.fwhm_px for frame in terms])
     width = weights @ widths / weights.sum()
+    seeing = np.abs((width / widths) ** 2 - 1.0) + SEEING_FLOOR
     return np.column_stack(
         [
             weights,
             np.square(sigmas),
             [1.0 / frame.e_per_adu for frame in terms],
-            np.abs((width / widths) ** 2 - 1.0) + SEEING_FLOOR,
+            seeing,
+            seeing * steepness(float(width)) / CONTRAST_SHARE,
         ]
     )
 
@@ -454,12 +458,14 @@ def _mark(
         row = strip.values[slot, i]
         candidates = strip.candidates[turn, slot, word]
         rejected = strip.rejected[turn, 0, slot, word, 1:]
-        variance, per_adu, seeing = table[i, 1], table[i, 2], table[i, 3]
+        variance, per_adu, seeing, steep = table[i, 1], table[i, 2], table[i, 3], table[i, 4]
         for x in range(width):
             noise = (variance + sources[x] * per_adu) * known[x]
             sigma[x] = np.sqrt(max(noise, least[x]))
         for x in range(width):
-            excess[x] = abs(row[x] - here[x]) - (seeing * sources[x] + fixed[x])
+            blurred, steepest = seeing * sources[x], steep * fixed[x]
+            slack = (blurred if blurred < steepest else steepest) + fixed[x]  # noqa: FURB136
+            excess[x] = abs(row[x] - here[x]) - slack
         for x in range(width):
             candidates[x] |= bit if excess[x] > np.float32(GROW_SIGMA) * sigma[x] else none
             rejected[x] |= bit if excess[x] > np.float32(SEED_SIGMA) * sigma[x] else none

@@ -41,6 +41,10 @@ CONTRAST_SHARE = 0.5
 """s of the gate: the share of the largest difference to the eight neighbours."""
 SEEING_FLOOR = 0.05
 """Relative error of a source that even equal seeing leaves."""
+SHARPEST_SHARE = 0.25
+"""A star of FWHM w stands above its sky by no more than 1 + w²/4 times its contrast, at its peak;
+more light than that is a nebula, to which the seeing does nothing. (A Moffat star of β = 3.5 needs
+w²/5.5 + 0.6.)"""
 CENTRE_VARIANCE = 1.5
 """Variance of the centre in units of σ²/n: between a mean (1) and a median (π/2)."""
 EMPIRICAL_FROM = 8
@@ -356,13 +360,19 @@ def _frame_numbers(
     )
 
 
+def steepness(fwhm_px: float) -> float:
+    """How many times its contrast a star's light may be, at most."""
+    return 1.0 + SHARPEST_SHARE * fwhm_px**2
+
+
 def _table(stack: LiveStack) -> Matrix:
-    """Everything the gate asks of a frame, by frame number: (numbers, 3 + planes) f64: integer
-    weight, ADU² a source adds per ADU, relative seeing term, and σ² of each plane.
+    """Everything the gate asks of a frame, by frame number: (numbers, 4 + planes) f64: integer
+    weight, ADU² a source adds per ADU, relative seeing term of a source, the same of a contrast,
+    and σ² of each plane.
 
     A waiting value is judged by its own frame, whichever frame pushes it out.
     """
-    table = np.zeros((max(stack.terms) + 2, 3 + stack.shape[0]))
+    table = np.zeros((max(stack.terms) + 2, 4 + stack.shape[0]))
     weights = np.array([terms.weight for terms in stack.terms.values()])
     widths = np.array([terms.fwhm_px for terms in stack.terms.values()])
     width = float(weights @ widths / weights.sum())
@@ -371,7 +381,8 @@ def _table(stack: LiveStack) -> Matrix:
         row[0] = np.clip(np.rint(terms.weight / stack.weight_unit), 1, MAX_WEIGHT)
         row[1] = 1.0 / terms.e_per_adu
         row[2] = abs((width / terms.fwhm_px) ** 2 - 1.0) + SEEING_FLOOR
-        row[3:] = np.square(stack.sigmas[terms.index])
+        row[3] = row[2] * steepness(width)
+        row[4:] = np.square(stack.sigmas[terms.index])
     return table
 
 
@@ -383,7 +394,7 @@ def _typical(stack: LiveStack, table: Matrix) -> Matrix:
     numbers = len(stack.terms)
     typical = np.empty((stack.shape[0], 3))
     for plane, row in enumerate(typical):
-        variances = table[:, 3 + plane]
+        variances = table[:, 4 + plane]
         row[0] = weights @ variances / weights.sum()
         row[1] = weights @ table[:, 1] / weights.sum()
         row[2] = row[0] * weights.sum() ** 2 / (weights**2 @ variances) / numbers
@@ -413,15 +424,15 @@ def _gate(
     variance: float,
     per_adu: float,
     seeing: float,
+    steep: float,
     number: int,
     empirical: float,
 ) -> float:
     """How far a value may lie from the centre, ADU."""
     source = max(centre - sky, 0.0)
     noise = (variance + source * per_adu) * (1.0 + CENTRE_VARIANCE / number)
-    return float(
-        GATE_SIGMA * np.sqrt(max(noise, empirical)) + seeing * source + CONTRAST_SHARE * contrast
-    )
+    slack = min(seeing * source, steep * contrast) + CONTRAST_SHARE * contrast
+    return float(GATE_SIGMA * np.sqrt(max(noise, empirical)) + slack)
 
 
 @kernel(inline=True)
@@ -479,11 +490,11 @@ def _add_rows(
                 if count > 0:
                     centre = total[plane, y, x] * quantum / old
                     away = value - centre
-                    variance = table[frame, 3 + plane]
+                    variance = table[frame, 4 + plane]
                     # Most values lie within the gate's smallest possible width.
                     if away * away > GATE_SIGMA * GATE_SIGMA * variance and abs(away) > _gate(
                         centre, skies[plane], contrast[plane, y, x] * contrast_unit, variance,
-                        table[frame, 1], table[frame, 2], count + depth,
+                        table[frame, 1], table[frame, 2], table[frame, 3], count + depth,
                         _empirical(float(spread[plane, y, x]), old, count),
                     ):  # fmt: skip
                         continue
@@ -578,8 +589,9 @@ def _remove_rows(
                     )
                     if abs(away) > _gate(
                         centre, skies[plane], contrast[plane, y, x] * contrast_unit,
-                        table[number, 3 + plane], table[number, 1], table[number, 2],
-                        count - 1 + depth, _empirical(float(without), rest, count - 1),
+                        table[number, 4 + plane], table[number, 1], table[number, 2],
+                        table[number, 3], count - 1 + depth,
+                        _empirical(float(without), rest, count - 1),
                     ):  # fmt: skip
                         continue
                     spread[plane, y, x] = without
@@ -710,10 +722,10 @@ def _render_rows(
                         frame = frames[i, plane, y, x]
                         value = values[i, plane, y, x]
                         away = value - centre
-                        least = table[frame, 3 + plane]
+                        least = table[frame, 4 + plane]
                         if away * away > GATE_SIGMA * GATE_SIGMA * least and abs(away) > _gate(
                             centre, skies[plane], contrast[x], least,
-                            table[frame, 1], table[frame, 2], number, empirical,
+                            table[frame, 1], table[frame, 2], table[frame, 3], number, empirical,
                         ):  # fmt: skip
                             continue
                         share = int(table[frame, 0])
