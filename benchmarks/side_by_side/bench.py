@@ -141,6 +141,11 @@ class Bench:
         places = {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config")}
         return process.run([self.siril, "-s", path], folder=self.scratch, environment=places)
 
+    def own_master(self, library: Path) -> Run:
+        """Let the calibration library build the one master that is due."""
+        task_input = {"library": str(library)}
+        return self._python(self.python, "by_library.py", "master", task_input)
+
     def command(self, *words: str, config: Path) -> Run:
         """Run one of Lightkeeper's commands, such as `run --until-idle`."""
         return process.run(

@@ -149,16 +149,6 @@ def file(*, library: str, watched: str, paths: list[str], make: bool) -> dict[st
         return {"filed": counts, "masters": build(parts) if make else 0}
 
 
-def master(*, library: str, watched: str) -> dict[str, Any]:
-    """Build the one master that is due: read, checked, combined, written, registered."""
-    began = time.perf_counter()
-    with opened(configuration(Path(library), Path(watched), memory_mb=1500)) as parts:
-        count = build(parts)
-    if count != 1:
-        raise SystemExit(f"{count} masters were built where one was due")
-    return {"seconds": time.perf_counter() - began}
-
-
 def lights(
     *, library: str, watched: str, paths: list[str], memory_mb: int, clean: str
 ) -> dict[str, Any]:
@@ -444,7 +434,6 @@ def kernels() -> dict[str, Any]:
 
 TASKS: Iterable[Any] = (
     file,
-    master,
     lights,
     accuracy,
     resampling,

@@ -27,8 +27,7 @@ def master(bench: Bench) -> Row:
     frames, output = bench.frames("dark"), bench.scratch / "master.fits"
 
     def ours() -> Run:
-        library = bench.library("master", kinds=("dark",), make=False)
-        return bench.own("master", library=str(library), watched=str(bench.watched))
+        return bench.own_master(bench.library("master", kinds=("dark",), make=False))
 
     def siril() -> Run:
         process = bench.empty("process")
