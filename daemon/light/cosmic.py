@@ -15,8 +15,8 @@ astroscrappy over the whole frame:
   costs a few operations a pixel; one pixel in a thousand of a usual frame comes further.
 - Medians, F and the noise come out the same to the last bit. The Laplacian need not: astroscrappy
   is compiled with leave to reorder its sums. So S has a doubt, a bound on what any order can make
-  of it, and where a verdict is within the doubt, astroscrappy itself is asked about that part of
-  the frame: once in some tens of frames.
+  of it, and where a verdict is within the doubt, astroscrappy itself is asked about a patch: for
+  one ray in some thousands.
 - It is also asked where suspects crowd, as in a frame whose gain is far wrong: there all medians of
   all pixels cost less.
 """
@@ -41,6 +41,7 @@ _UNLIMITED_E = 1e12  # stands for no saturation
 _BORDER = 2  # px at each edge of the frame that have no median of 5×5, and are never flagged
 _STRIP = 32  # rows of one piece of parallel work
 _CROWDED = 8  # a strip with one suspect in so many pixels is quicker done by astroscrappy
+_ROOM = 32  # for unclear pixels of a strip; with more, all of it is unclear
 _TILE_STRIPS = 16  # at most in one call of it: it takes some 60 bytes a pixel
 _GROWTH = 2  # px: a ray spreads twice by one pixel from where it begins
 _REACH = 8  # px that a verdict rests on: growth 2, saturated stars' rims 2 + 2, their median 2
@@ -90,9 +91,12 @@ def clean(
     cleaned = np.empty_like(given)
     holes = _fill(given, sky, cleaned)
     mask = np.zeros(given.shape, dtype=np.bool_)
-    unclear = np.zeros((-(-len(given) // _STRIP), 2), dtype=np.int64)
-    _flag(cleaned, gain, noise * noise, limit, mask, unclear)
-    _ask_astroscrappy(cleaned, gain, noise, limit, mask, unclear)
+    strips = -(-len(given) // _STRIP)
+    unclear = np.full((strips, _ROOM), -1, dtype=np.int64)
+    crowded = np.zeros(strips, dtype=np.bool_)
+    _flag(cleaned, gain, noise * noise, limit, mask, unclear, crowded)
+    _ask_about_pixels(cleaned, gain, noise, limit, unclear[unclear >= 0], mask)
+    _ask_about_strips(cleaned, gain, noise, limit, np.flatnonzero(crowded), mask)
     places = np.flatnonzero(mask)
     cleaned.ravel()[places] = _repaired(cleaned, mask, places, gain, limit, sky)
     if holes:
@@ -111,46 +115,81 @@ def read_noise(sigma_adu: float, sky_adu: float, e_per_adu: float) -> float:
     return math.sqrt(max((sigma_adu * e_per_adu) ** 2 - max(sky_adu, 0.0) * e_per_adu, 1.0))
 
 
-def _ask_astroscrappy(
+def _astroscrappy(
+    image: F32, gain: np.float32, noise: np.float32, saturation_e: np.float32
+) -> Bool:
+    found: Bool
+    found, _ = astroscrappy.detect_cosmics(
+        image,
+        sigclip=_SIGCLIP,
+        objlim=_OBJLIM,
+        gain=float(gain),
+        readnoise=float(noise),
+        satlevel=float(saturation_e),
+        niter=1,
+        sepmed=False,
+        cleantype="meanmask",
+    )
+    return found
+
+
+def _ask_about_pixels(
     image: F32,
     gain: np.float32,
     noise: np.float32,
     saturation_e: np.float32,
+    places: I64,
     mask: Bool,
-    unclear: I64,
 ) -> None:
-    """Set in `mask` what begins in the unclear columns, first and one past the last, of strips."""
-    strips = np.flatnonzero(unclear[:, 1])
+    """Set in `mask` the rays that begin at some pixels (flat indices).
+
+    A patch that an edge of the frame cuts is looked at alone, for astroscrappy has its own ways at
+    edges. The others are put one above another: many small calls are slow on a busy machine.
+    """
+    ny, nx = image.shape
+    size = 2 * (_GROWTH + _REACH) + 1
+    stacked, spreads = [], []
+    for y, x in zip(*divmod(places, nx), strict=True):
+        seen = _around(y, _GROWTH + _REACH, ny), _around(x, _GROWTH + _REACH, nx)
+        spread = _around(y, _GROWTH, ny), _around(x, _GROWTH, nx)
+        if image[seen].shape == (size, size):
+            stacked.append(image[seen])
+            spreads.append(spread)
+        else:
+            found = _astroscrappy(image[seen], gain, noise, saturation_e)
+            rows, columns = (
+                slice(a.start - b.start, a.stop - b.start)
+                for a, b in zip(spread, seen, strict=True)
+            )
+            mask[spread] |= found[rows, columns]
+    if stacked:
+        found = _astroscrappy(np.concatenate(stacked), gain, noise, saturation_e)
+        inner = found.reshape(-1, size, size)[:, _REACH:-_REACH, _REACH:-_REACH]
+        for spread, flags in zip(spreads, inner, strict=True):
+            mask[spread] |= flags
+
+
+def _around(place: int, margin: int, length: int) -> slice:
+    return slice(max(place - margin, 0), min(place + margin + 1, length))
+
+
+def _ask_about_strips(
+    image: F32,
+    gain: np.float32,
+    noise: np.float32,
+    saturation_e: np.float32,
+    strips: I64,
+    mask: Bool,
+) -> None:
+    """Set in `mask` the rays that begin in some strips, those beside one another together."""
     for run in np.split(strips, np.flatnonzero(np.diff(strips) > 1) + 1):
-        for some in np.split(run, range(_TILE_STRIPS, len(run), _TILE_STRIPS)):
-            if not len(some):
-                continue
-            rows, low = _with_reach(some[0] * _STRIP, (some[-1] + 1) * _STRIP, image.shape[0])
-            columns, left = _with_reach(
-                unclear[some, 0].min(), unclear[some, 1].max(), image.shape[1]
-            )
-            found, _ = astroscrappy.detect_cosmics(
-                image[low, left],
-                sigclip=_SIGCLIP,
-                objlim=_OBJLIM,
-                gain=float(gain),
-                readnoise=float(noise),
-                satlevel=float(saturation_e),
-                niter=1,
-                sepmed=False,
-                cleantype="meanmask",
-            )
-            inner = (
-                slice(rows.start - low.start, rows.stop - low.start),
-                slice(columns.start - left.start, columns.stop - left.start),
-            )
-            mask[rows, columns] |= found[inner]
-
-
-def _with_reach(first: int, last: int, length: int) -> tuple[slice, slice]:
-    """Where rays that begin in [first, last) may spread to, and what their verdict rests on."""
-    low, high = max(first - _GROWTH, 0), min(last + _GROWTH, length)
-    return slice(low, high), slice(max(low - _REACH, 0), min(high + _REACH, length))
+        for first in range(0, len(run), _TILE_STRIPS):
+            some = run[first : first + _TILE_STRIPS]
+            y0 = max(some[0] * _STRIP - _GROWTH, 0)
+            y1 = min((some[-1] + 1) * _STRIP + _GROWTH, len(image))
+            low, high = max(y0 - _REACH, 0), min(y1 + _REACH, len(image))
+            found = _astroscrappy(image[low:high], gain, noise, saturation_e)
+            mask[y0:y1] |= found[y0 - low : y1 - low]
 
 
 @kernel(parallel=True)
@@ -177,11 +216,15 @@ def _flag(
     saturation_e: np.float32,
     mask: Bool,
     unclear: I64,
+    crowded: Bool,
 ) -> None:
-    """Set in `mask` what begins in each strip; `unclear` are its columns left to astroscrappy."""
+    """Set in `mask` what begins in each strip, but at its unclear pixels, or where it is crowded.
+
+    `unclear` (strips, room) takes flat indices from the left.
+    """
     ny, nx = image.shape
     inner = nx - 2 * _BORDER
-    for strip in prange(len(unclear)):
+    for strip in prange(len(crowded)):
         first = max(strip * _STRIP, _BORDER)
         last = min((strip + 1) * _STRIP, ny - _BORDER)
         if first >= last or inner <= 0:
@@ -192,6 +235,7 @@ def _flag(
         signal = np.empty((2, 9, 9), np.float32)
         excess = np.empty((5, 5), np.float32)
         left = _STRIP * nx // _CROWDED
+        asked = 0
         for y in range(first, last):
             _laplacians(image[y - 1], image[y], image[y + 1], gain, laplacian)
             for x in range(inner):
@@ -201,17 +245,13 @@ def _flag(
                     )
                     left -= verdict != _INNOCENT
                     if verdict == _UNCLEAR:
-                        _add(unclear[strip], x + _BORDER)
-            if left < 0:
-                unclear[strip, 0], unclear[strip, 1] = 0, nx
+                        if asked < unclear.shape[1]:
+                            unclear[strip, asked] = y * nx + x + _BORDER
+                        asked += 1
+            if left < 0 or asked > unclear.shape[1]:
+                unclear[strip] = -1
+                crowded[strip] = True
                 break
-
-
-@kernel()
-def _add(columns: I64, x: int) -> None:
-    """Widen the columns, first and one past the last, to hold `x`."""
-    columns[0] = x if columns[1] == 0 else min(columns[0], x)
-    columns[1] = max(columns[1], x + 1)
 
 
 @kernel()
