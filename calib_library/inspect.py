@@ -331,7 +331,13 @@ def _sources(flat: Floats, medians: Floats, noise: Floats) -> tuple[int, int]:
         (above[w, y + dy, x + dx] - around > limit).astype(int)
         for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0))
     )
-    return int(np.count_nonzero(wide >= 3)), int(np.count_nonzero(wide <= 1))
+    # A bright column or row reaches far on both sides along itself, and with a little noise its
+    # highest pixel has a third bright neighbour: no star is that long.
+    line = np.zeros(len(w), np.bool_)
+    for dy, dx in ((_RING, 0), (0, _RING)):
+        ends = np.minimum(above[w, y + dy, x + dx], above[w, y - dy, x - dx])
+        line |= ends - around > 0.4 * height
+    return int(np.count_nonzero((wide >= 3) & ~line)), int(np.count_nonzero(wide <= 1))
 
 
 # --- judging -----------------------------------------------------------------------------------

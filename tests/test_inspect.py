@@ -10,6 +10,7 @@ from astropy.io import fits
 from calib_library.frame import Card, FrameType
 from calib_library.header import parse
 from calib_library.inspect import examine
+from daemon.simulator.camera import make_camera
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SHAPE = (240, 320)
@@ -270,3 +271,14 @@ def test_a_lie_about_a_real_frame_is_found(file, lie):
         warnings.simplefilter("ignore")
         pixels = fits.getdata(SHARED / file)
     assert examine(pixels, record(lie, shape=pixels.shape)).verdict == "quarantine"
+
+
+def test_bright_columns_of_a_bias_are_no_stars():
+    """A simulated camera of this shape has bias columns that stand out of the noise."""
+    shape = (1596, 2394)
+    camera = make_camera(shape, seed=11, filters=("R",))
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        pixels = camera.expose(None, filter_name=None, exposure_s=0.0, temperature_c=-10.0, rng=rng)
+        found = examine(pixels, record("BIAS", shape=shape))
+        assert found.verdict == "ok", found.reasons
