@@ -374,6 +374,33 @@ def test_astroscrappy_is_asked_where_a_verdict_hangs_on_rounding(calls, seed):
         np.testing.assert_array_equal(mask, whole_frame(image, **camera)[0])
 
 
+@pytest.mark.parametrize("seed", [91, 92])
+def test_what_astroscrappy_is_shown_is_enough_for_its_verdict(seed):
+    """Asked about each pixel, or each strip by itself, it says what it says of the whole frame."""
+    rng = np.random.default_rng(seed)
+    image = rng.lognormal(5, 1, (100, 40)).astype(np.float32)  # flags and saturation everywhere
+    image[rng.random(image.shape) < 0.04] *= 20
+    saturation = np.float32(np.quantile(image, 0.99))
+    expected, _ = whole_frame(
+        image, e_per_adu=1.0, read_noise_e=3.0, saturation_adu=float(saturation)
+    )
+    assert expected.sum() > 100
+    of_frame = (np.float32(1), np.float32(3), saturation)
+
+    mask = np.zeros(image.shape, bool)
+    rows = slice(30, 70)  # and the edges left and right of them
+    places = np.arange(image.size).reshape(image.shape)[rows].ravel()
+    cosmic._ask_about_pixels(image, *of_frame, places, mask)
+    np.testing.assert_array_equal(mask[32:68], expected[32:68])
+    assert not (mask & ~expected).any()
+
+    for strip in range(4):
+        mask = np.zeros(image.shape, bool)
+        cosmic._ask_about_strips(image, *of_frame, np.array([strip]), mask)
+        around = slice(max(strip * 32 - 2, 0), strip * 32 + 34)
+        np.testing.assert_array_equal(mask[around], expected[around])
+
+
 def test_a_ray_without_a_good_pixel_near_becomes_sky():
     """A ring of saturated pixels, whose rims reach up to the ray and not onto it."""
     rng = np.random.default_rng(73)
