@@ -1,6 +1,7 @@
 """Compile the kernels before the first frame of the night needs them; cached, it takes a second."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,11 @@ SIDE_PX = 192
 STARS = 40
 
 
-def kernels() -> None:
-    """Take a small invented frame through every kernel of a light's way, in grey and in colour."""
+def kernels(beat: Callable[[], None] = lambda: None) -> None:
+    """Take a small invented frame through every kernel of a light's way, in grey and in colour.
+
+    `beat` is called between the steps: the very first start may take a minute on a small machine.
+    """
     raw = _frame()
     dark = np.zeros(raw.shape, np.float32)
     bad = np.zeros(raw.shape, np.uint8)
@@ -21,6 +25,7 @@ def kernels() -> None:
         result = calibrate.calibrate(
             raw, dark=dark, flat=dark + 1, bad=bad, bayer=bayer, saturation_adu=None
         )
+        beat()
         if bayer:
             image = debayer.debayer(result.image, "RGGB")
             luminance = debayer.luminance(image)
@@ -29,22 +34,26 @@ def kernels() -> None:
                 result.image, e_per_adu=1.0, read_noise_e=3.0, sky_adu=1000.0
             )
             image = luminance[np.newaxis]
-        _stack(image, luminance, result.mask)
+        _stack(image, luminance, result.mask, beat)
 
 
 def _stack(
     image: npt.NDArray[np.float32],
     luminance: npt.NDArray[np.float32],
     mask: npt.NDArray[np.uint8],
+    beat: Callable[[], None],
 ) -> None:
+    beat()
     background = stars.measure_background(luminance)
     cells = stars.cell_means(luminance)
     found = stars.detect(luminance, mask=mask, background=background, saturation_adu=None)
+    beat()
     beside = dataclasses.replace(found, x=found.x + 1.0)
     registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
     quality.background_plane(cells, cells, registration.matrix, 1.0, luminance.shape)
     stack = live.LiveStack.empty(image.shape, high=3, low=2)
     for index in range(2):
+        beat()
         terms = live.FrameTerms(
             index=index, weight=1.0, scale=1.0, planes=((0.0, 0.0, 0.0),) * len(image),
             sigma_adu=10.0, e_per_adu=1.0, sky_adu=1000.0, fwhm_px=3.0,

@@ -127,7 +127,7 @@ class Worker(threading.Thread):
         self._sweep()
         self.started.set()
         self._beat("preparing the kernels")
-        warmup.kernels()
+        warmup.kernels(lambda: self._beat("preparing the kernels"))
         while not self._stopping.is_set():
             self._requests_now()
             busy = self._step()
