@@ -160,8 +160,8 @@ _COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "shared", "sa
 def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
     """Measure level and noise of `image` (ny, nx), ADU, in cells of about `cell_px` px.
 
-    Samples are clipped at 3σ about their median until they settle; the noise is that of differences
-    of pixels, to which a gradient or a nebula adds nothing. Large frames are sampled at every third
+    Samples are clipped at 3σ about their median until they settle; the noise is that of second
+    differences of pixels, to which a gradient or a nebula adds little. Large frames are sampled at every third
     row and column (an odd step, so that a mosaic's planes count equally). NaN is left out; a cell
     without samples takes the frame's median. `image` is not changed.
     """
