@@ -161,9 +161,9 @@ def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Backgro
     """Measure level and noise of `image` (ny, nx), ADU, in cells of about `cell_px` px.
 
     Samples are clipped at 3σ about their median until they settle; the noise is that of second
-    differences of pixels, to which a gradient or a nebula adds little. Large frames are sampled at every third
-    row and column (an odd step, so that a mosaic's planes count equally). NaN is left out; a cell
-    without samples takes the frame's median. `image` is not changed.
+    differences of pixels, to which a gradient or a nebula adds little. Large frames are sampled at
+    every third row and column (an odd step, so that a mosaic's planes count equally). NaN is left
+    out; a cell without samples takes the frame's median. `image` is not changed.
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     ny, nx = pixels.shape
