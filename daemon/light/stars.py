@@ -160,10 +160,10 @@ _COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "shared", "sa
 def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
     """Measure level and noise of `image` (ny, nx), ADU, in cells of about `cell_px` px.
 
-    Samples are clipped at 3σ about their median until they settle; the noise is that of second
-    differences of pixels, to which a gradient or a nebula adds little. Large frames are sampled at
-    every third row and column (an odd step, so that a mosaic's planes count equally). NaN is left
-    out; a cell without samples takes the frame's median. `image` is not changed.
+    Samples are clipped at 3σ about their median until they settle; the noise is that of differences
+    of pixels, to which a gradient or a nebula adds nothing. Large frames are sampled at every third
+    row and column (an odd step, so that a mosaic's planes count equally). NaN is left out; a cell
+    without samples takes the frame's median. `image` is not changed.
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     ny, nx = pixels.shape
@@ -466,9 +466,9 @@ def _clipped(samples: F32, count: int) -> tuple[float, float]:
 
 @kernel(parallel=True)
 def _measure_cells(image: F32, step: int, cells: F32, noise: F32) -> None:
-    """Clipped median of each cell; noise from second differences, of pixels three columns apart.
+    """Clipped median of each cell; noise from differences of pixels three columns apart.
 
-    To those a slope adds nothing, even one that changes across the cell, as a nebula's; and over
+    A gradient across the cell shifts all differences alike, so it is not taken for noise; and over
     three pixels the correlation that an interpolated mosaic has is gone.
     """
     ny, nx = image.shape
@@ -488,11 +488,9 @@ def _measure_cells(image: F32, step: int, cells: F32, noise: F32) -> None:
                     if np.isfinite(value):
                         samples[count] = value
                         count += 1
-                        if paired and x + 6 < x1:
-                            bent = image[y, x + 3] - np.float32(0.5) * (value + image[y, x + 6])
-                            if np.isfinite(bent):
-                                differences[pairs] = bent
-                                pairs += 1
+                        if paired and x + 3 < x1 and np.isfinite(image[y, x + 3]):
+                            differences[pairs] = image[y, x + 3] - value
+                            pairs += 1
             if count < 4 or pairs < 4:
                 cells[j, i] = np.nan
                 noise[j, i] = np.nan
@@ -500,7 +498,7 @@ def _measure_cells(image: F32, step: int, cells: F32, noise: F32) -> None:
             samples[:count].sort()
             differences[:pairs].sort()
             cells[j, i] = _clipped(samples, count)[0]
-            noise[j, i] = _clipped(differences, pairs)[1] / np.sqrt(1.5)
+            noise[j, i] = _clipped(differences, pairs)[1] / np.sqrt(2.0)
 
 
 @kernel(parallel=True)
