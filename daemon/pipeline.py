@@ -9,7 +9,7 @@ import dataclasses
 import datetime as dt
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -23,6 +23,7 @@ from daemon import explain, placing
 from daemon.calibration import Calibration, Calibrator
 from daemon.config import Config, WatchConfig
 from daemon.errors import FrameDeferredError, FrameQuarantinedError, FrameRejectedError
+from daemon.ledger import conditions
 from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
 from daemon.ledger.stacks import Member, Stacks
 from daemon.ledger.states import State
@@ -30,6 +31,7 @@ from daemon.light import cosmic, debayer, quality, stars
 from daemon.log import StatusLog
 from daemon.placing import Light
 from daemon.reader import Reader
+from daemon.selfcheck import SelfCheck
 from daemon.stack import product
 from daemon.stack.store import LiveStacks
 
@@ -75,6 +77,7 @@ class Pipeline:
         self.stacks = stacks
         self.live = live
         self.calibrator = calibrator
+        self._selfcheck = SelfCheck(calibrator)
         self.reader = reader
         self.log = log
         self._watches: Mapping[Path, WatchConfig] = {watch.path: watch for watch in config.watch}
@@ -231,6 +234,8 @@ class Pipeline:
         members = self.stacks.members(stack.id)
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))
+        checked = self._selfcheck.look(loaded.pixels, record, light)
+        explanation.append(("Calibration check", list(checked.lines)))
         try:
             found = placing.place(
                 frame.id,
@@ -239,26 +244,30 @@ class Pipeline:
                 photometry=stack.photometry,
                 members=members,
                 reference=self.stacks.reference(stack.target, stack.camera),
+                covered=checked.covered,
                 forced=frame.by_hand == "in",
             )
         except FrameRejectedError as error:
             measured = error.quality if isinstance(error, placing.NotAdmittedError) else None
-            self.ledger.finish(
-                frame,
-                State.REJECTED,
-                now=now,
-                reason=str(error),
-                sha256=loaded.sha256,
-                identity=identity,
-                stack_id=stack.id,
-                explanation=explanation,
-                quality=json.dumps(dataclasses.asdict(measured)) if measured else None,
-            )
+            with self.ledger.transaction():
+                changed = conditions.note(self.ledger.db, checked.findings, now=now)
+                self.ledger.finish(
+                    frame,
+                    State.REJECTED,
+                    now=now,
+                    reason=str(error),
+                    sha256=loaded.sha256,
+                    identity=identity,
+                    stack_id=stack.id,
+                    explanation=explanation,
+                    quality=json.dumps(dataclasses.asdict(measured)) if measured else None,
+                )
             self.log.warning(
                 "REJECTED",
                 f"{identity.target} {record.filter or ''}: {error}",
                 frame=frame.name,
             )
+            self._say(changed)
             return State.REJECTED
         member = found.member
         explanation.append(explain.place(found))
@@ -271,6 +280,7 @@ class Pipeline:
                 if found.reference is not None:
                     self.stacks.set_reference(stack.target, stack.camera, found.reference)
                 self.stacks.add_member(stack, member, found.begun)
+                changed = conditions.note(self.ledger.db, checked.findings, now=now)
                 self.ledger.finish(
                     frame,
                     State.STACKED,
@@ -290,7 +300,16 @@ class Pipeline:
             f"{time.perf_counter() - began:.2f} s{flags}",
             frame=frame.name,
         )
+        self._say(changed)
         return State.STACKED
+
+    def _say(self, changed: Sequence[conditions.Condition]) -> None:
+        """One line when a condition begins, one when it is over."""
+        for one in changed:
+            if one.over:
+                self.log.info("CHECK", f"over: {one.kind} of {one.subject}")
+            else:
+                self.log.warning("CHECK", one.sentence)
 
     def _keep(self, frame: Frame, identity: Identity, light: Light) -> None:
         """Write the calibrated light as a file of its own, replacing what an earlier calibration

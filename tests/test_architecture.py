@@ -31,6 +31,7 @@ PURE = {
     "daemon.light.stars",
     "daemon.light.quality",
     "daemon.light.register",
+    "daemon.light.residual",
     "daemon.light.warp",
     "daemon.stack.live",
     "daemon.stack.drizzle",

@@ -110,6 +110,25 @@ def m001_frames_and_stacks(db: sqlite_utils.Database) -> None:
         db.conn.execute(statement)
 
 
+@MIGRATIONS()
+def m002_conditions(db: sqlite_utils.Database) -> None:
+    """What is wrong for longer than a frame: see `daemon.ledger.conditions`."""
+    db.conn.execute(
+        """
+        CREATE TABLE condition (
+            id INTEGER PRIMARY KEY,
+            kind TEXT NOT NULL,
+            subject TEXT NOT NULL,          -- the camera or the master
+            sentence TEXT NOT NULL,         -- of the last frame that showed it
+            since TEXT,                     -- UTC; NULL while it does not hold
+            frames INTEGER NOT NULL DEFAULT 0,      -- that showed it
+            against INTEGER NOT NULL DEFAULT 0,     -- frames in a row that say the opposite
+            UNIQUE (kind, subject)
+        ) STRICT
+        """
+    )
+
+
 def apply(db: sqlite_utils.Database) -> None:
     """Bring the daemon's tables up to date; mutates the database."""
     MIGRATIONS.apply(db)

@@ -15,7 +15,7 @@ from calib_library import schema
 from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord
 from daemon.config import Config
-from daemon.ledger import summary
+from daemon.ledger import conditions, summary
 from daemon.ledger.ledger import Frame, Ledger
 from daemon.ledger.states import State
 from daemon.report.status import (
@@ -92,6 +92,7 @@ def status(config: Config) -> StatusReport:
         alive = running(root)
         beat = _heartbeat(root) if alive else {}
         problems = list(beat.get("problems", []))
+        problems += [one.sentence for one in conditions.current(db)]
         problems += [
             f"{frame.name}: {frame.state}: {frame.reason}"
             for frame in ledger.in_states(TROUBLE, limit=5)

@@ -1,0 +1,284 @@
+"""What calibration left in a light, or took too much of: measured on the light itself.
+
+A dark that was too cold leaves its hot pixels behind, a flat of another night its vignette; one
+that took too much leaves them negative. Each measure is the *fraction of the master's own pattern*
+that is still there: 0 where the master was right.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+
+BOLTZMANN_EV_K = 8.617333e-5
+ENERGY_EV = 0.57
+"""Activation energy of hot pixels until it is measured (algorithms, section 1)."""
+
+_WARM_SIGMA = 8.0  # excess over the dark's own noise from which a pixel is a witness
+_MOST = 4000  # witnesses: their slope is good to 1 % long before
+_STRIP = 16  # rows; strips are spread over the frame
+_STRIPS = 24
+_CAUCHY = 2.5  # stars and cosmic rays on a witness, and pixels that jump
+_ROUNDS = 12
+_LEAST_WITNESSES = 30
+_BLOCKS = 4  # along each side, for the errors
+_LEAST_FALLOFF = 0.02
+_LEAST_NOISE_ADU = 0.5
+
+
+class Estimate(NamedTuple):
+    """A measured number and its standard error."""
+
+    value: float
+    error: float
+
+    def differs(self, by: float, *, sigmas: float = 4.0) -> bool:
+        """Is it away from 0 by more than `by`, and by more than so many errors?"""
+        return abs(self.value) > max(by, sigmas * self.error)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Witnesses:
+    """Warm pixels of a dark that tell, in a light, how much dark current the light has."""
+
+    index: npt.NDArray[np.int64]
+    """(n,) flat indices."""
+    excess_adu: Doubles
+    """(n,) ADU above the mean of the four same-colour neighbours, in the dark."""
+    strength_adu: float
+    """ADU, excess of a typical hot pixel: the median of the hottest 0.5 %; 0 in a quiet dark."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Residuals:
+    """What was found in one light; None where it cannot be told."""
+
+    hot: Estimate | None
+    """Hot-pixel signal of the light over the dark's, less 1: +0.1 means 10 % was left."""
+    glow: Estimate | None
+    """Fraction of the dark's large-scale structure that is left."""
+    vignetting: Estimate | None
+    """Fraction of the flat's large-scale structure that is left; negative: over-corrected."""
+    added_noise: float | None
+    """Noise of neighbouring pixels after calibration over that before, less 1."""
+
+
+def warm_pixels(dark: Floats, *, bayer: bool) -> Witnesses:
+    """Pick witnesses from a dark (ny, nx) float32, ADU: pixels 8σ above their neighbours, from
+    strips of rows all over the frame, at most 4000. Nothing is mutated.
+    """
+    ny, nx = dark.shape
+    step = 2 if bayer else 1
+    # Neither the border, which lacks neighbours, nor more rows than it takes.
+    apart = max(_STRIP, (ny - 2 * step) // _STRIPS)
+    y = np.arange(step, ny - step)
+    y = y[(y - step) % apart < _STRIP]
+    every = (y[:, None] * nx + np.arange(step, nx - step)).ravel()
+    if not len(every):
+        return Witnesses(every, np.empty(0), 0.0)
+    excess = _excess(dark, every, step)
+    spread = max(1.4826 * float(np.median(np.abs(excess))), 0.05)
+    strength = float(np.quantile(excess, 0.9975))
+    warm = np.isfinite(excess) & (excess > _WARM_SIGMA * spread)
+    index, chosen = every[warm], excess[warm]
+    if len(index) > _MOST:
+        # The strongest say most.
+        strongest = np.sort(np.argpartition(chosen, -_MOST)[-_MOST:])
+        index, chosen = index[strongest], chosen[strongest]
+    return Witnesses(index, chosen, strength if strength > _WARM_SIGMA * spread else 0.0)
+
+
+def hot_residual(
+    raw: npt.NDArray[Any],
+    witnesses: Witnesses,
+    *,
+    noise_adu: float,
+    saturation_adu: float,
+    bayer: bool,
+) -> Estimate | None:
+    """How much more of the dark's hot-pixel signal a raw light (ny, nx), ADU, has: slope - 1.
+
+    The same linear high-pass is taken of both, so the slope of a right dark is 1 whatever the
+    neighbours are. Cauchy-weighted least squares (c = 2.5): stars on witnesses do not count.
+    `noise_adu` is that of one pixel of the light. None with fewer than 30 witnesses.
+    """
+    step = 2 if bayer else 1
+    usable = raw.ravel()[witnesses.index] < 0.9 * saturation_adu
+    index, x = witnesses.index[usable], witnesses.excess_adu[usable]
+    if len(index) < _LEAST_WITNESSES:
+        return None
+    y = _excess(raw, index, step)
+    # Of a pixel less the mean of four.
+    sigma = max(noise_adu, 0.3) * math.sqrt(1.25)
+    fit = _robust(x[:, None], y, np.hypot(sigma, 0.02 * x))
+    if fit is None:
+        return None
+    answer, weights = fit
+    return Estimate(float(answer[0]) - 1.0, float((weights @ x**2) ** -0.5))
+
+
+def warmer_by(hot: float, *, temperature_c: float, energy_ev: float = ENERGY_EV) -> float:
+    """°C by which a light was warmer than its dark, from its hot residual (slope - 1 > -1).
+
+    d ln f / dT of f(T) = T^1.5 exp(-E/kT) (algorithms, section 1).
+    """
+    kelvin = temperature_c + 273.15
+    return math.log1p(hot) / (1.5 / kelvin + energy_ev / (BOLTZMANN_EV_K * kelvin**2))
+
+
+def large_scale(
+    cells: Floats, *, dark_cells: Floats | None, flat_cells: Floats | None
+) -> tuple[Estimate | None, Estimate | None]:
+    """Fractions of the dark's and of the flat's large-scale pattern left in a light: (glow,
+    vignetting).
+
+    All are (cy, cx), from `coarse`: the calibrated light and the dark in ADU, the flat normalised.
+    They are fitted together with a plane, robustly. What a fit leaves over is not noise but sky: so
+    the error is that of leaving out one sixteenth of the frame after the other, and with it the
+    size of what is left over where the pattern is strong. A nebula that fills the middle still
+    looks like vignetting that was left; none looks like vignetting that was over-corrected. None
+    where the master has no pattern to speak of beside a plane (glow: less than the cells' scatter;
+    flat: 2 %), or the light no sky.
+    """
+    y = np.asarray(cells, np.float64)
+    if min(y.shape) < _BLOCKS:
+        return None, None
+    v, u = np.mgrid[-1 : 1 : y.shape[0] * 1j, -1 : 1 : y.shape[1] * 1j]
+    plane = np.column_stack((np.ones(y.size), u.ravel(), v.ravel()))
+    sky = float(np.median(y))
+    scatter = _scatter(y)
+    patterns: dict[str, npt.NDArray[np.floating[Any]]] = {}
+    if dark_cells is not None and _range_beside(dark_cells, plane) > scatter:
+        # What is left of it was divided by the flat; the dark's pedestal is not left.
+        glow = dark_cells - np.median(dark_cells)
+        patterns["glow"] = (glow if flat_cells is None else glow / flat_cells).ravel()
+    if (
+        flat_cells is not None
+        and sky > 3.0 * scatter
+        and _range_beside(flat_cells, plane) > _LEAST_FALLOFF
+    ):
+        patterns["vignetting"] = sky * (flat_cells.ravel().astype(np.float64) - 1.0)
+    if not patterns:
+        return None, None
+    design = np.column_stack([*patterns.values(), plane])
+    floor = max(scatter, 1e-4 * abs(sky), 1e-6)
+    fit = _robust(design, y.ravel(), np.full(y.size, floor))
+    if fit is None:
+        return None, None
+    answer, weights = fit
+    block = np.floor((v + 1.0) * _BLOCKS / 2.001) * _BLOCKS + np.floor((u + 1.0) * _BLOCKS / 2.001)
+    errors = _jackknife(design, y.ravel(), weights, block.ravel().astype(int))
+    found = {name: Estimate(float(answer[i]), float(errors[i])) for i, name in enumerate(patterns)}
+    return found.get("glow"), found.get("vignetting")
+
+
+def coarse(cells: Floats) -> Floats:
+    """Medians of 4 × 4 of the cells (cy, cx) of `stars.cell_means`: without stars. (cy/4, cx/4)."""
+    cy, cx = (length // 4 * 4 for length in cells.shape)
+    blocks = cells[:cy, :cx].reshape(cy // 4, 4, cx // 4, 4)
+    return np.asarray(np.median(blocks, axis=(1, 3)), np.float32)
+
+
+def added_noise(
+    raw: npt.NDArray[Any], calibrated: Floats, flat: Floats | None, *, bayer: bool
+) -> float | None:
+    """Noise of neighbouring pixels of a calibrated mosaic over the raw one's, less 1.
+
+    All are (n, nx), the same rows of a frame, `calibrated` in ADU and divided by `flat`: what that
+    did to the noise is undone. A master of too few frames adds its own noise; a right one takes the
+    fixed pattern away, and the value is 0 or below. None where the raw frame has no noise to
+    compare with.
+    """
+    before = _neighbour_noise(raw, bayer=bayer)
+    after = _neighbour_noise(calibrated if flat is None else calibrated * flat, bayer=bayer)
+    return after / before - 1.0 if before > _LEAST_NOISE_ADU else None
+
+
+def _neighbour_noise(sample: npt.NDArray[Any], *, bayer: bool) -> float:
+    rows = sample.astype(np.float32)
+    step = 2 if bayer else 1
+    differences = rows[:, step:] - rows[:, :-step]
+    return float(1.4826 * np.median(np.abs(differences)) / math.sqrt(2.0))
+
+
+def _excess(image: npt.NDArray[Any], index: npt.NDArray[np.int64], step: int) -> Doubles:
+    """Pixels at flat `index`, none of them at the border, less the mean of their 4 neighbours."""
+    flat = image.ravel()
+    nx = image.shape[1]
+    around = sum(
+        flat[index + shift].astype(np.float64) for shift in (-step, step, -step * nx, step * nx)
+    )
+    result: Doubles = flat[index].astype(np.float64) - around / 4.0
+    return result
+
+
+def _scatter(cells: Doubles) -> float:
+    """Noise of one cell, from second differences along rows: a smooth sky has none."""
+    second = cells[:, 2:] - 2.0 * cells[:, 1:-1] + cells[:, :-2]
+    return 1.4826 * float(np.median(np.abs(second))) / math.sqrt(6.0) if second.size else 0.0
+
+
+def _beside(pattern: npt.NDArray[np.floating[Any]], plane: Doubles) -> Doubles:
+    """A pattern without its best plane, (n,): a plane of the sky could not be told from it."""
+    values = pattern.ravel().astype(np.float64)
+    return np.asarray(values - plane @ np.linalg.lstsq(plane, values, rcond=None)[0], np.float64)
+
+
+def _range_beside(pattern: Floats, plane: Doubles) -> float:
+    """The range (2 % to 98 %) of a pattern without its plane; 0 where it is not finite."""
+    if pattern.size != len(plane) or not np.isfinite(pattern).all():
+        return 0.0
+    low, high = np.quantile(_beside(pattern, plane), (0.02, 0.98))
+    return float(high - low)
+
+
+def _misfit(rest: Doubles, pattern: Doubles) -> float:
+    """What is left over (n,), in units of the pattern (n,), both taken where the pattern is."""
+    return math.sqrt(float(np.sum((pattern * rest) ** 2)) / float(np.sum(pattern**4)))
+
+
+def _robust(design: Doubles, y: Doubles, sigma: Doubles) -> tuple[Doubles, Doubles] | None:
+    """Cauchy-weighted least squares of y (n,) on `design` (n, p): the answer (p,) and the weights
+    (n,), which are inverse variances in the scatter that was found. None where it is degenerate.
+    """
+    weights = 1.0 / sigma**2
+    for _ in range(_ROUNDS):
+        try:
+            answer = np.linalg.solve(
+                design.T @ (design * weights[:, None]), design.T @ (weights * y)
+            )
+        except np.linalg.LinAlgError:
+            return None
+        residual = (y - design @ answer) / sigma
+        spread = max(1.0, 1.4826 * float(np.median(np.abs(residual))))
+        robust = 1.0 / (1.0 + (residual / (_CAUCHY * spread)) ** 2)
+        weights = np.asarray(robust / (sigma * spread) ** 2, np.float64)
+    return np.asarray(answer, np.float64), weights
+
+
+def _solve(design: Doubles, weights: Doubles, y: Doubles) -> Doubles:
+    normal = design.T @ (design * weights[:, None])
+    return np.asarray(np.linalg.solve(normal, design.T @ (weights * y)), np.float64)
+
+
+def _jackknife(
+    design: Doubles, y: Doubles, weights: Doubles, block: npt.NDArray[np.int_]
+) -> Doubles:
+    """Errors (p,) of a weighted fit, each block left out in its turn."""
+    normal = design.T @ (design * weights[:, None])
+    right = design.T @ (weights * y)
+    answers = []
+    for one in np.unique(block):
+        part, w = design[block == one], weights[block == one]
+        answers.append(
+            np.linalg.solve(
+                normal - part.T @ (part * w[:, None]), right - part.T @ (w * y[block == one])
+            )
+        )
+    n = len(answers)
+    return np.asarray(np.sqrt((n - 1) * np.var(answers, axis=0)))
