@@ -82,7 +82,7 @@ class SelfCheck:
             )
         # A debayered plane has less noise than its mosaic: only monochrome frames are compared.
         added = None
-        if not bayer:
+        if not bayer and any(light.calibration.ids().values()):
             added = residual.added_noise(
                 raw[sample], light.image[0][sample], patterns.flat_rows, bayer=False
             )
@@ -130,7 +130,7 @@ def judge(
         findings.append(_vignetting(found.vignetting, flat))
     if found.added_noise is not None and (dark or flat):
         findings.append(_noise(found.added_noise, dark or flat))
-    if record.e_per_adu and sky > 0:
+    if record.e_per_adu and sky > 0 and noise > 0:
         findings.append(_gain(record.e_per_adu, camera, sky, noise))
     return tuple(findings)
 
@@ -219,8 +219,8 @@ def _gain(e_per_adu: float, camera: str, sky: float, noise: float) -> Finding:
         camera,
         noise < TOO_QUIET * photons,
         f"the lights of {camera} have a noise of {noise:.1f} ADU where their sky alone must make "
-        f"{photons:.1f} ADU at {e_per_adu:g} e-/ADU: EGAIN in the header is wrong, or the camera "
-        "smooths its frames",
+        f"{photons:.1f} ADU at {e_per_adu:g} e-/ADU: EGAIN in the header is wrong (at least "
+        f"{sky / noise**2:.2f} is right), or the camera smooths its frames",
     )
 
 

@@ -44,6 +44,11 @@ def test_tres1_darks_and_a_drift_of_many_pixels(tmp_path):
     assert np.ptp(shifts, axis=0).max() > 5
     assert all(m.flags == ("no flat",) or "cosmics cleaned" in m.flags for m in members)
 
+    # Its header says 0.78 e-/ADU, where flats and biases of this camera gave 1.286.
+    (check,) = [line for line in outcome.log.splitlines() if "  CHECK  " in line]
+    assert "EGAIN in the header is wrong" in check
+    assert 0.9 < float(check.partition("(at least ")[2].split()[0]) < 1.29
+
     frames, alone = replayed(config, [[m] for m in members[4:6]]), members[4].quality
     halves = replayed(config, [members[0::2], members[1::2]])
     single = block_noise(frames[0] - frames[1]) / np.sqrt(2)

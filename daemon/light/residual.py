@@ -28,6 +28,7 @@ _ROUNDS = 12
 _LEAST_WITNESSES = 30
 _BLOCKS = 4  # along each side, for the errors
 _LEAST_FALLOFF = 0.02
+_LEAST_GLOW = 0.02
 _LEAST_NOISE_ADU = 0.5
 
 
@@ -142,8 +143,8 @@ def large_scale(
     the error is that of leaving out one sixteenth of the frame after the other, and with it the
     size of what is left over where the pattern is strong. A nebula that fills the middle still
     looks like vignetting that was left; none looks like vignetting that was over-corrected. None
-    where the master has no pattern to speak of beside a plane (glow: less than the cells' scatter;
-    flat: 2 %), or the light no sky.
+    where the master has no pattern to speak of beside a plane (glow: less than the cells' scatter
+    or 2 % of the sky; flat: 2 %), or the light no sky; no glow without a flat.
     """
     y = np.asarray(cells, np.float64)
     if min(y.shape) < _BLOCKS:
@@ -153,10 +154,14 @@ def large_scale(
     sky = float(np.median(y))
     scatter = _scatter(y)
     patterns: dict[str, npt.NDArray[np.floating[Any]]] = {}
-    if dark_cells is not None and _range_beside(dark_cells, plane) > scatter:
+    # Beside vignetting that no flat took off, a glow could not be told.
+    if (
+        dark_cells is not None
+        and flat_cells is not None
+        and _range_beside(dark_cells, plane) > max(scatter, _LEAST_GLOW * sky)
+    ):
         # What is left of it was divided by the flat; the dark's pedestal is not left.
-        glow = dark_cells - np.median(dark_cells)
-        patterns["glow"] = (glow if flat_cells is None else glow / flat_cells).ravel()
+        patterns["glow"] = ((dark_cells - np.median(dark_cells)) / flat_cells).ravel()
     if (
         flat_cells is not None
         and sky > 3.0 * scatter
