@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -125,6 +126,14 @@ def test_m27_one_colour_stack(tmp_path):
     assert image.shape == (3, 976, 1304)
 
 
+def free_port() -> int:
+    """A TCP port that nobody listens on: two test runs on one machine must not meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @pytest.mark.skipif(shutil.which("indiserver") is None, reason="needs Debian's indi-bin")
 def test_indi_drivers_write_while_the_daemon_watches(tmp_path):
     tool = shared("../tools/indi") / "indi_night"
@@ -134,7 +143,8 @@ def test_indi_drivers_write_while_the_daemon_watches(tmp_path):
     codes = []
 
     def camera():
-        command = [sys.executable, str(tool), str(tmp_path / "in"), "--flat", "5", "--port", "7671"]
+        command = [sys.executable, str(tool), str(tmp_path / "in"), "--flat", "5"]
+        command += ["--port", str(free_port())]
         codes.append(subprocess.run(command, check=False, timeout=200).returncode)
         written.set()
 
