@@ -216,12 +216,16 @@ def _combine_into(
         image_io.atomically(path) as file,
         image_io.RowWriter(file, (ny, nx), cards(_Found()), scale=scale) as writer,
         contextlib.closing(pieces),
+        ThreadPoolExecutor(1, "master-writer") as pool,
     ):
+        written = pool.submit(lambda: None)
         for y0, y1, part in pieces:
-            writer.write(part.mean)
+            written.result()
+            written = pool.submit(writer.write, part.mean.copy())
             kept += int(part.count.sum(dtype=np.int64))
             variances.append(part.variance[-y0 % 8 :: 8, ::8].copy())
             progress(y1 / ny)
+        written.result()
         _check_identity(opened)
         noise_adu = math.sqrt(float(np.median(np.concatenate(variances))))
         writer.describe(cards(_Found(kept / (len(opened) * ny * nx), noise_adu)))
