@@ -4,6 +4,8 @@ Masks are (ny, nx): bool where they are results, uint8 (bit 1 is bad) inside the
 of the same colour are 2 px apart in a Bayer mosaic (`bayer=True`), else 1 px.
 """
 
+from collections.abc import Iterator
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ BAD = 1
 """Bit of a mask: the pixel's value is worthless."""
 _REACH = 3
 """A repair looks for good pixels up to so many same-colour steps away."""
+_BAND_ROWS = 256
 
 
 def hot_pixels(dark: Floats, *, sigma: float = 8.0, bayer: bool = False) -> Mask:
@@ -50,8 +53,26 @@ def cold_pixels(flat: Floats, *, low: float = 0.5, high: float = 1.5, bayer: boo
     The surroundings are the median of pixels of the same colour. Pixels that are not finite, and
     those whose surroundings have no light, count too.
     """
-    around = local_median(flat, bayer=bayer)
-    return ~((flat >= low * around) & (flat <= high * around) & (around > 0))
+    cold = np.empty(flat.shape, np.bool_)
+    for rows, around in _surroundings(flat, bayer=bayer):
+        part = flat[rows]
+        cold[rows] = ~((part >= low * around) & (part <= high * around) & (around > 0))
+    return cold
+
+
+def exceeded(
+    dark: Floats, thresholds: npt.NDArray[np.float32], *, bayer: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Count for each pixel of a dark (ny, nx), ADU, by how many thresholds it stands above its 5×5
+    surroundings: a plane (ny, nx) from which the hot pixels of any threshold are read.
+
+    `thresholds` (k,), ADU, rise, k < 255; beyond the i-th are the pixels whose count is above i.
+    Pixels that are not finite exceed them all: 255.
+    """
+    counts = np.empty(dark.shape, np.uint8)
+    for rows, around in _surroundings(dark, bayer=bayer):
+        _count_exceeded(np.ascontiguousarray(dark[rows]), around, thresholds, counts[rows])
+    return counts
 
 
 def telegraph_pixels(variance: Floats, *, model_variance: float, factor: float = 6.0) -> Mask:
@@ -61,6 +82,17 @@ def telegraph_pixels(variance: Floats, *, model_variance: float, factor: float =
     the lowest dropped; `model_variance` ADU², of a quiet pixel under the same dropping.
     """
     return np.asarray(variance > factor * model_variance, np.bool_)
+
+
+def _surroundings(image: Floats, *, bayer: bool) -> Iterator[tuple[slice, Floats]]:
+    """The local median of an image in bands of rows, which need little memory."""
+    margin = 4 if bayer else 2
+    for y0 in range(0, len(image), _BAND_ROWS):
+        y1 = min(y0 + _BAND_ROWS, len(image))
+        # An even first row keeps a mosaic's colours, and the edge of the band outside of it.
+        top = max(y0 - margin, 0)
+        around = local_median(image[top : y1 + margin], bayer=bayer)
+        yield slice(y0, y1), around[y0 - top : y1 - top]
 
 
 def local_median(image: Floats, *, bayer: bool = False) -> Floats:
@@ -123,6 +155,23 @@ def _local_median(image: Floats, step: int, network: npt.NDArray[np.int32], out:
             sort_lanes(values, network)
             for lane in range(width):
                 out[y, x + lane] = values[12, lane]
+
+
+@kernel(parallel=True)
+def _count_exceeded(
+    image: Floats,
+    around: Floats,
+    thresholds: npt.NDArray[np.float32],
+    out: npt.NDArray[np.uint8],
+) -> None:
+    for y in numba.prange(image.shape[0]):
+        for x in range(image.shape[1]):
+            excess = image[y, x] - around[y, x]
+            count = 0
+            if excess > thresholds[0]:
+                while count < thresholds.size and excess > thresholds[count]:
+                    count += 1
+            out[y, x] = count if np.isfinite(excess) else 255
 
 
 @kernel()

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from calib_library.defects import (
     cold_pixels,
+    exceeded,
     harmful_pixels,
     hot_pixels,
     local_median,
@@ -109,3 +110,38 @@ def test_repair_says_what_it_could_not_do():
     image = np.full((20, 20), 7.0, np.float32)
     assert repair(image, np.ones((20, 20), np.bool_), bayer=False) == 400
     assert (image == 0).all()
+
+
+def surroundings(image, *, bayer):
+    """The 5×5 median of each colour, by scipy."""
+    step = 2 if bayer else 1
+    out = np.empty_like(image)
+    for dy in range(step):
+        for dx in range(step):
+            colour = np.s_[dy::step, dx::step]
+            out[colour] = ndimage.median_filter(image[colour], size=5, mode="nearest")
+    return out
+
+
+@pytest.mark.parametrize("bayer", [False, True])
+def test_one_plane_tells_the_hot_pixels_of_every_threshold(bayer):
+    # More rows than are worked on at once, so that the seams are in it.
+    rng = np.random.default_rng(8)
+    dark = rng.normal(500, 6, (531, 70)).astype(np.float32)
+    dark[planted(dark.shape, 0.01, 9)] += rng.exponential(800)
+    thresholds = np.sqrt(2.0 ** np.arange(30)).astype(np.float32)
+    counts = exceeded(dark, thresholds, bayer=bayer)
+    excess = dark - surroundings(dark, bayer=bayer)
+    for i, threshold in enumerate(thresholds):
+        assert np.array_equal(counts > i, excess > threshold)
+    dark[300, 20], dark[301, 30] = np.nan, np.inf
+    assert (exceeded(dark, thresholds, bayer=bayer)[[300, 301], [20, 30]] == 255).all()
+
+
+@pytest.mark.parametrize("bayer", [False, True])
+def test_cold_pixels_do_not_know_the_seams(bayer):
+    rng = np.random.default_rng(10)
+    flat = rng.normal(1, 0.2, (531, 70)).astype(np.float32)
+    around = surroundings(flat, bayer=bayer)
+    expected = (flat < 0.5 * around) | (flat > 1.5 * around)
+    assert np.array_equal(cold_pixels(flat, bayer=bayer), expected)
