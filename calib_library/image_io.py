@@ -776,14 +776,14 @@ def write_fits(
     *,
     scale: Scale = "unit",
     pedestal_adu: float = 0.0,
-    extra: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    extra: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> None:
     """Write an image in ADU, (ny, nx) or (3, ny, nx), so that other programs open it correctly.
 
     `unit`: float32 (ADU + pedestal) / 65535, clipped to [0, 1]. `adu`: float32 ADU + pedestal.
     `uint16`: ADU + pedestal, rounded and clipped. NaN becomes 0. The scale stands in LKSCALE, the
-    pedestal in PEDESTAL; `read_product` undoes both. `extra`: image extensions by name, float32
-    as they are (NaN kept). Cards that describe the file's own layout or an old value range
+    pedestal in PEDESTAL; `read_product` undoes both. `extra`: image extensions by name, written
+    as float32, unscaled (NaN kept). Cards that describe the file's own layout or an old value range
     (DATAMAX, BZERO, …) are left out. The folder is made where it is missing.
 
     The file appears whole or not at all: temporary name in the same folder, fsync, rename, fsync of
@@ -875,8 +875,8 @@ class RowWriter:
             raise ValueError("a header that is replaced must keep its length")
         self._header = header
 
-    def write(self, rows: npt.NDArray[np.float32]) -> None:
-        """Append rows, (…, nx) in ADU."""
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Append rows, (…, nx) in ADU, float32 (of an extension any type)."""
         rows = rows.reshape(-1, rows.shape[-1])
         step = max(1, 100_000 // max(1, rows.shape[1]))
         for y in range(0, len(rows), step):
@@ -927,9 +927,7 @@ class RowWriter:
         )
 
 
-def _encoded(
-    rows: npt.NDArray[np.float32], scale: Scale | None, pedestal: float
-) -> npt.NDArray[np.uint8]:
+def _encoded(rows: npt.NDArray[Any], scale: Scale | None, pedestal: float) -> npt.NDArray[np.uint8]:
     """Rows in ADU → the bytes that are stored. The bounds of fmax and fmin take the place of NaN.
 
     float32 steps in place, one after the other, over rows that stay in the second cache.

@@ -58,6 +58,7 @@ class Worker(threading.Thread):
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._reconsidered = False
+        self._prepared = False
         self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()
@@ -155,16 +156,27 @@ class Worker(threading.Thread):
             return True
         frame = self._parts.ledger.claim(now)
         if frame is not None:
-            self._parts.pipeline.reader.ahead(self._parts.ledger.next_path(now))
+            following = self._parts.ledger.next_path(now)
+            self._parts.pipeline.reader.ahead(following)
             self._attempt(frame, now)
-            self._parts.publisher.tick(self._now())
+            self._parts.publisher.tick(self._now(), backlog=following is not None)
             return True
         stale = self._parts.stacks.stale()
         if stale:
             self._remake(stale[0].id)
             return True
         self._parts.publisher.tick(now)
-        return self._catch_up() or self._reconsider()
+        return self._catch_up() or self._reconsider() or self._prepare()
+
+    def _prepare(self) -> bool:
+        """While there is nothing else to do: compile, once, what masters and the dawn will need."""
+        if self._prepared or self._hurried.is_set():
+            return False
+        self._prepared = True
+        doing = "preparing the kernels of the masters and of the end of the night"
+        self._beat(doing)
+        warmup.later(lambda: self._beat(doing))
+        return True
 
     def _reconsider(self) -> bool:
         """At the end of an archive: judge what was left out by all that is there now."""

@@ -96,6 +96,7 @@ def calibrate(
     _calibrate(
         np.ascontiguousarray(raw),
         _levels(overscan_adu, raw.shape),
+        overscan_adu is not None,
         _or_nothing(dark),
         _or_nothing(flat),
         np.empty((0, 0), np.uint8) if bad is None else np.ascontiguousarray(bad, np.uint8),
@@ -121,14 +122,13 @@ def _or_nothing(array: Floats | None) -> Floats:
 
 
 def _levels(overscan_adu: Floats | None, shape: tuple[int, ...]) -> Floats:
-    """The overscan as a view of `shape`, (0, 0) for none; of one kind, so that one kernel does."""
-    if overscan_adu is None:
-        return np.broadcast_to(np.float32(0.0), (0, 0))
+    """The overscan as a view of `shape`; zeros for none, so that one compiled kernel serves all."""
+    levels = np.asarray(0.0 if overscan_adu is None else overscan_adu, np.float32)
     try:
-        return np.broadcast_to(np.asarray(overscan_adu, np.float32), shape)
+        return np.broadcast_to(levels, shape)
     except ValueError:
         raise IncompatibleFramesError(
-            f"the overscan levels {np.shape(overscan_adu)} do not fit a light of {_size(shape)} px"
+            f"the overscan levels {levels.shape} do not fit a light of {_size(shape)} px"
         ) from None
 
 
@@ -138,7 +138,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 @kernel(parallel=True)
 def _calibrate(
-    raw: npt.NDArray[Any], overscan: Floats, dark: Floats, flat: Floats,
+    raw: npt.NDArray[Any], overscan: Floats, has_overscan: bool, dark: Floats, flat: Floats,  # noqa: FBT001
     bad: npt.NDArray[np.uint8], bad_above: int, saturation: np.float32, adu_per_e: np.float32,
     read_variance: np.float32, dark_variance: Floats, flat_variance: Floats, image: Floats,
     mask: npt.NDArray[np.uint8], variance: Floats,
@@ -150,7 +150,7 @@ def _calibrate(
     for y in numba.prange(raw.shape[0]):
         row, marks = image[y], mask[y]
         _take(raw[y], saturation, row, marks)
-        if overscan.shape[0] > 0:
+        if has_overscan:
             _subtract(row, overscan[y])
         if dark.shape[0] > 0:
             _subtract(row, dark[y])
