@@ -247,8 +247,8 @@ class RowReader:
             complete = self._hashed.copy()
             complete.update(self._pread(end, os.fstat(self._file.fileno()).st_size - end))
             return complete.hexdigest()
-        with self.info.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Close the file; further reads fail."""
