@@ -21,6 +21,7 @@ PURE = {
     "calib_library.flat",
     "calib_library.defects",
     "calib_library.match",
+    "calib_library.advice",
     "calib_library.sensor",
     "daemon.intake.settle",
     "daemon.ledger.states",
