@@ -15,7 +15,6 @@ Neighbours that share charge make the variance too small: 0.5 % of coupling make
 The correlation of neighbouring pixels shows it, and where it is certain it is made good.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from calib_library.combine import Rows
 from calib_library.errors import IncompatibleFramesError
+from calib_library.sensor_record import DarkCurrent, Measured, Sensor
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ FULL = 0.9
 """Flats above this fraction of saturation are left out."""
 COLOURS = 0.02
 """Gains of a mosaic's planes that differ by more than this fraction are worth a note."""
-DRIFT = 0.01
+DRIFT = 0.02
 """Changes of a gain or a read noise below this fraction are not worth a warning …"""
 DRIFT_SIGMA = 5.0
 """… nor those within so many standard errors."""
@@ -57,55 +57,12 @@ HEADER_AGREES = 0.10
 CLAMPED_SIGMA = 5.0
 """A dark whose noise exceeds its level by so many standard errors had its black level moved."""
 
+SPAN_C = 3.0
+"""Temperatures that differ by less than this, °C, tell nothing of an activation energy."""
+BOLTZMANN_EV_K = 8.617333e-5
+
 _TRUNCATION_PASSES = 12
 _DISCRETE = 0.4  # steps: below this a noise is hidden by the rounding of its values
-
-
-class Measured(NamedTuple):
-    """A value and its standard error, in the same unit."""
-
-    value: float
-    error: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sensor:
-    """What a set of flats and a set of biases say about the camera."""
-
-    gain: Measured
-    """e-/ADU."""
-    read_noise: Measured
-    """e- rms of a pixel, without what whole rows have in common."""
-    plane_gains: tuple[Measured, ...]
-    """e-/ADU, of each Bayer plane in the order of the mosaic (00, 01, 10, 11); one for a mono
-    camera."""
-    row_noise: float
-    """e- rms: what all pixels of a row have in common, in one bias."""
-    offset_adu: float
-    """ADU, median level of the biases."""
-    level_adu: tuple[float, float]
-    """ADU above the bias, lowest and highest of the flats' patches."""
-    nonlinearity: Measured
-    """Fraction by which the response falls short of a straight line at the highest level."""
-    coupling: Measured
-    """Fraction of a pixel's signal that each of its four neighbours takes."""
-    step_adu: int
-    """Greatest common divisor of the values: 16 for a 12-bit converter padded to 16 bits; 0 where
-    they are not whole numbers."""
-    pairs: tuple[int, int]
-    """Pairs of flats and of biases that were used."""
-    notes: tuple[str, ...]
-    """What a person should know of this measurement, a sentence each."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DarkCurrent:
-    """What a set of darks adds, at one temperature."""
-
-    rate: Measured
-    """e-/s, of the middle of the pixels' values."""
-    clamped: bool
-    """The camera moves its black level: the rate is that which the darks' noise shows."""
 
 
 def measure(
@@ -165,6 +122,7 @@ def dark_current(
     biases: Sequence[Rows],
     *,
     exposure_s: float,
+    temperature_c: float | None,
     gain: Measured,
     bayer: bool,
 ) -> DarkCurrent:
@@ -199,7 +157,32 @@ def dark_current(
     margin = CLAMPED_SIGMA * math.hypot(by_level.error, by_noise.error)
     clamped = by_noise.value > max(2 * by_level.value, by_level.value + margin)
     found = by_noise if clamped else by_level
-    return DarkCurrent(Measured(found.value / exposure_s, found.error / exposure_s), clamped)
+    rate = Measured(found.value / exposure_s, found.error / exposure_s)
+    return DarkCurrent(rate, clamped, exposure_s, temperature_c)
+
+
+def activation_energy(darks: Sequence[DarkCurrent]) -> Measured | None:
+    """Fit E, in eV, of the dark current ∝ T^1.5 exp(−E/kT) at two or more temperatures.
+
+    Least squares of ln(rate / T^1.5) against 1/kT, each weighted by its error. None where the
+    temperatures span less than SPAN_C, or no rate stands out of its error.
+    """
+    sure = [
+        (dark.temperature_c + 273.15, dark.rate)
+        for dark in darks
+        if dark.temperature_c is not None and dark.rate.value > CERTAIN * dark.rate.error > 0
+    ]
+    if not sure or max(t for t, _ in sure) - min(t for t, _ in sure) < SPAN_C:
+        return None
+    x = [-1 / (BOLTZMANN_EV_K * kelvin) for kelvin, _ in sure]
+    y = [math.log(rate.value / kelvin**1.5) for kelvin, rate in sure]
+    weights = [(rate.value / rate.error) ** 2 for _, rate in sure]
+    total = math.fsum(weights)
+    x0 = math.fsum(w * a for w, a in zip(weights, x, strict=True)) / total
+    y0 = math.fsum(w * b for w, b in zip(weights, y, strict=True)) / total
+    moment = math.fsum(w * (a - x0) ** 2 for w, a in zip(weights, x, strict=True))
+    slope = math.fsum(w * (a - x0) * (b - y0) for w, a, b in zip(weights, x, y, strict=True))
+    return Measured(slope / moment, moment**-0.5)
 
 
 def drift(before: Measured, now: Measured, *, what: str, unit: str) -> str | None:

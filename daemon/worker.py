@@ -15,7 +15,7 @@ from pathlib import Path
 
 from calib_library import image_io, schema
 from calib_library.errors import HeaderError, ImageError
-from daemon import masters, orders, remake, warmup
+from daemon import masters, orders, remake, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
@@ -58,6 +58,7 @@ class Worker(threading.Thread):
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._reconsidered = False
+        self._unmeasured = True
         self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()
@@ -164,7 +165,7 @@ class Worker(threading.Thread):
             self._remake(stale[0].id)
             return True
         self._parts.publisher.tick(now)
-        return self._catch_up() or self._reconsider()
+        return self._catch_up() or self._reconsider() or self._measure()
 
     def _reconsider(self) -> bool:
         """At the end of an archive: judge what was left out by all that is there now."""
@@ -172,6 +173,15 @@ class Worker(threading.Thread):
             return False
         self._reconsidered = True
         return orders.reconsider(self._parts) > 0
+
+    def _measure(self) -> bool:
+        """When nothing else is to be done: a camera of which new masters were built."""
+        if not self._unmeasured:
+            return False
+        self._unmeasured = sensors.measure_next(
+            self._parts.pipeline, now=self._now(), beat=self._beat
+        )
+        return self._unmeasured
 
     def _catch_up(self) -> bool:
         """Bring a stack into memory whose product lacks frames, the publisher does the rest; replay
@@ -192,6 +202,7 @@ class Worker(threading.Thread):
     def _build_masters(self, now: dt.datetime) -> bool:
         quiet_s = self._quiet_s()
         built = masters.build_due(self._parts.pipeline, now=now, quiet_s=quiet_s, beat=self._beat)
+        self._unmeasured |= built > 0
         return built + masters.release(self._parts.pipeline, now=now, quiet_s=quiet_s) > 0
 
     def _quiet_s(self) -> float:
@@ -362,6 +373,7 @@ class Worker(threading.Thread):
         """Whatever waits goes on, every stack is written, the night is summed up."""
         now = self._now()
         masters.build_due(self._parts.pipeline, now=now, quiet_s=0.0, beat=self._beat)
+        self._unmeasured = True
         self._parts.ledger.release_waiting()
         orders.reconsider(self._parts)
         self._parts.publisher.tick(now, flush=True)

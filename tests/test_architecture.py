@@ -23,6 +23,7 @@ PURE = {
     "calib_library.match",
     "calib_library.advice",
     "calib_library.sensor",
+    "calib_library.sensor_record",
     "daemon.intake.settle",
     "daemon.ledger.states",
     "daemon.light.calibrate",
