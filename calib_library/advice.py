@@ -349,7 +349,7 @@ def _part(
         if frames < dithered:
             advice += f"; take {max(dithered, USUAL) - frames}" + (" more" if frames else "")
     elif frames:
-        advice = f"take {needed - frames} more"
+        advice = f"take {needed - frames} more" + (", or dither" if frames >= dithered else "")
     else:
         advice = f"take {max(needed, USUAL)}"
     return Part(kind, have, frames, added, needed, dithered, advice)

@@ -47,7 +47,7 @@ def measure_next(pipeline: Pipeline, *, now: dt.datetime, beat: Beat) -> bool:
     pipeline.log.info(
         "SENSOR",
         f"{name}: {gain.value:.3f} ± {gain.error:.3f} e-/ADU, "
-        f"read noise {noise.value:.2f} ± {noise.error:.2f} e-",
+        f"read noise {noise.value:.3f} ± {noise.error:.3f} e-",
     )
     known = before[0].warnings if before else {}
     for sort, sentence in made.warnings.items():
