@@ -433,6 +433,23 @@ class CalibrationLibrary:
         """Choose what is subtracted from each flat of a set: flat-dark, dark or bias."""
         return self.match(self._typical(group), FrameType.FLAT_DARK, session=group.session)
 
+    def keep_telegraph(self, master_id: int, *, pixels: bytes, found: int, frames: int) -> None:
+        """Keep the telegraph pixels (`defects.pack_pixels`) that a dark's frames showed.
+
+        Joins the caller's transaction: that which registers the master, so that what a master
+        does to a light never changes.
+        """
+        with transaction(self.db):
+            row = {"master": master_id, "frames": frames, "found": found, "pixels": pixels}
+            self._insert("telegraph", row)
+
+    def telegraph(self, master_id: int) -> bytes | None:
+        """Return what `keep_telegraph` kept with this master; None for one of too few frames."""
+        row = self.db.execute(
+            "SELECT pixels FROM telegraph WHERE master = ?", [master_id]
+        ).fetchone()
+        return bytes(row[0]) if row else None
+
     # --- cameras ---------------------------------------------------------------------------------
 
     def unmeasured(self) -> tuple[CalibrationKey, str] | None:

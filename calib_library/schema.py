@@ -138,6 +138,19 @@ def add_sensor(db: Database) -> None:
         """)
 
 
+@MIGRATIONS()
+def add_telegraph(db: Database) -> None:
+    """Keep which pixels of a camera jump: found with a dark master, never changed after."""
+    db.executescript("""
+        CREATE TABLE telegraph (
+            master INTEGER PRIMARY KEY REFERENCES master (id),
+            frames INTEGER NOT NULL,        -- darks that told
+            found INTEGER NOT NULL,         -- pixels
+            pixels BLOB NOT NULL            -- defects.pack_pixels
+        ) STRICT;
+        """)
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

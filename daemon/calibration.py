@@ -193,7 +193,8 @@ class Calibrator:
 
     def _bad(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """The (ny, nx) mask of pixels that would do this frame harm: hot ones, whose dark current
-        doubles its noise, and those that the flat shows to be dead.
+        doubles its noise, those that jump from dark to dark, and those that the flat shows to be
+        dead.
         """
         if calibration.dark is None and calibration.flat is None:
             return None
@@ -220,6 +221,9 @@ class Calibrator:
         if dark is not None:
             image = self._image(dark)
             bad = ~(image - defects.local_median(image, bayer=bayer) <= limit_adu)
+            jumping = self._library.telegraph(dark.id)
+            if jumping is not None:
+                bad.reshape(-1)[defects.unpack_pixels(jumping)] = True
         if flat_field is not None:
             cold = defects.cold_pixels(self._flat(flat_field, bayer=bayer), bayer=bayer)
             bad = cold if bad is None else bad | cold
