@@ -21,7 +21,7 @@ from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.match import MasterRecord, Match
 from calib_library.schema import transaction
-from calib_library.sensor_record import SensorRecord
+from calib_library.sensor_record import Measured, SensorRecord
 
 BIAS_GROUPING_C = 5.0
 """Biases this close in temperature are one set, °C."""
@@ -494,6 +494,15 @@ class CalibrationLibrary:
                     "details": measured.details(),
                 },
             )
+
+    def gain(self, key: CalibrationKey, row_order: str) -> Measured | None:
+        """Return the gain, e-/ADU, that was measured last of one camera setting."""
+        row = self.db.execute(
+            "SELECT gain, gain_error FROM sensor WHERE key = ? AND gain IS NOT NULL"
+            " ORDER BY measured_at DESC, id DESC LIMIT 1",
+            [_join_key(key, row_order)],
+        ).fetchone()
+        return Measured(*row) if row else None
 
     def sensors(
         self, key: CalibrationKey | None = None, row_order: str = "TOP-DOWN"

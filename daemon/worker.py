@@ -152,7 +152,9 @@ class Worker(threading.Thread):
             return True
         # Masters go before lights: once no more calibration frames are queued, what is complete
         # is built, and the lights that come after get it.
-        if not self._parts.ledger.calibration_pending() and self._build_masters(now):
+        if not self._parts.ledger.calibration_pending() and (
+            self._build_masters(now) or self._measure()
+        ):
             return True
         frame = self._parts.ledger.claim(now)
         if frame is not None:
@@ -165,7 +167,7 @@ class Worker(threading.Thread):
             self._remake(stale[0].id)
             return True
         self._parts.publisher.tick(now)
-        return self._catch_up() or self._reconsider() or self._measure()
+        return self._catch_up() or self._reconsider()
 
     def _reconsider(self) -> bool:
         """At the end of an archive: judge what was left out by all that is there now."""
@@ -175,7 +177,7 @@ class Worker(threading.Thread):
         return orders.reconsider(self._parts) > 0
 
     def _measure(self) -> bool:
-        """When nothing else is to be done: a camera of which new masters were built."""
+        """Measure a camera of which new masters were built: before lights that may need its gain."""
         if not self._unmeasured:
             return False
         self._unmeasured = sensors.measure_next(

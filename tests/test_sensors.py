@@ -88,3 +88,28 @@ def test_a_gain_that_has_changed_is_warned_of_once(nights):
         history = library.sensors()
     assert [round(one.sensor.gain.value, 1) for one in history] == [0.8, 0.6]
     assert set(history[0].warnings) == {"header", "gain"}
+
+
+def test_lights_without_egain_get_the_measured_gain_and_keep_it(tmp_path):
+    plan = small_plan(seed=5, shape=(256, 320), bias=6, darks=5, flats=6, flat_darks=0, lights=3)
+    config = config_for(tmp_path)
+    taken = [
+        dataclasses.replace(
+            frame, cards=tuple(card for card in frame.cards if card.keyword != "EGAIN")
+        )
+        for frame in frames(plan)
+    ]
+    for frame in taken:
+        write_frame(tmp_path / "in", frame)
+    run(config)
+    outcome = Outcome(config)
+    with CalibrationLibrary.open(config.library.path, readonly=True) as library:
+        gain = library.sensors()[0].sensor.gain
+    recorded = [frame.record for frame in outcome.frames if frame.frame_type == "light"]
+    assert len(recorded) == 3
+    for record in recorded:
+        assert record.e_per_adu == gain.value
+        assert record.e_per_adu == pytest.approx(GAIN, abs=5 * gain.error)
+        assert record.sources["e_per_adu"] == "the camera as it was measured"
+    # Frames of the library say what their headers say.
+    assert all(f.record.e_per_adu is None for f in outcome.frames if f.frame_type != "light")
