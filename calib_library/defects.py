@@ -99,16 +99,23 @@ def find_telegraph(darks: Sequence[Rows], *, factor: float = TELEGRAPH_FACTOR) -
         raise IncompatibleFramesError("darks of different sizes cannot be compared")
     ny, nx = darks[0].shape
     mean, variance = np.empty((ny, nx), np.float32), np.empty((ny, nx), np.float32)
-    height = max(1, min(ny, _TILE_BYTES // (len(darks) * nx * 4)))
-    tile = np.empty((len(darks), height, nx), np.float32)
+    # As stored: the constant that plain rows lack is no matter where all lack the same.
+    plain = {(dark.plain, dark.bzero) for dark in darks} == {(True, darks[0].bzero)}
+    dtype = np.dtype(">i2") if plain else np.dtype(np.float32)
+    height = max(1, min(ny, _TILE_BYTES // (len(darks) * nx * dtype.itemsize)))
+    buffer = np.empty(len(darks) * height * nx, dtype)
+    step = 0.0
     for y0 in range(0, ny, height):
         y1 = min(y0 + height, ny)
+        tile = buffer[: len(darks) * (y1 - y0) * nx].reshape(-1, y1 - y0, nx)
         for dark, rows in zip(darks, tile, strict=True):
-            np.copyto(rows[: y1 - y0], dark.rows(y0, y1), casting="unsafe")
-            # Plain rows lack a constant, which no variance sees.
+            rows[:] = dark.rows(y0, y1)
+            if dark.plain and not plain:
+                rows += np.float32(dark.bzero)
+        values = tile.view(np.int16).byteswap(inplace=True) if plain else tile
         if y0 == 0:
-            step = _value_step(tile[0, : y1 - y0])
-        _trimmed_moments(tile[:, : y1 - y0], mean[y0:y1], variance[y0:y1])
+            step = _value_step(values[0])
+        _trimmed_moments(values, mean[y0:y1], variance[y0:y1])
     quiet = quiet_noise(mean, variance, least=step**2 / 12)
     found = [
         nx * y0
@@ -206,7 +213,7 @@ def _robust_sigma(values: Floats) -> float:
     return 1.4826 * float(np.median(np.abs(sample - np.median(sample))))
 
 
-def _value_step(sample: Floats) -> float:
+def _value_step(sample: npt.NDArray[Any]) -> float:
     """The step of the values, 1 or that of a padded converter; 0 for values that are no integers.
 
     A row is enough: a step that is taken too large only makes the test less sharp.
@@ -235,7 +242,7 @@ def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> 
         for k in range(n):
             row = tile[k, y]
             for x in range(nx):
-                v = row[x] - first[x]
+                v = np.float32(np.float32(row[x]) - np.float32(first[x]))
                 total[x] += v
                 squares[x] += np.float64(v) * np.float64(v)
                 second[x] = max(second[x], min(high[x], v))
@@ -245,7 +252,7 @@ def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> 
             a, b, c = np.float64(high[x]), np.float64(second[x]), np.float64(low[x])
             shift = (total[x] - a - b - c) / kept
             rest = squares[x] - a * a - b * b - c * c - kept * shift * shift
-            mean[y, x] = first[x] + shift
+            mean[y, x] = np.float64(first[x]) + shift
             variance[y, x] = max(0.0, rest) / (kept - 1)
 
 

@@ -177,7 +177,7 @@ class Worker(threading.Thread):
         return orders.reconsider(self._parts) > 0
 
     def _measure(self) -> bool:
-        """Measure a camera of which new masters were built: before lights that may need its gain."""
+        """Measure a camera of which new masters were built: lights after it may need its gain."""
         if not self._unmeasured:
             return False
         self._unmeasured = sensors.measure_next(

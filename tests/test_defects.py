@@ -117,6 +117,18 @@ def test_jumping_pixels_are_found_and_hot_ones_and_cosmic_rays_are_not(step):
     assert mask.sum() >= 0.95 * jumping.sum()
 
 
+def test_darks_stored_in_different_ways_are_the_same_darks():
+    jumping = planted((100, 150), 0.005, 11)
+    taken = darks(20, (100, 150), 12, jump=40.0, jumping=jumping)
+    expected = find_telegraph(taken)
+    assert len(expected) > 0.9 * jumping.sum()
+    floats = [ArrayRows(dark.pixels.astype(np.float32)) for dark in taken]
+    signed = [ArrayRows(dark.pixels.astype(np.int16)) for dark in taken]
+    assert np.array_equal(find_telegraph(floats), expected)
+    assert np.array_equal(find_telegraph(floats[:7] + signed[7:14] + taken[14:]), expected)
+    assert np.array_equal(find_telegraph(signed[:9] + taken[9:]), expected)
+
+
 def test_a_jump_within_the_noise_is_no_defect():
     # Half of the time 3 σ higher: 9/4 + 1 = 3.25 times the variance.
     jumping = planted((200, 300), 0.01, 4)
