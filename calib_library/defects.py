@@ -34,6 +34,8 @@ _LOW = 25.0
 """Percentile of hot pixels that is taken for the quiet ones: three in four may jump …"""
 _LOW_SHARE = 0.75
 """… and what a quiet pixel's own variance over twenty darks is there, over its true one."""
+_MOST_DRIFT = 0.1**2
+"""Dark current that changes by a tenth within a set: more than a degree, no set holds that."""
 _REACH = 3
 """A repair looks for good pixels up to so many same-colour steps away."""
 
@@ -82,12 +84,16 @@ def telegraph_pixels(
     return np.asarray(variance > np.float32(factor) * model_variance, np.bool_)
 
 
-def find_telegraph(darks: Sequence[Rows], *, factor: float = TELEGRAPH_FACTOR) -> Pixels:
+def find_telegraph(
+    darks: Sequence[Rows], *, e_per_adu: float | None = None, factor: float = TELEGRAPH_FACTOR
+) -> Pixels:
     """Find the telegraph pixels of a camera from 20 or more like darks, read by rows.
 
     Returns their flat indices (n,) int64, ascending. The variance of each pixel, its two highest
     and its lowest value dropped (cosmic rays), is compared with that of quiet pixels of its own
     level, so that the shot noise of hot pixels, of glow, and a drift of temperature do not count.
+    `e_per_adu`: the camera's gain, where it was measured. Without it the shot noise is learnt from
+    the hot pixels, and where nearly all of these jump, they are taken for quiet.
 
     Raises IncompatibleFramesError for fewer frames or different shapes.
     """
@@ -109,14 +115,14 @@ def find_telegraph(darks: Sequence[Rows], *, factor: float = TELEGRAPH_FACTOR) -
         y1 = min(y0 + height, ny)
         tile = buffer[: len(darks) * (y1 - y0) * nx].reshape(-1, y1 - y0, nx)
         for dark, rows in zip(darks, tile, strict=True):
-            rows[:] = dark.rows(y0, y1)
+            np.copyto(rows, dark.rows(y0, y1), casting="unsafe")
             if dark.plain and not plain:
-                rows += np.float32(dark.bzero)
+                np.add(rows, np.float32(dark.bzero), out=rows)
         values = tile.view(np.int16).byteswap(inplace=True) if plain else tile
         if y0 == 0:
             step = _value_step(values[0])
         _trimmed_moments(values, mean[y0:y1], variance[y0:y1])
-    quiet = quiet_noise(mean, variance, least=step**2 / 12)
+    quiet = quiet_noise(mean, variance, least=step**2 / 12, e_per_adu=e_per_adu)
     found = [
         nx * y0
         + np.flatnonzero(
@@ -150,11 +156,14 @@ class QuietNoise(NamedTuple):
         return np.asarray(np.float32(self.v0) + above * per_adu, np.float32)
 
 
-def quiet_noise(mean: Floats, variance: Floats, *, least: float) -> QuietNoise:
+def quiet_noise(
+    mean: Floats, variance: Floats, *, least: float, e_per_adu: float | None = None
+) -> QuietNoise:
     """Measure the variance of quiet pixels from a dark's mean and variance (ny, nx), ADU, ADU².
 
     Of hot pixels, 10 σ above the middle, the lower quarter shows the slope; of the hottest tenth of
-    them what the slope leaves shows the drift. v0 is at least `least`, ADU².
+    them what the slope leaves shows the drift. v0 is at least `least`, ADU². Where the gain is
+    known, the slope is no more than its inverse.
     """
     thin = max(1, round((mean.size / 4_000_000) ** 0.5))
     level = float(np.median(mean[::thin, ::thin]))
@@ -165,9 +174,12 @@ def quiet_noise(mean: Floats, variance: Floats, *, least: float) -> QuietNoise:
     if len(above) == 0:
         return QuietNoise(level, v0, 0.0, 0.0)
     shot = max(0.0, float(np.percentile(excess / above, _LOW))) / _LOW_SHARE
+    if e_per_adu is not None:
+        shot = min(shot, 1 / e_per_adu)
     hottest = above >= np.percentile(above, 90)
     rest = (excess - shot * above)[hottest] / above[hottest] ** 2
-    return QuietNoise(level, v0, shot, max(0.0, float(np.percentile(rest, _LOW))) / _LOW_SHARE)
+    drift = max(0.0, float(np.percentile(rest, _LOW))) / _LOW_SHARE
+    return QuietNoise(level, v0, shot, min(drift, _MOST_DRIFT))
 
 
 def pack_pixels(pixels: Pixels) -> bytes:

@@ -91,13 +91,15 @@ def _telegraph(
     used = {entry.sha256 for entry in made.inputs if entry.left_out is None}
     if one.frame_type is not FrameType.DARK or len(used) < defects.TELEGRAPH_FRAMES:
         return None
+    gain = pipeline.library.gain(one.key, one.row_order)
     try:
         with contextlib.ExitStack() as stack:
             return defects.find_telegraph(
                 [
                     stack.enter_context(image_io.RowReader(frame.path))
                     for frame in [f for f in frames if f.sha256 in used][-TELEGRAPH_MOST:]
-                ]
+                ],
+                e_per_adu=gain.value if gain else None,
             )
     except (LibraryError, OSError) as error:
         pipeline.log.warning("MASTER", f"{label}: its jumping pixels were not looked for: {error}")

@@ -120,13 +120,13 @@ def test_jumping_pixels_are_found_and_hot_ones_and_cosmic_rays_are_not(step):
 def test_darks_stored_in_different_ways_are_the_same_darks():
     jumping = planted((100, 150), 0.005, 11)
     taken = darks(20, (100, 150), 12, jump=40.0, jumping=jumping)
-    expected = find_telegraph(taken)
+    expected = find_telegraph(taken, e_per_adu=1.0)
     assert len(expected) > 0.9 * jumping.sum()
     floats = [ArrayRows(dark.pixels.astype(np.float32)) for dark in taken]
     signed = [ArrayRows(dark.pixels.astype(np.int16)) for dark in taken]
-    assert np.array_equal(find_telegraph(floats), expected)
-    assert np.array_equal(find_telegraph(floats[:7] + signed[7:14] + taken[14:]), expected)
-    assert np.array_equal(find_telegraph(signed[:9] + taken[9:]), expected)
+    assert np.array_equal(find_telegraph(floats, e_per_adu=1.0), expected)
+    for mixed in (floats[:7] + signed[7:14] + taken[14:], signed[:9] + taken[9:]):
+        assert np.array_equal(find_telegraph(mixed, e_per_adu=1.0), expected)
 
 
 def test_a_jump_within_the_noise_is_no_defect():
