@@ -8,8 +8,9 @@ import contextlib
 import datetime as dt
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
-from calib_library import image_io, sensor
+from calib_library import header, image_io, sensor
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameType
 from calib_library.library import CalibrationLibrary, FiledFrame
@@ -92,18 +93,18 @@ def measure(
         darks, refused = _dark_currents(library, masters, biases[0], gain=found.gain, bayer=bayer)
     except (LibraryError, OSError) as error:
         refused = str(error)
-    header = _first([frame.record.e_per_adu for pair in flats for frame in pair])
+    says = _first([frame.record.e_per_adu for pair in flats for frame in pair])
     return SensorRecord(
         key=key,
         row_order=row_order,
         measured_at=now,
         temperature_c=_first([frame.record.temperature_c for pair in biases for frame in pair]),
-        header_e_per_adu=header,
+        header_e_per_adu=says,
         sensor=found,
         darks=darks,
         inputs=tuple(frame.sha256 for frame in used),
         refused=refused,
-        warnings={} if found is None else _warnings(found, before, header),
+        warnings={} if found is None else _warnings(found, before, says),
     )
 
 
@@ -111,14 +112,28 @@ def _pairs(library: CalibrationLibrary, masters: Sequence[MasterRecord]) -> list
     """Neighbouring frames that are in these masters: first one pair of each, then the next."""
     of_each: list[list[Pair]] = []
     for master in masters[: sensor.PAIRS]:
-        frames = [
-            frame
-            for frame, out in library.inputs_of(master.id)
-            if out is None and frame.path.exists()
-        ]
+        used = (frame for frame, out in library.inputs_of(master.id) if out is None)
+        frames = list(itertools.islice(filter(_is_there, used), 2 * sensor.PAIRS))
         of_each.append(list(zip(frames[::2], frames[1::2], strict=False)))
     rounds = itertools.zip_longest(*of_each)
     return [pair for one in rounds for pair in one if pair is not None][: sensor.PAIRS]
+
+
+def _is_there(frame: FiledFrame) -> bool:
+    """Is the file still the frame that was filed? Camera programs use their file names again."""
+    try:
+        info = image_io.probe(frame.path)
+        now = header.parse(
+            info.cards, shape=info.shape, storage=info.storage, path=PurePath(frame.path.name)
+        )
+    except (LibraryError, OSError):
+        return False
+    then = frame.record
+    return (
+        info.shape == (then.key.height, then.key.width)
+        and info.storage == then.key.storage
+        and now.date_obs == then.date_obs
+    )
 
 
 def _dark_currents(

@@ -7,10 +7,12 @@ import pytest
 
 from calib_library.library import CalibrationLibrary
 from calib_library.sensor_record import Measured
+from daemon import sensors
 from daemon.simulator.camera import dark_ratio
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
 from tests.nights import Outcome, config_for, run
+from tests.records import NIGHT
 
 GAIN, READ_NOISE = 0.8, 2.2  # the simulated camera's, e-/ADU and e-
 BULK = 0.012  # its smooth dark current at −10 °C, e-/s, without the glow
@@ -113,3 +115,28 @@ def test_lights_without_egain_get_the_measured_gain_and_keep_it(tmp_path):
         assert record.sources["e_per_adu"] == "the camera as it was measured"
     # Frames of the library say what their headers say.
     assert all(f.record.e_per_adu is None for f in outcome.frames if f.frame_type != "light")
+
+
+def test_files_that_are_gone_or_others_by_now_are_not_measured(tmp_path):
+    """Camera programs use their file names again: what was a bias may be another night's flat."""
+    plan = small_plan(seed=7, shape=(256, 320), bias=6, darks=0, flats=8, flat_darks=0, lights=0)
+    config = config_for(tmp_path)
+    written = {}
+    for frame in frames(plan):
+        written.setdefault(str(frame.kind), []).append(write_frame(tmp_path / "in", frame))
+    run(config)
+    biases, flats = written["bias"], written["flat"]
+    biases[0].unlink()
+    biases[1].write_bytes(flats[0].read_bytes())
+    biases[2].write_bytes(b"no image")
+    with CalibrationLibrary.open(config.library.path) as library:
+        (before,) = library.sensors()
+        again = sensors.measure(library, before.key, before.row_order, before=None, now=NIGHT)
+        for path in biases:
+            path.unlink(missing_ok=True)
+        refused = sensors.measure(library, before.key, before.row_order, before=None, now=NIGHT)
+    assert before.sensor.pairs == (4, 3)
+    assert again.sensor.pairs == (4, 1)
+    assert again.sensor.gain.value == pytest.approx(GAIN, rel=0.02)
+    assert refused.sensor is None
+    assert "two biases are needed" in refused.refused
