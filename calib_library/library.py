@@ -21,6 +21,7 @@ from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.match import MasterRecord, Match
 from calib_library.schema import transaction
+from calib_library.sensor_record import Measured, SensorRecord
 
 BIAS_GROUPING_C = 5.0
 """Biases this close in temperature are one set, °C."""
@@ -431,6 +432,100 @@ class CalibrationLibrary:
     def pedestal_for(self, group: CalibrationSet) -> Match:
         """Choose what is subtracted from each flat of a set: flat-dark, dark or bias."""
         return self.match(self._typical(group), FrameType.FLAT_DARK, session=group.session)
+
+    def keep_telegraph(self, master_id: int, *, pixels: bytes, found: int, frames: int) -> None:
+        """Keep the telegraph pixels (`defects.pack_pixels`) that a dark's frames showed.
+
+        Joins the caller's transaction: that which registers the master, so that what a master
+        does to a light never changes.
+        """
+        with transaction(self.db):
+            row = {"master": master_id, "frames": frames, "found": found, "pixels": pixels}
+            self._insert("telegraph", row)
+
+    def telegraph(self, master_id: int) -> bytes | None:
+        """Return what `keep_telegraph` kept with this master; None for one of too few frames."""
+        row = self.db.execute(
+            "SELECT pixels FROM telegraph WHERE master = ?", [master_id]
+        ).fetchone()
+        return bytes(row[0]) if row else None
+
+    # --- cameras ---------------------------------------------------------------------------------
+
+    def unmeasured(self) -> tuple[CalibrationKey, str] | None:
+        """Return the key and row order of a camera that has flats and biases (or flat-darks), of
+        which a master was built since it was last measured.
+        """
+        row = self.db.execute(
+            "SELECT key FROM master WHERE superseded_by IS NULL GROUP BY key"
+            " HAVING sum(frame_type = 'flat') AND sum(frame_type IN ('bias', 'flat-dark'))"
+            " AND max(built_at) > coalesce("
+            "  (SELECT max(measured_at) FROM sensor WHERE sensor.key = master.key), 0)"
+            " LIMIT 1"
+        ).fetchone()
+        return _split_key(row[0]) if row else None
+
+    def masters_of(self, key: CalibrationKey, row_order: str) -> list[MasterRecord]:
+        """Return the masters in use of one camera setting, newest first."""
+        rows = self._rows(
+            "master",
+            "superseded_by IS NULL AND key = ?",
+            [_join_key(key, row_order)],
+            order_by="built_at DESC, id DESC",
+        )
+        return [_master(row) for row in rows]
+
+    def add_sensor(self, measured: SensorRecord) -> None:
+        """Keep one measurement of a camera; earlier ones stay."""
+        found = measured.sensor
+        with transaction(self.db):
+            self._insert(
+                "sensor",
+                {
+                    "key": _join_key(measured.key, measured.row_order),
+                    "camera": measured.key.camera,
+                    "gain_setting": _real(measured.key.gain),
+                    "readout_mode": measured.key.readout_mode,
+                    "measured_at": _seconds(measured.measured_at),
+                    "gain": _real(found.gain.value) if found else None,
+                    "gain_error": _real(found.gain.error) if found else None,
+                    "read_noise": _real(found.read_noise.value) if found else None,
+                    "read_noise_error": _real(found.read_noise.error) if found else None,
+                    "details": measured.details(),
+                },
+            )
+
+    def gain(self, key: CalibrationKey, row_order: str) -> Measured | None:
+        """Return the gain, e-/ADU, that was measured last of one camera setting."""
+        row = self.db.execute(
+            "SELECT gain, gain_error FROM sensor WHERE key = ? AND gain IS NOT NULL"
+            " ORDER BY measured_at DESC, id DESC LIMIT 1",
+            [_join_key(key, row_order)],
+        ).fetchone()
+        return Measured(*row) if row else None
+
+    def sensors(
+        self, key: CalibrationKey | None = None, row_order: str = "TOP-DOWN"
+    ) -> list[SensorRecord]:
+        """Return what was measured of one camera setting (None: of all), the newest first."""
+        rows = self._rows(
+            "sensor",
+            "1" if key is None else "key = ?",
+            [] if key is None else [_join_key(key, row_order)],
+            order_by="measured_at DESC, id DESC",
+        )
+        found = []
+        for row in rows:
+            its_key, its_order = _split_key(row["key"])
+            found.append(
+                SensorRecord.restore(
+                    row["details"],
+                    key=its_key,
+                    row_order=its_order,
+                    measured_at=_when(row["measured_at"]),
+                )
+            )
+        return found
 
     def orphans(self) -> list[Path]:
         """Return master files that no row speaks of: left by a crash between writing and commit.

@@ -117,6 +117,40 @@ def create_tables(db: Database) -> None:
         """)
 
 
+@MIGRATIONS()
+def add_sensor(db: Database) -> None:
+    """Keep what was measured of each camera in each of its settings, with its history."""
+    db.executescript("""
+        CREATE TABLE sensor (
+            id INTEGER PRIMARY KEY,
+            key TEXT NOT NULL,              -- of the frames, as in calibration_set
+            camera TEXT,
+            gain_setting REAL,
+            readout_mode TEXT,
+            measured_at REAL NOT NULL,
+            gain REAL,                      -- e-/ADU; NULL where it could not be measured
+            gain_error REAL,
+            read_noise REAL,                -- e-
+            read_noise_error REAL,
+            details TEXT NOT NULL           -- SensorRecord.details()
+        ) STRICT;
+        CREATE INDEX sensor_key ON sensor (key, measured_at);
+        """)
+
+
+@MIGRATIONS()
+def add_telegraph(db: Database) -> None:
+    """Keep which pixels of a camera jump: found with a dark master, never changed after."""
+    db.executescript("""
+        CREATE TABLE telegraph (
+            master INTEGER PRIMARY KEY REFERENCES master (id),
+            frames INTEGER NOT NULL,        -- darks that told
+            found INTEGER NOT NULL,         -- pixels
+            pixels BLOB NOT NULL            -- defects.pack_pixels
+        ) STRICT;
+        """)
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

@@ -209,6 +209,7 @@ class Pipeline:
     ) -> State:
         """Calibrate, measure, register and stack one light."""
         began = time.perf_counter()
+        identity = self._with_gain(identity)
         record = identity.record
         choice = self.calibrator.choose(record, session=identity.night, now=now)
         if choice.pending_set is not None:
@@ -310,6 +311,23 @@ class Pipeline:
                 self.log.info("CHECK", f"over: {one.kind} of {one.subject}")
             else:
                 self.log.warning("CHECK", one.sentence)
+
+    def _with_gain(self, identity: Identity) -> Identity:
+        """Where the header has no e-/ADU, that which was measured of the camera. It is recorded
+        with the frame, so that a replay uses the same.
+        """
+        record = identity.record
+        if record.e_per_adu is not None:
+            return identity
+        gain = self.library.gain(record.key, record.row_order)
+        if gain is None:
+            return identity
+        record = dataclasses.replace(
+            record,
+            e_per_adu=gain.value,
+            sources={**record.sources, "e_per_adu": "the camera as it was measured"},
+        )
+        return dataclasses.replace(identity, record=record)
 
     def _keep(self, frame: Frame, identity: Identity, light: Light) -> None:
         """Write the calibrated light as a file of its own, replacing what an earlier calibration

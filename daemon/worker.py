@@ -15,7 +15,7 @@ from pathlib import Path
 
 from calib_library import image_io, schema
 from calib_library.errors import HeaderError, ImageError
-from daemon import masters, orders, remake, warmup
+from daemon import masters, orders, remake, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
@@ -59,6 +59,7 @@ class Worker(threading.Thread):
         self._stopping = threading.Event()
         self._reconsidered = False
         self._prepared = False
+        self._unmeasured = True
         self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()
@@ -152,7 +153,9 @@ class Worker(threading.Thread):
             return True
         # Masters go before lights: once no more calibration frames are queued, what is complete
         # is built, and the lights that come after get it.
-        if not self._parts.ledger.calibration_pending() and self._build_masters(now):
+        if not self._parts.ledger.calibration_pending() and (
+            self._build_masters(now) or self._measure()
+        ):
             return True
         frame = self._parts.ledger.claim(now)
         if frame is not None:
@@ -185,6 +188,15 @@ class Worker(threading.Thread):
         self._reconsidered = True
         return orders.reconsider(self._parts) > 0
 
+    def _measure(self) -> bool:
+        """Measure a camera of which new masters were built: lights after it may need its gain."""
+        if not self._unmeasured:
+            return False
+        self._unmeasured = sensors.measure_next(
+            self._parts.pipeline, now=self._now(), beat=self._beat
+        )
+        return self._unmeasured
+
     def _catch_up(self) -> bool:
         """Bring a stack into memory whose product lacks frames, the publisher does the rest; replay
         one from which a frame was taken out, so that it is exact again.
@@ -204,6 +216,7 @@ class Worker(threading.Thread):
     def _build_masters(self, now: dt.datetime) -> bool:
         quiet_s = self._quiet_s()
         built = masters.build_due(self._parts.pipeline, now=now, quiet_s=quiet_s, beat=self._beat)
+        self._unmeasured |= built > 0
         return built + masters.release(self._parts.pipeline, now=now, quiet_s=quiet_s) > 0
 
     def _quiet_s(self) -> float:
@@ -374,6 +387,7 @@ class Worker(threading.Thread):
         """Whatever waits goes on, every stack is written, the night is summed up."""
         now = self._now()
         masters.build_due(self._parts.pipeline, now=now, quiet_s=0.0, beat=self._beat)
+        self._unmeasured = True
         self._parts.ledger.release_waiting()
         orders.reconsider(self._parts)
         self._parts.publisher.tick(now, flush=True)
