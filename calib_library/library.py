@@ -304,6 +304,10 @@ class CalibrationLibrary:
         values = {"refused": reason, "refused_at": _seconds(now) if now else None}
         self._update("calibration_set", set_id, values)
 
+    def rebuild_due(self, set_id: int) -> None:
+        """Have the master of a set built again from its frames: its file is gone."""
+        self._update("calibration_set", set_id, {"changed": 1, "refused": None})
+
     # --- masters ---------------------------------------------------------------------------------
 
     def next_generation(self, set_id: int) -> int:

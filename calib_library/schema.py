@@ -117,6 +117,21 @@ def create_tables(db: Database) -> None:
         """)
 
 
+@MIGRATIONS()
+def create_identity(db: Database) -> None:
+    """Create the one row that says which library this is: the folder's marker has the same id."""
+    db.executescript("CREATE TABLE library (id TEXT NOT NULL) STRICT;")
+
+
+def identify(db: Database, *, proposed: str) -> str:
+    """Return the library's id; where it has none yet, `proposed` becomes it."""
+    with transaction(db):
+        for (known,) in db.conn.execute("SELECT id FROM library"):
+            return str(known)
+        db.conn.execute("INSERT INTO library (id) VALUES (?)", (proposed,))
+    return proposed
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

@@ -109,7 +109,7 @@ def run(*, config: ConfigOption = None, until_idle: bool = False) -> int:
     settings = _load(config)
     from daemon import service
 
-    return service.run(settings, until_idle=until_idle)
+    return service.run(settings, until_idle=until_idle, reread=lambda: _load(config))
 
 
 @app.command
