@@ -459,9 +459,9 @@ class Service:
 
     def _pause(self, trouble: Trouble) -> None:
         self._trouble, self._trouble_at = trouble, time.monotonic()
+        # Nothing of the library stays open, so that its disk can be unmounted and repaired.
         self._known.away(away=True)
-        if trouble.kind is Kind.GONE:
-            self._lock.release()
+        self._lock.release()
         if self._said is None:
             self._log.error("DISK", f"paused: {trouble.text}")
         self._said = trouble.text

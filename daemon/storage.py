@@ -151,6 +151,9 @@ def kind_of(error: BaseException | None) -> Kind | None:
 def describe(kind: Kind, root: Path, error: BaseException | None = None) -> Trouble:
     """Put a trouble of the library in `root` into words."""
     free = free_bytes(root)
+    if kind is Kind.FAULTY:
+        # After an error the kernel often closes a disk for writing: then that is what to say.
+        kind = kind_of(_probe(root)) or kind
     return Trouble(kind, _sentence(kind, root, free, str(error or "")), free)
 
 
@@ -274,6 +277,11 @@ def _remember(root: Path, id_: str) -> None:
 
 def writable(root: Path) -> bool:
     """Can a small file be written and synced in the library's folder now?"""
+    return _probe(root) is None
+
+
+def _probe(root: Path) -> OSError | None:
+    """Write a small file, sync it, delete it: the error, if there is one."""
     probe = root / PROBE
     try:
         descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -282,12 +290,12 @@ def writable(root: Path) -> bool:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError:
-        return False
+    except OSError as error:
+        return error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
-    return written == PROBE_BYTES
+    return None if written == PROBE_BYTES else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def free_bytes(folder: Path) -> int:
