@@ -150,8 +150,9 @@ def require(db: Database, root: Path) -> None:
         )
 
 
-def connect(path: Path, *, readonly: bool = False) -> Database:
-    """Open the database; the connection belongs to the calling thread.
+def connect(path: Path, *, readonly: bool = False, any_thread: bool = False) -> Database:
+    """Open the database; the connection belongs to the calling thread, or with `any_thread` to
+    whoever holds a lock on it.
 
     The one writer gets WAL and `synchronous=FULL`: what a transaction committed survives a power
     cut. A reader sees a consistent state while the writer works, and cannot write.
@@ -161,7 +162,10 @@ def connect(path: Path, *, readonly: bool = False) -> Database:
     mode = "ro" if readonly else "rwc"
     try:
         connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_S
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            check_same_thread=not any_thread,
         )
         try:
             db = Database(connection)

@@ -11,7 +11,7 @@ import traceback
 
 from calib_library import image_io, schema
 from calib_library.errors import HeaderError, ImageError
-from daemon import masters, orders, remake, warmup
+from daemon import heal, masters, orders, remake, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
@@ -32,9 +32,6 @@ ARRIVALS_AT_ONCE = 200
 """Recorded in one go before a frame is worked on: a burst must not hold back the work."""
 
 RETRY_S = 30.0
-
-WRITTEN = ("masters", "stacks", "calibrated", "backup")
-"""The folders of the library that the worker alone writes."""
 
 
 class Worker(threading.Thread):
@@ -124,8 +121,8 @@ class Worker(threading.Thread):
         void = self._parts.ledger.release_claims(innocent=self._innocent)
         if void:
             self._log.info("RESUME", f"{void} frames were being worked on when it stopped")
-        self._heal()
-        self._sweep()
+        heal.heal(self._parts)
+        heal.sweep(self._parts)
         self.started.set()
         self._beat("preparing the kernels")
         warmup.kernels(lambda: self._beat("preparing the kernels"))
@@ -156,7 +153,9 @@ class Worker(threading.Thread):
             return True
         frame = self._parts.ledger.claim(now)
         if frame is not None:
-            self._parts.pipeline.reader.ahead(self._parts.ledger.next_path(now))
+            if frame.attempts == 1:
+                # Otherwise the one before may have died of the frame that was read ahead of it.
+                self._parts.pipeline.reader.ahead(self._parts.ledger.next_path(now))
             self._attempt(frame, now)
             self._parts.publisher.tick(self._now())
             return True
@@ -317,39 +316,6 @@ class Worker(threading.Thread):
         if product is not None:
             self._parts.publisher.settle(product, growing)
 
-    def _heal(self) -> None:
-        """Clear away what a killed writer left half-written, and let what is recorded but no longer
-        there be made again: products deleted by somebody, or lost with their disk.
-        """
-        root = self._storage.root
-        for folder in WRITTEN:
-            for path in (root / folder).rglob(".*.tmp"):
-                path.unlink(missing_ok=True)
-        for stack in self._parts.stacks.all():
-            for product, lost in (
-                (stack.path, self._parts.stacks.lost_product),
-                (stack.final_path, self._parts.stacks.lost_final),
-            ):
-                if product and not (root / product).exists():
-                    lost(stack)
-                    self._log.warning("LOST", f"{product} is gone; it will be made again")
-        for master in self._parts.library.masters():
-            if not (root / master.path).exists():
-                self._parts.library.rebuild_due(master.set_id)
-                self._log.warning("LOST", f"{master.path} is gone; it will be built again")
-
-    def _sweep(self) -> None:
-        """Delete products that no row points at: their transaction never came."""
-        root = self._config.library.path
-        used = self._parts.stacks.product_paths()
-        if not used:
-            return  # a new or a lost database: nothing is known to be an orphan
-        for path in (root / "stacks").rglob("*_v[0-9][0-9][0-9][0-9]*.fits"):
-            if str(path.relative_to(root)) not in used:
-                path.unlink()
-        for orphan in self._parts.library.orphans():
-            orphan.unlink(missing_ok=True)
-
     # -- requests ---------------------------------------------------------------------------
 
     def _requests_now(self) -> None:
@@ -362,7 +328,7 @@ class Worker(threading.Thread):
             elif request is Request.BACKUP:
                 self._backup()
             elif request is Request.HOUSEKEEPING:
-                self._sweep()
+                heal.sweep(self._parts)
 
         for path, order in orders.waiting(self._parts.root):
             if order is None:
