@@ -19,7 +19,7 @@ from daemon.simulator.writer import write_frame
 from tests import killing
 from tests.daemons import write_config
 
-PATIENT = "[lights]\nkeep_calibrated = true\n[service]\nmax_attempts = 1000"
+PATIENT = "[lights]\nkeep_calibrated = true\n[service]\nmax_attempts = 100"
 LIVES = 12
 """Deaths in one night; the life after them comes to the end."""
 

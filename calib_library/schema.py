@@ -207,6 +207,27 @@ def transaction(db: Database) -> Iterator[None]:
         raise
 
 
+def verdict(path: Path) -> str:
+    """Look whether a database file is whole: `ok`, or what is wrong with it. Does not write.
+
+    Raises sqlite3.OperationalError where it cannot be read now.
+    """
+    try:
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            for statement in ("PRAGMA quick_check", "PRAGMA foreign_key_check"):
+                for row in connection.execute(statement):
+                    if row != ("ok",):
+                        return " ".join(map(str, row))
+            if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                return "it is empty"
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "ok"
+
+
 def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
     """Copy the database while it is in use, check the copy, keep the `keep` newest; return it.
 
@@ -225,9 +246,9 @@ def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
             verdict = target.execute("PRAGMA quick_check").fetchone()[0]
         if verdict != "ok":
             raise LibraryError(f"The copy of the database is not sound: {verdict}.")
-        _sync(unfinished)
+        sync(unfinished)
         unfinished.replace(copy)
-        _sync(folder)
+        sync(folder)
     except sqlite3.Error as error:
         raise LibraryError(f"The database could not be copied: {error}.") from error
     finally:
@@ -237,7 +258,8 @@ def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
     return copy
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk before going on. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

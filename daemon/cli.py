@@ -235,6 +235,34 @@ def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> in
     return Exit.OK
 
 
+@app.command
+def rebuild(*, config: ConfigOption = None, from_files: bool = False) -> int:
+    """Make a lost or damaged database again, from its newest sound backup or from the files.
+
+    Nothing is deleted: what the new database does not speak of is set aside.
+
+    Parameters
+    ----------
+    from_files
+        Do without the backups: masters are known by their headers, frames are found again.
+    """
+    settings = _load(config)
+    from daemon import rebuild as rebuilding
+
+    made = rebuilding.rebuild(
+        settings.library.path, from_files=from_files, now=dt.datetime.now(dt.UTC)
+    )
+    for problem in made.problems:
+        _complain(f"note: {problem}")
+    source = f"the backup {made.backup}" if made.backup else "the masters' files"
+    aside = f" What there was is in {made.aside}." if made.aside else ""
+    sys.stdout.write(
+        f"The database is made again from {source}: {made.masters} masters.{aside} Frames and "
+        "stacks are found and made again: lightkeeper run\n"
+    )
+    return Exit.OK
+
+
 stack_app = App(
     name="stack",
     help="Show the stacks; take a frame out, let one in, make the exact stack.",

@@ -15,7 +15,7 @@ from types import FrameType
 import calib_library
 from calib_library import schema
 from calib_library.errors import LibraryError
-from calib_library.library import MASTERS_FOLDER, CalibrationLibrary
+from calib_library.library import MASTERS_FOLDER
 from daemon import jobs, orders, storage
 from daemon.config import Config, ConfigError
 from daemon.errors import FatalError
@@ -159,9 +159,12 @@ def open_library(root: Path) -> tuple[Storage, bool]:
             "make a new one from the files"
         )
     try:
+        if database.exists() and database.stat().st_size:
+            wrong = schema.verdict(database)
+            if wrong != "ok":  # before anything is written to it
+                raise LibraryError(f"The database {database} is damaged ({wrong}).")
         db = schema.connect(database)
         with contextlib.closing(db.conn):
-            CalibrationLibrary(db, root)
             schema.apply(db)
             Ledger.prepare(db)
             id_ = schema.identify(db, proposed=marked or storage.new_id())

@@ -113,9 +113,9 @@ def arm(what: str, where: str) -> None:
         case "link", "after":
             _wrap(product, "link_newest", after=die)
         case "backup", "copied":
-            _wrap(schema, "_sync", before=lambda *_: die())
+            _wrap(schema, "sync", before=lambda *_: die())
         case "backup", "renamed":
-            _wrap(schema, "_sync", before=lambda path: path.is_dir() and die())
+            _wrap(schema, "sync", before=lambda path: path.is_dir() and die())
         case "claim", "after":
             _wrap(Ledger, "claim", after=die)
         case "live", "added":
