@@ -236,6 +236,22 @@ def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> in
 
 
 @app.command
+def doctor(*, config: ConfigOption = None) -> int:
+    """Look at database, products, disk, folders, limits and clock; say what to do where one is ill.
+
+    The exit code is 1 where something is.
+    """
+    settings = _load(config)
+    from daemon import doctor as examination
+
+    ill = 0
+    for finding in examination.examine(settings, now=time.time()):
+        ill += not finding.good
+        sys.stdout.write(examination.text(finding) + "\n")
+    return Exit.PROBLEM if ill else Exit.OK
+
+
+@app.command
 def rebuild(*, config: ConfigOption = None, from_files: bool = False) -> int:
     """Make a lost or damaged database again, from its newest sound backup or from the files.
 

@@ -159,10 +159,7 @@ def open_library(root: Path) -> tuple[Storage, bool]:
             "make a new one from the files"
         )
     try:
-        if database.exists() and database.stat().st_size:
-            wrong = schema.verdict(database)
-            if wrong != "ok":  # before anything is written to it
-                raise LibraryError(f"The database {database} is damaged ({wrong}).")
+        _check_whole(database)
         db = schema.connect(database)
         with contextlib.closing(db.conn):
             schema.apply(db)
@@ -179,6 +176,14 @@ def open_library(root: Path) -> tuple[Storage, bool]:
                 "rebuild` make a new one from the library's files."
             ) from error
         raise
+
+
+def _check_whole(database: Path) -> None:
+    """Raise LibraryError where the database is damaged, before anything is written to it."""
+    if database.exists() and database.stat().st_size:
+        wrong = schema.verdict(database)
+        if wrong != "ok":
+            raise LibraryError(f"The database {database} is damaged ({wrong}).")
 
 
 def _has_products(root: Path) -> bool:
