@@ -11,7 +11,7 @@ import traceback
 
 from calib_library import image_io, schema
 from calib_library.errors import HeaderError, ImageError
-from daemon import heal, masters, orders, remake, warmup
+from daemon import heal, masters, orders, remake, retention, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
@@ -329,6 +329,7 @@ class Worker(threading.Thread):
                 self._backup()
             elif request is Request.HOUSEKEEPING:
                 heal.sweep(self._parts)
+                retention.clear(self._parts, now=self._now())
 
         for path, order in orders.waiting(self._parts.root):
             if order is None:
