@@ -1,6 +1,6 @@
 """Kills the daemon at hundreds of seeded random instants of a night and compares the ends.
 
-    python -m benchmarks.kills --kills 300 --seed 1
+    python -m benchmarks.kills --kills 300 --seed 1 [--power]
 
 Each round is a whole night on fresh folders: lives that end with SIGKILL at a random instant, until
 one comes to the end by itself. Each end is compared with that of a night without trouble.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
-from tests import killing
+from tests import killing, power
 from tests.daemons import write_config
 
 PATIENT = "[lights]\nkeep_calibrated = true\n[service]\nmax_attempts = 100"
@@ -32,11 +32,30 @@ def prepared(folder: Path, taken: list) -> Path:
     return write_config(folder, PATIENT)
 
 
+def killed(config: Path, took: float, rng: random.Random) -> int:
+    """Kill the night's lives at random instants; the last one comes to the end. How many died?"""
+    for deaths in range(LIVES):
+        life = killing.start(config)
+        try:
+            # A life takes as long as the whole night at most; the first third is imports.
+            code = life.wait(took * (0.3 + 0.7 * rng.random()))
+        except subprocess.TimeoutExpired:
+            life.kill()
+            life.wait()
+        else:
+            assert code == 0, f"{config}: the night ended with code {code}"
+            return deaths
+    code = killing.start(config).wait()
+    assert code == 0, f"{config}: the night ended with code {code}"
+    return LIVES
+
+
 def main() -> int:
     """Kill, compare, print one line a night; 1 where an end differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--power", action="store_true", help="cut the disk's power instead")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     plan = small_plan(
@@ -56,19 +75,14 @@ def main() -> int:
             nights += 1
             folder = root / f"night{nights}"
             config = prepared(folder, taken)
-            deaths = 0
-            while deaths < LIVES:
-                life = killing.start(config)
-                try:
-                    # A life takes as long as the whole night at most; the first third is imports.
-                    life.wait(took * (0.3 + 0.7 * rng.random()))
-                    break
-                except subprocess.TimeoutExpired:
-                    life.kill()
-                    life.wait()
-                    deaths += 1
-            code = killing.start(config).wait()
-            same = code == 0 and killing.end_state(folder / "library") == expected
+            library = folder / "library"
+            if options.power:
+                with power.disk(folder, library) as medium:
+                    deaths = power.lives(config, medium, cuts=LIVES, longest_s=took, rng=rng)
+                    same = killing.end_state(library) == expected
+            else:
+                deaths = killed(config, took, rng)
+                same = killing.end_state(library) == expected
             different += not same
             done += deaths
             print(f"night {nights}: {deaths} deaths, {'the same' if same else 'DIFFERENT'}; {done}")

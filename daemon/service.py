@@ -521,14 +521,14 @@ class Service:
             if getattr(config, name) != getattr(self._config, name)
         ]  # fmt: skip
         self._clock.shutdown(wait=False)
-        self._intake.stop(STOP_LIMIT_S)
+        self._intake.stop(STOP_LIMIT_S / 4)
         self._worker.stop()
         while self._worker.is_alive() and not self._signals.stopping.is_set():
             self._worker.join(1.0)
             if not self._problems():
                 self._notifier.watchdog()
         self._config = config
-        if self._worker.trouble is None and self._trouble is None:
+        if self._worker.error is None and self._trouble is None:
             self._worker = self._new_worker()
             self._worker.start()
         self._intake = self._new_intake()

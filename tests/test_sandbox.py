@@ -53,6 +53,8 @@ def root(tmp_path):
         *("run", "tmp", "dev", "proc", "sys", "opt/lightkeeper/bin", "opt/venv", "code", "result"),
     ):
         (root / folder).mkdir(parents=True)
+    # A Python in somebody's home must be within the service's reach here.
+    (root / Path(sys.base_prefix).resolve().relative_to("/")).mkdir(parents=True, exist_ok=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
     (root / "etc/passwd").write_text(
