@@ -109,7 +109,7 @@ def run(*, config: ConfigOption = None, until_idle: bool = False) -> int:
     settings = _load(config)
     from daemon import service
 
-    return service.run(settings, until_idle=until_idle)
+    return service.run(settings, until_idle=until_idle, reread=lambda: _load(config))
 
 
 @app.command
@@ -315,6 +315,50 @@ def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> in
     for warning in configuration.warnings(settings):
         _complain(f"note: {warning}")
     sys.stdout.write(f"{config} is written. Now: lightkeeper run --config {config}\n")
+    return Exit.OK
+
+
+@app.command
+def doctor(*, config: ConfigOption = None) -> int:
+    """Look at database, products, disk, folders, limits and clock; say what to do where one is ill.
+
+    The exit code is 1 where something is.
+    """
+    settings = _load(config)
+    from daemon import doctor as examination
+
+    ill = 0
+    for finding in examination.examine(settings, now=time.time()):
+        ill += not finding.good
+        sys.stdout.write(examination.text(finding) + "\n")
+    return Exit.PROBLEM if ill else Exit.OK
+
+
+@app.command
+def rebuild(*, config: ConfigOption = None, from_files: bool = False) -> int:
+    """Make a lost or damaged database again, from its newest sound backup or from the files.
+
+    Nothing is deleted: what the new database does not speak of is set aside.
+
+    Parameters
+    ----------
+    from_files
+        Do without the backups: masters are known by their headers, frames are found again.
+    """
+    settings = _load(config)
+    from daemon import rebuild as rebuilding
+
+    made = rebuilding.rebuild(
+        settings.library.path, from_files=from_files, now=dt.datetime.now(dt.UTC)
+    )
+    for problem in made.problems:
+        _complain(f"note: {problem}")
+    source = f"the backup {made.backup}" if made.backup else "the masters' files"
+    aside = f" What there was is in {made.aside}." if made.aside else ""
+    sys.stdout.write(
+        f"The database is made again from {source}: {made.masters} masters.{aside} Frames and "
+        "stacks are found and made again: lightkeeper run\n"
+    )
     return Exit.OK
 
 

@@ -12,6 +12,7 @@ from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import BuiltMaster, CalibrationSet, FiledFrame
 from calib_library.match import MasterRecord
+from daemon import storage
 from daemon.explain import describe
 from daemon.ledger.stacks import Member
 from daemon.pipeline import Pipeline
@@ -51,6 +52,8 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
     except (LibraryError, OSError) as error:
+        if storage.kind_of(error) in storage.EVERYBODYS:
+            raise
         pipeline.log.error("MASTER", f"{label} could not be built: {error}")
         # The lights that wait for it go on with what there is; the set is tried again when
         # another frame joins it.

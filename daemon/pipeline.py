@@ -273,6 +273,9 @@ class Pipeline:
         member = found.member
         explanation.append(explain.place(found))
 
+        # Before the commit: after it, a death would leave the frame without this file for good.
+        if self.config.lights.keep_calibrated:
+            self._keep(frame, identity, light)
         # The live image first: if it fails, nothing is recorded and the frame is tried again. If
         # the commit fails, the image is forgotten and made again from the members.
         with self.live.adding(stack, members) as image:
@@ -291,8 +294,6 @@ class Pipeline:
                     stack_id=stack.id,
                     explanation=explanation,
                 )
-        if self.config.lights.keep_calibrated:
-            self._keep(frame, identity, light)
         flags = f" ({', '.join(member.flags)})" if member.flags else ""
         self.log.info(
             "STACKED",
