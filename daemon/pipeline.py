@@ -77,7 +77,7 @@ class Pipeline:
         self.stacks = stacks
         self.live = live
         self.calibrator = calibrator
-        self._selfcheck = SelfCheck(calibrator)
+        self._selfcheck = SelfCheck(calibrator, library)
         self.reader = reader
         self.log = log
         self._watches: Mapping[Path, WatchConfig] = {watch.path: watch for watch in config.watch}
