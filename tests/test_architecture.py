@@ -42,6 +42,7 @@ PURE = {
     "daemon.stack.settle",
     "daemon.stack.drizzle",
     "daemon.stack.final",
+    "daemon.stack.halve",
     "daemon.stack.holes",
     "daemon.report.preview",
     "daemon.toml_lines",

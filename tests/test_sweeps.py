@@ -154,7 +154,7 @@ def test_bad_rows_columns_and_corners_leave_no_trace(name):
     nearest[inside] = mask[np.rint(at_y[inside]).astype(int), np.rint(at_x[inside]).astype(int)]
     # Where the nearest pixel is bad, more than a tenth of the kernel is.
     assert not seen[nearest > 0].any()
-    far = np.full(SHAPE, True)
+    far = np.ones(SHAPE, bool)
     for dy in range(-4, 5):
         for dx in range(-4, 5):
             far &= np.roll(nearest, (dy, dx), (0, 1)) == 0

@@ -66,8 +66,8 @@ class Depth(NamedTuple):
 
     high: int
     low: int
-    superpixel_needed: bool
-    """Not even the smallest fits: stack at half the resolution, as super-pixels or binned 2×2."""
+    half_size: bool
+    """Not even the shallowest fits: the stack is of half the size, a pixel of each 2×2."""
 
 
 def depth_for(shape: tuple[int, int, int], memory_bytes: int) -> Depth:
@@ -79,8 +79,8 @@ def depth_for(shape: tuple[int, int, int], memory_bytes: int) -> Depth:
         for high, low in ((3, 2), (3, 1), (2, 1)):
             needed = BYTES_FIXED + BYTES_WAITING * (high + low) + BYTES_RENDERED
             if needed * pixels <= memory_bytes * share:
-                return Depth(high, low, superpixel_needed=share > 1)
-    return Depth(2, 1, superpixel_needed=True)
+                return Depth(high, low, half_size=share > 1)
+    return Depth(2, 1, half_size=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
