@@ -181,6 +181,7 @@ def replayed(parts: Parts, figures: dict[str, float]) -> None:
     began, busy = time.perf_counter(), time.process_time()
     for image, mask, member in remake.replay(parts.pipeline, stack, members, parts.beat):
         growing.add(image, mask, member)
+        del image, mask
         took = time.perf_counter() - began
         if "cosmics cleaned" in member.flags:
             cleaned.append(took)

@@ -104,6 +104,7 @@ class LiveStacks:
             growing = Growing(self._memory_bytes)
             for image, mask, member in self._replay(stack, members):
                 growing.add(image, mask, member)
+                del image, mask  # free before the next frame needs as much
             # A member whose raw file is gone was left out with a word by `replay`; it stays a
             # member, so that it comes back with its file.
             growing.frames = wanted
