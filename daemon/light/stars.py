@@ -36,13 +36,14 @@ SATURATED = 2
 
 _STORED = 500  # stars kept by StarList.to_json
 _BINNED_FROM_PX = 8_000_000  # from here on stars are found on 2×2 means
-_SPARSE_FROM_PX = 6_000_000  # from here on the background looks at every third row and column
+_SPARSE_FROM_PX = 6_000_000  # from here on the background looks at some of the rows and columns
 _THRESHOLD_SIGMA = 5.0
 _BLOCK_PX = 32  # nebulae are taken off at this scale where stars are looked for
 _NARROWEST_FWHM_PX = 1.05  # below: a single pixel, not light through optics
 _HOT_RATIO = 0.28  # smoothed over raw peak; a single pixel has 0.25 under the 1-2-1 kernel
 _APERTURE_FWHM = 3.0  # radius; scales with the seeing, so that the enclosed fraction does not
 _SNR_MIN = 5.0
+_ALIKE = 0.3  # in ln FWHM: stars of one frame differ by less
 _LEAST_WEIGHT = 0.7  # px², variance of the narrowest weight
 
 
@@ -160,23 +161,33 @@ _COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "shared", "sa
 def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
     """Measure level and noise of `image` (ny, nx), ADU, in cells of about `cell_px` px.
 
-    Samples are clipped at 3σ about their median until they settle; the noise is that of differences
-    of pixels, to which a gradient or a nebula adds nothing. Large frames are sampled at every third
-    row and column (an odd step, so that a mosaic's planes count equally). NaN is left out; a cell
-    without samples takes the frame's median. `image` is not changed.
+    Samples are clipped at 3σ about their median until they settle; the noise is that of second
+    differences of pixels where there is no star, to which a gradient or a nebula adds next to
+    nothing. Large frames are sampled at every fifth row and third column (odd steps, so that a
+    mosaic's planes count equally). NaN is left out; a cell without samples takes the frame's
+    median. `image` is not changed.
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     ny, nx = pixels.shape
     grid = (max(1, round(ny / cell_px)), max(1, round(nx / cell_px)))
     cells = np.empty(grid, dtype=np.float32)
     noise = np.empty(grid, dtype=np.float32)
-    _measure_cells(pixels, 3 if pixels.size >= _SPARSE_FROM_PX else 1, cells, noise)
-    seen = np.isfinite(cells)
-    level = float(np.median(cells[seen])) if seen.any() else 0.0
-    sigma = float(np.median(noise[seen])) if seen.any() else 0.0
-    cells[~seen] = level
-    noise[~seen] = sigma
+    rows, columns = (5, 3) if pixels.size >= _SPARSE_FROM_PX else (1, 1)
+    _measure_levels(pixels, rows, columns, cells)
+    level = _fill_unseen(cells)
+    _measure_noise(pixels, rows, columns, cells, noise)
+    sigma = _fill_unseen(noise)
     return Background(level, sigma, cells, noise, cell_px, (ny, nx))
+
+
+def _fill_unseen(cells: F32) -> float:
+    """Return the median of the cells that are not NaN (0 without any), and fill the others with it,
+    in place.
+    """
+    seen = np.isfinite(cells)
+    middle = float(np.median(cells[seen])) if seen.any() else 0.0
+    cells[~seen] = middle
+    return middle
 
 
 def cell_means(image: F32) -> F32:
@@ -346,14 +357,22 @@ _X, _Y, _FWHM, _ELONGATION, _PEAK, _SATURATED, _OK = range(7)
 
 
 def _typical_fwhm(moments: F64) -> float | None:
-    """Return the FWHM of the frame's stars, px: median over the highest unsaturated peaks."""
+    """Return the FWHM of the frame's stars, px: median over the highest unsaturated peaks; where
+    knots of a nebula outnumber the stars, over the densest of widths: knots have all, stars one.
+    """
     good = (moments[:, _OK] > 0) & (moments[:, _FWHM] >= _NARROWEST_FWHM_PX)
     clean = good & (moments[:, _SATURATED] == 0) & (moments[:, _ELONGATION] < 3)
     pool = moments[clean] if clean.any() else moments[good]
     if len(pool) == 0:
         return None
     highest = np.argsort(-pool[:, _PEAK], kind="stable")[:100]
-    return float(np.median(pool[highest, _FWHM]))
+    widths = np.sort(np.log(pool[highest, _FWHM]))
+    middle = float(np.median(widths))
+    if np.mean(np.abs(widths - middle) < _ALIKE) < 0.5:
+        counts = np.searchsorted(widths, widths + _ALIKE, side="right") - np.arange(len(widths))
+        densest = int(np.argmax(counts))  # of equal ones the narrowest
+        middle = float(np.median(widths[densest : densest + counts[densest]]))
+    return math.exp(middle)
 
 
 def _starlike(moments: F64, fwhm: float) -> Bool:
@@ -465,40 +484,76 @@ def _clipped(samples: F32, count: int) -> tuple[float, float]:
 
 
 @kernel(parallel=True)
-def _measure_cells(image: F32, step: int, cells: F32, noise: F32) -> None:
-    """Clipped median of each cell; noise from differences of pixels three columns apart.
+def _measure_levels(image: F32, rows: int, columns: int, cells: F32) -> None:
+    """Clipped median of each cell, from every `rows`-th row and `columns`-th column."""
+    ny, nx = image.shape
+    cy, cx = cells.shape
+    for j in prange(cy):
+        y0, y1 = j * ny // cy, (j + 1) * ny // cy
+        size = ((ny // cy + 1) // rows + 2) * ((nx // cx + 1) // columns + 2)
+        samples = np.empty(size, np.float32)
+        for i in range(cx):
+            count = 0
+            for y in range(y0, y1, rows):
+                for x in range(i * nx // cx, (i + 1) * nx // cx, columns):
+                    value = image[y, x]
+                    if np.isfinite(value):
+                        samples[count] = value
+                        count += 1
+            if count < 4:
+                cells[j, i] = np.nan
+                continue
+            samples[:count].sort()
+            cells[j, i] = _clipped(samples, count)[0]
 
-    A gradient across the cell shifts all differences alike, so it is not taken for noise; and over
-    three pixels the correlation that an interpolated mosaic has is gone.
+
+@kernel(parallel=True)
+def _measure_noise(image: F32, rows: int, columns: int, cells: F32, noise: F32) -> None:
+    """Noise of each cell, from second differences of pixels three columns apart.
+
+    To those a slope adds nothing, even one that changes across the cell, as a nebula's; and over
+    three pixels the correlation that an interpolated mosaic has is gone. Stars' wings are kept out
+    by their light: a difference counts only where the eight pixels between and beside its three are
+    not above the level (bilinear from `cells`). Those have noise of their own, so that the choice
+    does not depend on the difference.
     """
     ny, nx = image.shape
     cy, cx = cells.shape
     for j in prange(cy):
         y0, y1 = j * ny // cy, (j + 1) * ny // cy
-        size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
-        samples = np.empty(size, np.float32)
-        differences = np.empty(size, np.float32)
+        differences = np.empty(
+            ((ny // cy + 1) // rows + 2) * ((nx // cx + 1) // columns + 2), np.float32
+        )
         for i in range(cx):
             x0, x1 = i * nx // cx, (i + 1) * nx // cx
-            count = pairs = 0
-            for y in range(y0, y1, step):
-                paired = (y - y0) // step % 2 == 0  # every second row is enough for the noise
-                for x in range(x0, x1, step):
-                    value = image[y, x]
-                    if np.isfinite(value):
-                        samples[count] = value
-                        count += 1
-                        if paired and x + 3 < x1 and np.isfinite(image[y, x + 3]):
-                            differences[pairs] = image[y, x + 3] - value
-                            pairs += 1
-            if count < 4 or pairs < 4:
-                cells[j, i] = np.nan
+            count = 0
+            for y in range(y0, y1, rows):
+                v = min(max((y + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
+                j0 = min(int(v), max(cy - 2, 0))
+                j1 = min(j0 + 1, cy - 1)
+                for x in range(x0 + 5, x1 - 5, columns):
+                    u = min(max((x + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
+                    i0 = min(int(u), max(cx - 2, 0))
+                    i1 = min(i0 + 1, cx - 1)
+                    upper = cells[j0, i0] + (u - i0) * (cells[j0, i1] - cells[j0, i0])
+                    lower = cells[j1, i0] + (u - i0) * (cells[j1, i1] - cells[j1, i0])
+                    beside = (
+                        (image[y, x - 5] + image[y, x - 4])
+                        + (image[y, x - 2] + image[y, x - 1])
+                        + (image[y, x + 1] + image[y, x + 2])
+                        + (image[y, x + 4] + image[y, x + 5])
+                    )
+                    # A comparison with NaN is false.
+                    if beside <= 8.0 * (upper + (v - j0) * (lower - upper)):
+                        bent = image[y, x] - np.float32(0.5) * (image[y, x - 3] + image[y, x + 3])
+                        if np.isfinite(bent):
+                            differences[count] = bent
+                            count += 1
+            if count < 4:
                 noise[j, i] = np.nan
                 continue
-            samples[:count].sort()
-            differences[:pairs].sort()
-            cells[j, i] = _clipped(samples, count)[0]
-            noise[j, i] = _clipped(differences, pairs)[1] / np.sqrt(2.0)
+            differences[:count].sort()
+            noise[j, i] = _clipped(differences, count)[1] / np.sqrt(1.5)
 
 
 @kernel(parallel=True)
