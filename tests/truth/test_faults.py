@@ -1,7 +1,7 @@
-"""A wrong calibration must move the measures far beyond their targets, else they measure nothing.
+"""A wrong calibration must move the measures far beyond their targets, or they measure nothing.
 
-The reference's figures: without a dark measure 2 is 1.5 and measure 4 is 6 %, without a flat measure
-3 is 7 %, without rejection trails stand at 1.9 σ.
+The reference's figures: no dark makes measure 2 1.5 and measure 4 6 %, no flat makes measure
+3 7 %, without rejection trails stand at 1.9 σ.
 """
 
 import contextlib

@@ -17,7 +17,7 @@ from tests.truth.nights import Night, plan_for, with_trails, worked
 
 pytestmark = pytest.mark.slow
 
-SHAPE = (256, 320)
+SHAPE = (384, 512)
 
 
 @dataclasses.dataclass(frozen=True)
