@@ -5,7 +5,7 @@ import pytest
 from tests.truth import measures
 from tests.truth.nights import plan_for, worked
 
-CASES = [(kind, seed) for kind in ("mono", "RGGB") for seed in (1, 2, 3)]
+CASES = [("mono", 1), ("mono", 2), ("mono", 3), ("RGGB", 1), ("RGGB", 2)]
 
 
 @pytest.fixture(scope="session", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
