@@ -113,7 +113,7 @@ def score(
 @pytest.mark.parametrize("ours", ["growing", "exact"])
 def test_no_worse_than_the_batch(compared, ours):
     mine, batch = getattr(compared, ours), compared.batch
-    assert compared.mean.artefacts > 3  # the artefacts are there to be found
+    assert compared.mean.artefacts > 2  # the artefacts are there to be found
     # Of an efficiency of 1.001 and a flux within 0.05 % nothing is left to be better in: the
     # reference's own figures for both of our stacks.
     assert mine.efficiency <= max(batch.efficiency, 1.001), compared
