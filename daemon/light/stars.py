@@ -163,8 +163,8 @@ def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Backgro
 
     Samples are clipped at 3σ about their median until they settle; the noise is that of second
     differences of pixels where there is no star, to which a gradient or a nebula adds next to
-    nothing. Large frames are sampled at every fifth row and third column (odd steps, so that a
-    mosaic's planes count equally). NaN is left out; a cell without samples takes the frame's
+    nothing. Large frames are sampled at every fifth row and column (an odd step, so that a mosaic's
+    planes count equally). NaN is left out; a cell without samples takes the frame's
     median. `image` is not changed.
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
@@ -172,10 +172,10 @@ def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Backgro
     grid = (max(1, round(ny / cell_px)), max(1, round(nx / cell_px)))
     cells = np.empty(grid, dtype=np.float32)
     noise = np.empty(grid, dtype=np.float32)
-    rows, columns = (5, 3) if pixels.size >= _SPARSE_FROM_PX else (1, 1)
-    _measure_levels(pixels, rows, columns, cells)
+    step = 5 if pixels.size >= _SPARSE_FROM_PX else 1
+    _measure_levels(pixels, step, cells)
     level = _fill_unseen(cells)
-    _measure_noise(pixels, rows, columns, cells, noise)
+    _measure_noise(pixels, step, cells, noise)
     sigma = _fill_unseen(noise)
     return Background(level, sigma, cells, noise, cell_px, (ny, nx))
 
@@ -309,7 +309,7 @@ def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: f
     x, y, width = (np.ascontiguousarray(column) for column in chosen.T)
     guess = FWHM_PER_SIGMA * float(np.median(width))
     first = np.empty((len(x), 7))
-    local = _local_sky(pixels, sky, x, y, guess)
+    local = _local_sky(pixels, sky, x, y, guess, sparse=3)
     _moments(pixels, flags, x, y, width, local, saturation, first)
     fwhm = _typical_fwhm(first)
     if fwhm is None:
@@ -337,11 +337,17 @@ def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: f
     return _sorted_list(second[starlike], flux[starlike], snr[starlike], fwhm)
 
 
-def _local_sky(pixels: F32, sky: Background, x: F64, y: F64, fwhm: float) -> F64:
-    """(n,) ADU: the ring from 4 to 6 FWHM round each star; the cells' level where it is cut off."""
+def _local_sky(
+    pixels: F32, sky: Background, x: F64, y: F64, fwhm: float, *, sparse: int = 1
+) -> F64:
+    """(n,) ADU: the ring from 4 to 6 FWHM round each star, of which a `sparse`-th of rows and
+    columns is looked at; the cells' level where it is cut off.
+    """
     inner = max(4.0 * fwhm, 6.0)
     local = np.empty(len(x))
-    _annulus_sky(pixels, x, y, inner, 1.5 * inner + 2.0, sky.at(x, y), local)
+    outer = 1.5 * inner + 2.0
+    step = max(1, int(outer / 15.0), min(sparse, int(outer / 8.0)))
+    _annulus_sky(pixels, x, y, inner, outer, step, sky.at(x, y), local)
     return local
 
 
@@ -483,19 +489,44 @@ def _clipped(samples: F32, count: int) -> tuple[float, float]:
     return median, float(sigma)
 
 
+@kernel()
+def _select(samples: F32, count: int, rank: int) -> float:
+    """The value of this rank (from 0) among the first `count` samples, which are reordered."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = samples[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while samples[i] < pivot:
+                i += 1
+            while samples[j] > pivot:
+                j -= 1
+            if i <= j:
+                samples[i], samples[j] = samples[j], samples[i]
+                i += 1
+                j -= 1
+        if rank <= j:
+            high = j
+        elif rank >= i:
+            low = i
+        else:
+            break
+    return float(samples[rank])
+
+
 @kernel(parallel=True)
-def _measure_levels(image: F32, rows: int, columns: int, cells: F32) -> None:
-    """Clipped median of each cell, from every `rows`-th row and `columns`-th column."""
+def _measure_levels(image: F32, step: int, cells: F32) -> None:
+    """Clipped median of each cell, from every `step`-th row and column."""
     ny, nx = image.shape
     cy, cx = cells.shape
     for j in prange(cy):
         y0, y1 = j * ny // cy, (j + 1) * ny // cy
-        size = ((ny // cy + 1) // rows + 2) * ((nx // cx + 1) // columns + 2)
+        size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
         samples = np.empty(size, np.float32)
         for i in range(cx):
             count = 0
-            for y in range(y0, y1, rows):
-                for x in range(i * nx // cx, (i + 1) * nx // cx, columns):
+            for y in range(y0, y1, step):
+                for x in range(i * nx // cx, (i + 1) * nx // cx, step):
                     value = image[y, x]
                     if np.isfinite(value):
                         samples[count] = value
@@ -508,7 +539,7 @@ def _measure_levels(image: F32, rows: int, columns: int, cells: F32) -> None:
 
 
 @kernel(parallel=True)
-def _measure_noise(image: F32, rows: int, columns: int, cells: F32, noise: F32) -> None:
+def _measure_noise(image: F32, step: int, cells: F32, noise: F32) -> None:
     """Noise of each cell, from second differences of pixels three columns apart.
 
     To those a slope adds nothing, even one that changes across the cell, as a nebula's; and over
@@ -521,17 +552,16 @@ def _measure_noise(image: F32, rows: int, columns: int, cells: F32, noise: F32) 
     cy, cx = cells.shape
     for j in prange(cy):
         y0, y1 = j * ny // cy, (j + 1) * ny // cy
-        differences = np.empty(
-            ((ny // cy + 1) // rows + 2) * ((nx // cx + 1) // columns + 2), np.float32
-        )
+        size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
+        differences = np.empty(size, np.float32)
         for i in range(cx):
             x0, x1 = i * nx // cx, (i + 1) * nx // cx
             count = 0
-            for y in range(y0, y1, rows):
+            for y in range(y0, y1, step):
                 v = min(max((y + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
                 j0 = min(int(v), max(cy - 2, 0))
                 j1 = min(j0 + 1, cy - 1)
-                for x in range(x0 + 5, x1 - 5, columns):
+                for x in range(x0 + 5, x1 - 5, step):
                     u = min(max((x + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
                     i0 = min(int(u), max(cx - 2, 0))
                     i1 = min(i0 + 1, cx - 1)
@@ -586,8 +616,7 @@ def _block_medians(image: F32, out: F32) -> None:
                 for x in range(i * nx // bx, (i + 1) * nx // bx, 2):
                     samples[count] = image[y, x]
                     count += 1
-            samples[:count].sort()
-            out[j, i] = samples[count // 2]
+            out[j, i] = _select(samples, count, count // 2)
 
 
 @kernel(parallel=True)
@@ -609,6 +638,20 @@ def _subtract(image: F32, cells: F32) -> None:
             image[row, col] -= level[i] + np.float32(u - i) * (level[i1] - level[i])
 
 
+@kernel()
+def _good_sum(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.float32, int]:
+    """Sum and number of the pixels of a block that are finite and not flagged as bad."""
+    masked = flags.shape[0] == image.shape[0] and flags.shape[1] == image.shape[1]
+    total, good = np.float32(0.0), 0
+    for y in range(top, top + binning):
+        for x in range(left, left + binning):
+            value = image[y, x]
+            if np.isfinite(value) and not (masked and flags[y, x] & 1):
+                total += value
+                good += 1
+    return total, good
+
+
 @kernel(parallel=True)
 def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int, out: F32) -> None:
     """(mean of binning² good pixels − level) / its noise; level and noise bilinear from cells."""
@@ -616,35 +659,41 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int, o
     cy, cx = level.shape
     my, mx = out.shape
     masked = flags.shape[0] == ny and flags.shape[1] == nx
+    left = np.empty(mx, np.int32)
+    share = np.empty(mx, np.float32)
+    for col in range(mx):
+        u = min(max(((col + 0.5) * binning * cx) / nx - 0.5, 0.0), cx - 1.0)
+        left[col] = min(int(u), max(cx - 2, 0))
+        share[col] = u - left[col]
     for row in prange(my):
-        level_row = np.empty(cx, np.float32)
-        noise_row = np.empty(cx, np.float32)
-        v = ((row + 0.5) * binning * cy) / ny - 0.5
-        v = min(max(v, 0.0), cy - 1.0)
+        # One cell more than there are: the last column may ask for what is right of the last.
+        level_row = np.empty(cx + 1, np.float32)
+        noise_row = np.empty(cx + 1, np.float32)
+        v = min(max(((row + 0.5) * binning * cy) / ny - 0.5, 0.0), cy - 1.0)
         j = min(int(v), max(cy - 2, 0))
         j1 = min(j + 1, cy - 1)
         for i in range(cx):
             level_row[i] = level[j, i] + (v - j) * (level[j1, i] - level[j, i])
             noise_row[i] = (noise[j, i] + (v - j) * (noise[j1, i] - noise[j, i])) / binning
+        level_row[cx], noise_row[cx] = level_row[cx - 1], noise_row[cx - 1]
+        top = row * binning
         for col in range(mx):
             total = np.float32(0.0)
-            good = 0
-            for y in range(row * binning, row * binning + binning):
+            bad = 0
+            for y in range(top, top + binning):
                 for x in range(col * binning, col * binning + binning):
-                    value = image[y, x]
-                    if np.isfinite(value) and not (masked and flags[y, x] & 1):
-                        total += value
-                        good += 1
-            u = ((col + 0.5) * binning * cx) / nx - 0.5
-            u = min(max(u, 0.0), cx - 1.0)
-            i = min(int(u), max(cx - 2, 0))
-            i1 = min(i + 1, cx - 1)
-            p = np.float32(u - i)
+                    total += image[y, x]
+                    if masked:
+                        bad |= flags[y, x] & 1
+            good = binning * binning
+            if bad or not np.isfinite(total):
+                total, good = _good_sum(image, flags, top, col * binning, binning)
+            i, p = left[col], share[col]
             if good == 0:
                 out[row, col] = 0.0
             else:
-                base = level_row[i] + p * (level_row[i1] - level_row[i])
-                scatter = noise_row[i] + p * (noise_row[i1] - noise_row[i])
+                base = level_row[i] + p * (level_row[i + 1] - level_row[i])
+                scatter = noise_row[i] + p * (noise_row[i + 1] - noise_row[i])
                 out[row, col] = (total / np.float32(good) - base) / scatter
 
 
@@ -787,11 +836,12 @@ def _moments(
 
 @kernel(parallel=True)
 def _annulus_sky(
-    image: F32, xs: F64, ys: F64, inner: float, outer: float, fallback: F64, out: F64
+    image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int, fallback: F64, out: F64
 ) -> None:
-    """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, ADU."""
+    """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, from every `step`-th row
+    and column, ADU.
+    """
     ny, nx = image.shape
-    step = max(1, int(outer / 15.0))
     side = int(2.0 * outer) // step + 3
     for star in prange(len(xs)):
         samples = np.empty(side * side, np.float32)
