@@ -1,8 +1,8 @@
 """The measures of section 10 of the algorithms' reference at their targets, each for a monochrome
-and a colour camera and three seeds.
+and a colour camera and several seeds.
 
-Measure 6, the effective temperature, comes with the dark model, and measure 10, the gain, with the
-sensor's measurement; neither exists yet.
+Measure 6, the effective temperature, belongs to the dark model; measure 10, the gain, is in
+`tests/test_sensor.py`.
 """
 
 import numpy as np
