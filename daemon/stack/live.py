@@ -36,14 +36,11 @@ Count = npt.NDArray[np.uint16]
 Sums = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.int32]
 
-<<<<<<< HEAD
-=======
 EDGE_SIGMA = 2.0
 """k of the gate for display beside a pixel where the same frame is rejected: the edge of a trail
 (about 2.3 σ of the values compared)."""
 SEED_SHARE = 1.25
 """How many times the gate a neighbour must be off to be a trail and not the noise's own tail."""
->>>>>>> w-stars
 SEEING_FLOOR = 0.05
 """Relative error of a source that even equal seeing leaves."""
 SHARPEST_SHARE = 0.25
