@@ -126,6 +126,7 @@ def _supervise(
         unusable=worker.unusable,
         known=KnownFiles(database),
         event=log.event,
+        full=worker.full,
         ignore=(config.library.path,),
         timing=Timing(
             grace_s=HURRIED_GRACE_S if until_idle else GRACE_S,
@@ -134,6 +135,7 @@ def _supervise(
         # An archive needs no events; a camera that is still at work does.
         watch=not until_idle or not_before is not None,
     )
+    worker.forgotten = intake.again
     worker.start()
     intake.start()
     scheduler = jobs.schedule(config.service, rescan=intake.rescan, request=worker.request, log=log)

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -31,9 +31,20 @@ from daemon.pipeline import night_of
 from daemon.stack.store import Growing
 
 ARRIVALS_AT_ONCE = 200
-"""Recorded in one go before a frame is worked on: a burst must not hold back the work."""
+"""Recorded in one transaction before a frame is worked on: a burst must not hold back the work."""
+
+ARRIVALS_KEPT = 400
+"""With so many waiting to be recorded the intake delivers no more: it knows which is the newest,
+and tonight's frame must not stand in line behind an archive."""
 
 RETRY_S = 30.0
+
+LONGEST_RETRY_S = 600.0
+"""What cannot be read is tried again for ever, but not more seldom than this (s)."""
+
+
+Refusal = tuple[str, bool]
+"""Why a file is no frame, and whether that is final."""
 
 
 class Request(StrEnum):
@@ -50,10 +61,13 @@ class Worker(threading.Thread):
 
     def __init__(self, *, config: Config, database: Path, log: StatusLog) -> None:
         super().__init__(name="worker")
+        self.forgotten: Callable[[Path, int, int], None] = lambda _path, _size, _mtime_ns: None
+        """Told of the version of a file (path, bytes, mtime in ns) that was gone when its turn
+        came: should it appear again, it is to be delivered again. Set before the thread starts."""
         self._config = config
         self._database = database
         self._log = log
-        self._arrivals: queue.SimpleQueue[tuple[Arrival, str | None]] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[tuple[Arrival, Refusal | None]] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -78,15 +92,19 @@ class Worker(threading.Thread):
         self._arrivals.put((arrival, None))
         self._wake.set()
 
-    def unusable(self, path: Path, reason: str, stat: os.stat_result) -> None:
-        """A file is no image, or is not complete after the time of grace."""
+    def full(self) -> bool:
+        """Enough files wait to be recorded."""
+        return self._arrivals.qsize() >= ARRIVALS_KEPT
+
+    def unusable(self, path: Path, reason: str, stat: os.stat_result, final: bool) -> None:  # noqa: FBT001 — the intake's callback
+        """A file is no image, or (`final` False) is not complete after the time of grace."""
         self.idle = False
         root = next(
             (watch.path for watch in self._config.watch if path.is_relative_to(watch.path)),
             path.parent,
         )
         arrival = Arrival(root, path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        self._arrivals.put((arrival, reason))
+        self._arrivals.put((arrival, (reason, final)))
         self._wake.set()
 
     def request(self, request: Request) -> None:
@@ -208,22 +226,27 @@ class Worker(threading.Thread):
     # -- arrivals ---------------------------------------------------------------------------
 
     def _take_arrivals(self) -> bool:
-        taken = False
-        for _ in range(ARRIVALS_AT_ONCE):
-            try:
-                arrival, unusable = self._arrivals.get_nowait()
-            except queue.Empty:
-                break
-            taken = True
-            self._take(arrival, unusable)
-        return taken
+        """Record what has arrived, in one transaction: each costs a wait for the disk."""
+        if self._arrivals.empty():
+            return False
+        with self._parts.ledger.transaction():
+            for _ in range(ARRIVALS_AT_ONCE):
+                try:
+                    arrival, refusal = self._arrivals.get_nowait()
+                except queue.Empty:
+                    break
+                self._beat("taking files in")
+                self._take(arrival, refusal)
+        return True
 
-    def _take(self, arrival: Arrival, unusable: str | None) -> None:
+    def _take(self, arrival: Arrival, refusal: Refusal | None) -> None:
         stat = (arrival.path, arrival.root, arrival.size, arrival.mtime_ns)
-        if unusable is None:
+        if refusal is None:
             self._parts.ledger.add(*stat, identity=self._identify(arrival), now=self._now())
-        elif self._parts.ledger.add_unusable(*stat, reason=unusable, now=self._now()):
-            self._log.warning("REJECTED", unusable, frame=arrival.path.name)
+            return
+        reason, final = refusal
+        if self._parts.ledger.add_unusable(*stat, reason=reason, now=self._now(), final=final):
+            self._log.warning("REJECTED", reason, frame=arrival.path.name)
 
     def _identify(self, arrival: Arrival) -> Identity | None:
         """What the header says, for the order of the queue. What is wrong with it is said when
@@ -266,20 +289,29 @@ class Worker(threading.Thread):
             self._retry(frame, error, now)
 
     def _defer(self, frame: Frame, error: FrameDeferredError, now: dt.datetime) -> None:
-        if not frame.path.exists():
-            self._parts.ledger.forget(frame)
+        """Put a frame back that cannot be read now: tried again for ever, ever more seldom."""
+        try:
+            stat = frame.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            self._forget(frame)
             self._log.warning("GONE", "the file vanished before it was read", frame=frame.name)
             return
-        stat = frame.path.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (frame.size, frame.mtime_ns):
-            self._parts.ledger.forget(frame)  # the intake delivers the new version
+        except OSError:  # a share that does not answer: the file may well be there
+            stat = None
+        if stat and (stat.st_size, stat.st_mtime_ns) != (frame.size, frame.mtime_ns):
+            self._forget(frame)  # the intake delivers the new version
             return
+        age_s = (now - frame.seen_at).total_seconds()
+        delay_s = min(max(error.retry_s, age_s), LONGEST_RETRY_S)
         self._parts.ledger.defer(
-            frame, reason=str(error), until=now + dt.timedelta(seconds=error.retry_s)
+            frame, reason=str(error), until=now + dt.timedelta(seconds=delay_s), counted=False
         )
-        self._log.warning(
-            "DEFERRED", f"{error}; tried again in {error.retry_s:.0f} s", frame=frame.name
-        )
+        if str(error) != frame.reason:
+            self._log.warning("DEFERRED", f"{error}; it is tried again", frame=frame.name)
+
+    def _forget(self, frame: Frame) -> None:
+        self._parts.ledger.forget(frame)
+        self.forgotten(frame.path, frame.size, frame.mtime_ns)
 
     def _retry(self, frame: Frame, error: Exception, now: dt.datetime) -> None:
         """An error that nobody foresaw: tried again, a bounded number of times."""
