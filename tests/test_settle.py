@@ -118,7 +118,8 @@ def test_incomplete_beyond_the_grace_time_is_reported_once_and_still_watched(wor
     assert [t for t, _ in said] == [60.0]
     refused = said[0][1]
     assert refused == Refused(
-        "not complete after 60 s: the header has no END; looked at again, at least every 10 minutes",
+        "not complete after 60 s: the header has no END; "
+        "looked at again, at least every 10 minutes",
         world.stat,
         final=False,
     )

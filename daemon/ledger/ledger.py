@@ -506,8 +506,8 @@ class KnownFiles:
         if self._db is None:
             self._db = connect(self._database, readonly=True)
         rows = self._db.query(
-            "SELECT 1 FROM frame WHERE path = ? AND size = ? AND mtime_ns = ? "
-            f"AND NOT {_INCOMPLETE}",  # noqa: S608 — a constant of this module
+            "SELECT 1 FROM frame WHERE path = ? AND size = ? AND mtime_ns = ? "  # noqa: S608
+            f"AND NOT {_INCOMPLETE}",
             (os.fsencode(path), size, mtime_ns),
         )
         return next(iter(rows), None) is not None
