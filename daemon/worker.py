@@ -14,7 +14,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from calib_library import image_io, schema
-from calib_library.errors import HeaderError, ImageError
 from daemon import masters, orders, remake, warmup
 from daemon.config import Config
 from daemon.errors import (
@@ -255,7 +254,7 @@ class Worker(threading.Thread):
         try:
             info = image_io.probe(arrival.path)
             return self._parts.pipeline.identify(info, root=arrival.root, mtime_ns=arrival.mtime_ns)
-        except (ImageError, HeaderError, OSError):
+        except Exception:  # noqa: BLE001 — said, and bounded, when the frame's turn comes
             return None
 
     # -- frames -----------------------------------------------------------------------------

@@ -37,6 +37,7 @@ _BATCH = 8  # files examined before the other work has its turn
 _HINTS = 50_000  # more than these are not kept: a scan is cheaper
 _WINDOW = 20_000  # with so many files on their way, old ones are left to a later scan
 _OLD_S = 12 * 3600.0  # of a file's age; younger ones are tonight's
+_LARGEST_MTIME_NS = 2**63 - 1  # what the database holds: the year 2262
 _FULL_S = 0.1  # between two looks whether files are taken again
 _TOGETHER_S = 2.0  # what vanishes within this time is told in one line
 _SAY_AGAIN_S = 600.0  # the same trouble with the watch is not told more often
@@ -98,6 +99,10 @@ def file_probe(path: Path) -> Verdict:
         return Incomplete(_reason(path, error))
     except ImageError as error:
         return Unusable(_reason(path, error))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 — one file, whatever it holds, must not end the night
+        return Unusable(f"cannot be read ({type(error).__name__}: {error}); move it out")
     if all(_STRUCTURE.fullmatch(card.keyword) for card in info.cards):
         # CFITSIO writes the data before the keywords: for a moment the file looks whole. A
         # program that never writes any keywords gets its frames taken after the grace time.
@@ -316,11 +321,15 @@ class Intake(threading.Thread):
         if key in self._seen:
             settler.gone(path)
             return False
+        if abs(stat.st_mtime_ns) > _LARGEST_MTIME_NS:
+            text = f"{path}: its time of change cannot be right; set it with touch"
+            self._tell((path, "mtime"), "UNREADABLE", text, Level.WARNING)
+            return False
         new = path not in settler
         if new and self._known(path, stat.st_size, stat.st_mtime_ns):
             self._seen.add(key)
             return False
-        if new and self._pending() >= _WINDOW and self._age_s(stat) > _OLD_S:
+        if new and self._pending() >= _WINDOW and self._wall() - stat.st_mtime > _OLD_S:
             self._left.add(root)
             return False
         settler.note(path, stat, self._clock(), quiet_s=self._quiet_s(root, stat))
