@@ -54,14 +54,14 @@ class Camera:
         self.rng = np.random.default_rng(5)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def content(self) -> bytes:
-        """One light, exposed now."""
+    def content(self, age: dt.timedelta = dt.timedelta()) -> bytes:
+        """One light, exposed so long ago."""
         frame = self.frames[self.written % len(self.frames)]
         pixels = frame.pixels + self.rng.integers(0, 4, frame.pixels.shape, np.uint16)
         hdu = fits.PrimaryHDU(pixels)
         for card in frame.cards:
             hdu.header.append((card.keyword, card.value, card.comment), end=True)
-        hdu.header["DATE-OBS"] = dt.datetime.now(dt.UTC).isoformat()[:23]
+        hdu.header["DATE-OBS"] = (dt.datetime.now(dt.UTC) - age).isoformat()[:23]
         buffer = io.BytesIO()
         hdu.writeto(buffer)
         self.written += 1
@@ -214,14 +214,15 @@ def burst(one: Service, camera: Camera, *, count: int, number: int) -> dict[str,
 def archive(folder: Path, shape: tuple[int, int], *, count: int) -> dict[str, Any]:
     """Old frames by the tens of thousands, and one of tonight in their midst."""
     camera = Camera(folder / "in", shape)
-    old = time.time() - 90 * 86_400
+    age = dt.timedelta(days=90)
+    old = time.time() - age.total_seconds()
     sources = []
     for n in range(count):
         night = camera.folder / f"{n // 1000:04d}"
         if n % 1000 == 0:
             night.mkdir()
             source = night / "source.fits"
-            source.write_bytes(camera.content())
+            source.write_bytes(camera.content(age))
             os.utime(source, (old, old))
             sources.append(source)
             continue

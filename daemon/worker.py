@@ -36,6 +36,10 @@ ARRIVALS_KEPT = 400
 """With so many waiting to be recorded the intake delivers no more: it knows which is the newest,
 and tonight's frame must not stand in line behind an archive."""
 
+TAKING_S = 5.0
+"""After so long (s) of nothing but recording, one frame of tonight's is worked on between two
+batches. A burst is recorded whole before: only then is its order known."""
+
 RETRY_S = 30.0
 
 LONGEST_RETRY_S = 600.0
@@ -71,6 +75,7 @@ class Worker(threading.Thread):
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._reconsidered = False
+        self._taking_since: float | None = None
         self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()
@@ -163,18 +168,17 @@ class Worker(threading.Thread):
     def _step(self) -> bool:
         """One piece of work, the most urgent first. False where there is none."""
         now = self._now()
-        taken = self._take_arrivals()
-        if taken:
+        if self._take_arrivals():
+            self._taking_since = self._taking_since or time.monotonic()
+            if time.monotonic() - self._taking_since > TAKING_S:
+                self._work_on(self._parts.ledger.claim(now, tonight=True), now)
             return True
+        self._taking_since = None
         # Masters go before lights: once no more calibration frames are queued, what is complete
         # is built, and the lights that come after get it.
         if not self._parts.ledger.calibration_pending() and self._build_masters(now):
             return True
-        frame = self._parts.ledger.claim(now)
-        if frame is not None:
-            self._parts.pipeline.reader.ahead(self._parts.ledger.next_path(now))
-            self._attempt(frame, now)
-            self._parts.publisher.tick(self._now())
+        if self._work_on(self._parts.ledger.claim(now), now):
             return True
         stale = self._parts.stacks.stale()
         if stale:
@@ -182,6 +186,15 @@ class Worker(threading.Thread):
             return True
         self._parts.publisher.tick(now)
         return self._catch_up() or self._reconsider()
+
+    def _work_on(self, frame: Frame | None, now: dt.datetime) -> bool:
+        """Take a claimed frame to its end, while the next one is read. False without one."""
+        if frame is None:
+            return False
+        self._parts.pipeline.reader.ahead(self._parts.ledger.next_path(now))
+        self._attempt(frame, now)
+        self._parts.publisher.tick(self._now())
+        return True
 
     def _reconsider(self) -> bool:
         """At the end of an archive: judge what was left out by all that is there now."""

@@ -6,6 +6,7 @@ mount or a limit of the kernel it runs in a namespace of its own.
 
 import contextlib
 import dataclasses
+import datetime as dt
 import multiprocessing
 import os
 import shutil
@@ -22,11 +23,13 @@ import numpy as np
 import pytest
 
 from calib_library import schema
+from daemon import service, worker
 from daemon.intake import intake as module
-from daemon.intake.intake import Timing
+from daemon.intake.intake import Arrival, Timing
 from daemon.intake.watcher import Mode, kernel_watches, queue_limit
+from daemon.log import StatusLog
 from daemon.simulator.night import frames, small_plan
-from daemon.simulator.writer import write_frame
+from daemon.simulator.writer import fits_bytes, write_frame
 from tests.incoming import (
     EXTENSION,
     NEVER_S,
@@ -516,6 +519,45 @@ def test_19_the_folder_that_changed_last_is_scanned_first(inbox):
     assert found == ["1", "3", "2", "0"]
 
 
+def test_19_tonights_frame_is_worked_on_while_an_archive_is_recorded(lights, tmp_path, monkeypatch):
+    """A worker that had first to record all of it would leave tonight's frame for minutes."""
+    monkeypatch.setattr(worker, "ARRIVALS_AT_ONCE", 1)
+    monkeypatch.setattr(worker, "TAKING_S", 0.0)
+    (tmp_path / "in").mkdir()
+
+    def put(name, exposed):
+        day = f"{exposed:%Y-%m-%dT%H:%M:%S}"
+        content = fits_bytes(lights[0])
+        at = content.index(b"DATE-OBS=")
+        card = f"DATE-OBS= '{day}'".encode().ljust(80)
+        path = tmp_path / "in" / name
+        path.write_bytes(content[:at] + card + content[at + 80 :])
+        stat = path.stat()
+        return Arrival(path.parent, path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    now = dt.datetime.now(dt.UTC)
+    arrivals = [put("tonight.fits", now)]
+    arrivals += [put(f"old_{n}.fits", now - dt.timedelta(days=90)) for n in range(20)]
+    config = config_for(tmp_path)
+    config.library.path.mkdir()
+    log = StatusLog(config.library.path / "status.log")
+    database = config.library.path / schema.DATABASE_NAME
+    service._prepare(database, config.library.path)
+    one = worker.Worker(config=config, database=database, log=log)
+    for arrival in arrivals:
+        one.arrived(arrival)
+    one.start()
+    try:
+        wait_for(lambda: one.started.is_set() and one.idle)
+    finally:
+        one.stop()
+        one.join()
+    with closing(schema.connect(database, readonly=True).conn) as db:
+        done = db.execute("SELECT done_at FROM frame WHERE name = 'tonight.fits'").fetchone()[0]
+        last = db.execute("SELECT max(seen_at) FROM frame").fetchone()[0]
+    assert done < last
+
+
 @contextlib.contextmanager
 def fuse(source, target):
     """A real FUSE mount of `source` at `target`: changes in `source` cause no events there."""
@@ -658,8 +700,6 @@ def test_22_a_device_that_is_busy_then_free_again(inbox, tmp_path):
 
 def test_22_a_folder_that_is_gone_while_its_frame_waits_its_turn(lights, tmp_path):
     """A share that is away for a moment: the frame comes back with it, in the same life."""
-    from daemon import service
-
     for light in lights:
         write_frame(tmp_path / "in" / "night", light)
     config = config_for(tmp_path, extra="[service]\nrescan_s = 10")

@@ -117,8 +117,10 @@ def test_what_was_exposed_tonight_goes_before_what_was_copied_today(ledger):
     """An archive copied without its times looks new by its files alone."""
     add(ledger, "copied_dark.fits", kind=FrameType.DARK, minute=-60 * 24 * 300)
     add(ledger, "copied.fits", minute=-60 * 24 * 300)
+    assert ledger.claim(NOW, tonight=True) is None
     add(ledger, "tonight.fits", minute=1)
-    names = []
+    names = [ledger.claim(NOW, tonight=True).name]
+    assert ledger.claim(NOW, tonight=True) is None
     while (frame := ledger.claim(NOW)) is not None:
         names.append(frame.name)
     assert names == ["tonight.fits", "copied_dark.fits", "copied.fits"]

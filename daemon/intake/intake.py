@@ -123,6 +123,8 @@ class _Scan:
     folder: Path | None
     """The one folder that is scanned; None: the whole root."""
     started: float
+    rest: bool = False
+    """Of an archive that an earlier scan did not take in whole."""
     repeat: bool = False
     """Another was asked for meanwhile."""
     files: int = 0
@@ -387,21 +389,21 @@ class Intake(threading.Thread):
     def _begin_scans(self, now: float) -> None:
         with self._wake:
             asked, self._rescans = self._rescans, {}
+        rest: set[Path] = set()
         if self._left and not self._scans and self._pending() < _WINDOW // 2:
-            asked.update(dict.fromkeys(self._left))
-            self._left.clear()
+            rest, self._left = self._left, rest
         for root in self._roots:
-            if root in asked or now >= self._next_scan[root]:
+            if root in asked or root in rest or now >= self._next_scan[root]:
                 under_way = next(
                     (s for s in self._scans if s.folder is None and s.root == root), None
                 )
                 if under_way is not None:  # it has passed places where something is new by now
                     under_way.repeat = True
                 else:
-                    self._begin_scan(root)
+                    self._begin_scan(root, rest=root in rest)
                 self._next_scan[root] = float("inf")  # set when it has ended
 
-    def _begin_scan(self, root: Path, *, folder: Path | None = None) -> None:
+    def _begin_scan(self, root: Path, *, folder: Path | None = None, rest: bool = False) -> None:
         def on_folder(entered: Folder) -> None:
             current.inodes.add(entered.id[1])
             if entered.linked and self._watch is not None:
@@ -414,7 +416,7 @@ class Intake(threading.Thread):
                 self._tell(path, "SCAN", text, Level.WARNING)
 
         found = scan(root, self._ignore, folder=folder, on_folder=on_folder, on_error=on_error)
-        current = _Scan(root, found, folder, self._clock())
+        current = _Scan(root, found, folder, self._clock(), rest)
         if folder is None:
             self._scans.append(current)
         else:  # small, and probably tonight's: it does not wait for the archive
@@ -465,6 +467,8 @@ class Intake(threading.Thread):
             self._scanned.add(root)
             text = f"{root}: {current.files} files, {current.new} not known yet ({took:.1f} s)"
             self._event("SCAN", text)
+        elif current.rest:
+            self._event("SCAN", f"{root}: {current.new} more files of the archive")
         elif current.new and not often:
             self._event("SCAN", f"{root}: found {current.new} files that no event had told of")
 

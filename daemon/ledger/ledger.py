@@ -236,15 +236,15 @@ class Ledger:
                 "UPDATE frame SET claimed_at = NULL WHERE claimed_at IS NOT NULL"
             ).rowcount
 
-    def claim(self, now: dt.datetime) -> Frame | None:
+    def claim(self, now: dt.datetime, *, tonight: bool = False) -> Frame | None:
         """Take the next new frame; its attempts are counted before the work begins.
 
         Tonight's frames go before a backlog, by the time of exposure and then by that of the file;
         among them calibration frames before lights (whose masters they make), then the order in
-        which they were exposed.
+        which they were exposed. With `tonight` only a frame that was exposed tonight.
         """
         with self.transaction():
-            rows = self._next(now)
+            rows = self._next(now, tonight=tonight)
             if not rows:
                 return None
             self.db.conn.execute(
@@ -257,13 +257,13 @@ class Ledger:
         """The file of the frame that `claim` would take now."""
         return next((Path(os.fsdecode(row["path"])) for row in self._next(now)), None)
 
-    def _next(self, now: dt.datetime) -> list[dict[str, Any]]:
+    def _next(self, now: dt.datetime, *, tonight: bool = False) -> list[dict[str, Any]]:
         """The frame to claim, as one row or none; each search has an index that holds the queue."""
         evening = (now - TONIGHT).astimezone(dt.UTC).isoformat()
         fresh = int((now - FRESH).timestamp() * 1e9)
-        tonight = self._first("frame_queue_date", "date_obs >= :from", now, evening)
-        if tonight:
-            return tonight
+        exposed_tonight = self._first("frame_queue_date", "date_obs >= :from", now, evening)
+        if exposed_tonight or tonight:
+            return exposed_tonight
         first = self._first("frame_queue", ":from = 0", now, 0)
         if not first or first[0]["mtime_ns"] >= fresh:
             return first
