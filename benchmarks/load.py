@@ -249,10 +249,11 @@ def archive(folder: Path, shape: tuple[int, int], *, count: int) -> dict[str, An
             "rss_mb_at_start": round(before),
             "rss_mb_most": round(max(m for _, m in one.memory)),
         }
+    lines = (folder / "library" / "status.log").read_text().count("  SCAN ")
     with service(folder) as one:
         log = one.library / "status.log"
         began = time.monotonic()
-        while log.read_text().count("  SCAN ") < 2:
+        while log.read_text().count("  SCAN ") <= lines:
             one.sample()
             time.sleep(0.1)
         result["second_life"] = [x for x in log.read_text().splitlines() if "  SCAN " in x][-1]

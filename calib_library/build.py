@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -54,6 +54,7 @@ _TITLES = {
 }
 _FULL_SCALE = {"uint16": 65535.0, "uint8": 255.0}
 _HASH_THREADS = 4
+_ANOTHER = "its file is not the one that was filed"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,51 +87,148 @@ def build(
     and the present master was made of more frames; ImageError where the pedestal cannot be read;
     OSError where the master cannot be written.
     """
-    report = progress or (lambda _: None)
-    left_out: dict[str, str] = {}
+    strangers: dict[str, str] = {}
+    while True:
+        try:
+            return _build(
+                group,
+                frames,
+                root=root,
+                generation=generation,
+                subtract=subtract,
+                sigma=sigma,
+                minimum=minimum,
+                report=progress or (lambda _: None),
+                left_out=dict(strangers),
+            )
+        except _StrangersError as found:
+            strangers |= dict.fromkeys(found.hashes, _ANOTHER)
+
+
+class _StrangersError(Exception):
+    """Files are not the frames that were filed."""
+
+    def __init__(self, hashes: Sequence[str]) -> None:
+        super().__init__(hashes)
+        self.hashes = hashes
+        """Of the frames that were filed."""
+
+
+def _build(
+    group: CalibrationSet,
+    frames: Sequence[FiledFrame],
+    *,
+    root: Path,
+    generation: int,
+    subtract: MasterRecord | None,
+    sigma: float,
+    minimum: int,
+    report: Progress,
+    left_out: dict[str, str],
+) -> BuiltMaster:
+    """As `build`, without the frames that are in `left_out` already. Raises _StrangersError: then
+    nothing was written.
+    """
     ordered = sorted(frames, key=lambda frame: (_taken(frame), frame.sha256))
     for frame in ordered[:-MOST_FRAMES]:
         left_out[frame.sha256] = f"the newest {MOST_FRAMES} frames are enough"
     pedestal = load_master(root, subtract) if subtract else None
     with contextlib.ExitStack() as stack:
-        opened = _open(ordered[-MOST_FRAMES:], group, stack, left_out)
+        opened = _open(
+            [frame for frame in ordered[-MOST_FRAMES:] if frame.sha256 not in left_out],
+            group,
+            stack,
+            left_out,
+        )
         if group.master and left_out and len(opened) < min(group.master.frames, MOST_FRAMES):
             raise _too_few(frames, left_out, group.master.frames)
         report(0.2)
-        opened = _judge(opened, group, pedestal, left_out)
+        judged = _judge(opened, group, pedestal, left_out)
+        _check_identity([one for one in opened if one not in judged])
+        opened = judged
         if len(opened) < minimum:
             raise _too_few(frames, left_out, minimum)
         levels = _flat_levels(opened, group, pedestal) if _is_flat(group) else None
         report(0.3)
-        combined = combine.sigma_clipped_mean(
-            [one.reader for one in opened],
-            sigma=reachable_sigma(sigma, len(opened)),
-            scales=None if levels is None else flat.scales(levels),
-            subtract=pedestal,
+        used = [one.frame for one in opened]
+        inputs = tuple(Input(frame.sha256, left_out.get(frame.sha256)) for frame in ordered)
+        built = BuiltMaster(
+            set_id=group.id,
+            generation=generation,
+            path=_path(group, used, generation, _fingerprint(inputs, subtract, sigma)),
+            sha256="",
+            exposure_s=_mean([frame.record.exposure_s for frame in used]),
+            temperature_c=_mean([frame.record.temperature_c for frame in used]),
+            date_obs=_mean_time([frame.record.date_obs for frame in used]),
+            inputs=inputs,
+            subtracted=subtract.id if subtract else None,
+            version=f"Lightkeeper {__version__}",
+            notes=(*_notes(group, ordered, left_out, subtract), *_flat_checks(group, used, levels)),
+        )
+        path = root / built.path
+        _combine_into(
+            path,
+            opened,
+            lambda found: _cards(group, used, built, subtract=subtract, sigma=sigma, found=found),
+            # Signed and floating-point frames may hold what 0..1 of 16 bits cannot.
+            scale="unit" if group.key.storage in _FULL_SCALE else "adu",
+            pieces=combine.sigma_clipped_rows(
+                [one.reader for one in opened],
+                sigma=reachable_sigma(sigma, len(opened)),
+                scales=None if levels is None else flat.scales(levels),
+                subtract=pedestal,
+            ),
             progress=lambda part: report(0.3 + 0.6 * part),
         )
-    used = [one.frame for one in opened]
-    inputs = tuple(Input(frame.sha256, left_out.get(frame.sha256)) for frame in ordered)
-    built = BuiltMaster(
-        set_id=group.id,
-        generation=generation,
-        path=_path(group, used, generation, _fingerprint(inputs, subtract, sigma)),
-        sha256="",
-        exposure_s=_mean([frame.record.exposure_s for frame in used]),
-        temperature_c=_mean([frame.record.temperature_c for frame in used]),
-        date_obs=_mean_time([frame.record.date_obs for frame in used]),
-        inputs=inputs,
-        subtracted=subtract.id if subtract else None,
-        version=f"Lightkeeper {__version__}",
-        notes=(*_notes(group, ordered, left_out, subtract), *_flat_checks(group, used, levels)),
-    )
-    path = root / built.path
-    cards = _cards(group, used, built, subtract=subtract, sigma=sigma, combined=combined)
-    # Signed and floating-point frames may hold what 0..1 of 16 bits cannot.
-    scale: image_io.Scale = "unit" if group.key.storage in _FULL_SCALE else "adu"
-    image_io.write_fits(path, combined.mean, cards, scale=scale)
     report(1.0)
     return dataclasses.replace(built, sha256=_digest(path))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    """What is known of a master only once it is combined."""
+
+    kept: float = 0.0
+    """The fraction of the values that was kept."""
+    noise_adu: float = 0.0
+    """Median error of the mean."""
+
+
+def _combine_into(
+    path: Path,
+    opened: Sequence[_Opened],
+    cards: Callable[[_Found], Sequence[Card]],
+    *,
+    scale: image_io.Scale,
+    pieces: Generator[tuple[int, int, combine.Combined]],
+    progress: Progress,
+) -> None:
+    """Write a master while it is combined; its rows are never in memory all at once.
+
+    The frames are hashed by the same reading. Raises _StrangersError where one is not what was
+    filed; the file then does not appear.
+    """
+    ny, nx = opened[0].reader.shape
+    for one in opened:
+        one.reader.hash_rows()
+    kept, variances = 0, []
+    with (
+        image_io.atomically(path) as file,
+        image_io.RowWriter(file, (ny, nx), cards(_Found()), scale=scale) as writer,
+        contextlib.closing(pieces),
+        ThreadPoolExecutor(1, "master-writer") as pool,
+    ):
+        written = pool.submit(lambda: None)
+        for y0, y1, part in pieces:
+            written.result()
+            written = pool.submit(writer.write, part.mean.copy())
+            kept += int(part.count.sum(dtype=np.int64))
+            variances.append(part.variance[-y0 % 8 :: 8, ::8].copy())
+            progress(y1 / ny)
+        written.result()
+        _check_identity(opened)
+        noise_adu = math.sqrt(float(np.median(np.concatenate(variances))))
+        writer.describe(cards(_Found(kept / (len(opened) * ny * nx), noise_adu)))
 
 
 def load_master(root: Path, master: MasterRecord) -> Floats:
@@ -182,19 +280,22 @@ def _open(
             left_out[frame.sha256] = f"its file cannot be read ({error})"
         else:
             if reader.shape != shape or reader.storage != group.key.storage:
-                left_out[frame.sha256] = "its file is not the one that was filed"
+                left_out[frame.sha256] = _ANOTHER
             else:
                 opened.append(_Opened(frame, reader))
-    # Camera programs use their file names again: `dark_0001.fits` may be another night's by now.
+    return opened
+
+
+def _check_identity(opened: Sequence[_Opened]) -> None:
+    """Raise _StrangersError where files are not what was filed: camera programs use their file
+    names again, `dark_0001.fits` may be another night's by now.
+    """
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        digests = list(pool.map(lambda one: _digest(one.frame.path), opened))
-    kept = []
-    for one, digest in zip(opened, digests, strict=True):
-        if digest == one.frame.sha256:
-            kept.append(one)
-        else:
-            left_out[one.frame.sha256] = "its file is not the one that was filed"
-    return kept
+        digests = list(pool.map(lambda one: one.reader.digest(), opened))
+    hashes = [one.frame.sha256 for one in opened]
+    strangers = [known for known, digest in zip(hashes, digests, strict=True) if digest != known]
+    if strangers:
+        raise _StrangersError(strangers)
 
 
 def _judge(
@@ -353,12 +454,14 @@ def _strips(reader: image_io.RowReader, starts: Sequence[int]) -> list[Floats]:
 
 def _trimmed_mean(strip: Floats) -> float:
     """Mean of the middle four fifths: robust as a median, and not quantised as one."""
-    low, high = np.quantile(strip, (0.1, 0.9))
-    return float(strip[(strip >= low) & (strip <= high)].mean(dtype=np.float64))
+    ordered = np.sort(strip, axis=None)  # ten times as fast as numpy's quantiles
+    tenth = ordered.size // 10
+    return float(ordered[tenth : ordered.size - tenth].mean(dtype=np.float64))
 
 
 def _spread(strip: Floats) -> float:
-    return float(1.4826 * np.median(np.abs(strip - np.median(strip))))
+    centre = np.sort(strip, axis=None)[strip.size // 2]
+    return float(1.4826 * np.sort(np.abs(strip - centre), axis=None)[strip.size // 2])
 
 
 def _flat_levels(
@@ -428,14 +531,12 @@ def _cards(
     *,
     subtract: MasterRecord | None,
     sigma: float,
-    combined: combine.Combined,
+    found: _Found,
 ) -> list[Card]:
     """Return the header: what other programs read, then all that the database knows (LK…)."""
     key = group.key
     live_s = math.fsum(frame.record.exposure_s or 0.0 for frame in used)
     first = min((frame.record.date_obs for frame in used if frame.record.date_obs), default=None)
-    kept = float(combined.count.mean()) / len(used)
-    noise = math.sqrt(float(np.median(combined.variance[::8, ::8])))
     cards = [
         Card("IMAGETYP", _TITLES[group.frame_type][1], "type of image"),
         Card("NCOMBINE", len(used), "frames combined"),
@@ -465,8 +566,8 @@ def _cards(
         Card("LKMEAN", _fits_time(built.date_obs), "[UTC] mean start of the frames"),
         Card("LKMETHOD", "sigma-clipped mean", "how the frames were combined"),
         Card("LKSIGMA", round(reachable_sigma(sigma, len(used)), 4), "clip, standard deviations"),
-        Card("LKKEPT", round(kept, 6), "fraction of the values kept"),
-        Card("LKNOISE", round(noise, 4), "[ADU] median error of the mean"),
+        Card("LKKEPT", round(found.kept, 6), "fraction of the values kept"),
+        Card("LKNOISE", round(found.noise_adu, 4), "[ADU] median error of the mean"),
         Card("LKSUBTR", subtract.name if subtract else None, "master subtracted first"),
         Card("LKSUBSHA", subtract.sha256[:16] if subtract else None, "its SHA-256, beginning"),
         Card("LKLEFT", len(built.inputs) - len(used), "frames left out"),

@@ -12,9 +12,9 @@ as float32.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, Self
 
 import numba
 import numpy as np
@@ -27,6 +27,8 @@ LANES = 64
 """Pixels sorted side by side: one cache line of uint16 twice, small enough for any first cache."""
 TILE_BYTES = 16_000_000
 """Of one tile's input. Larger ones are slower: fresh memory costs more than it saves."""
+READERS = 4
+"""Threads that read, and hash what they read: each frame is one thread's at a time."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -103,6 +105,19 @@ class Combined:
     count: npt.NDArray[np.uint16]
     """Values kept."""
 
+    @classmethod
+    def empty(cls, ny: int, nx: int) -> Self:
+        """Room for one, with anything in it."""
+        return cls(
+            np.empty((ny, nx), np.float32),
+            np.empty((ny, nx), np.float32),
+            np.empty((ny, nx), np.uint16),
+        )
+
+    def rows(self, y0: int, y1: int) -> Self:
+        """Rows y0 to y1 (exclusive), as views."""
+        return type(self)(self.mean[y0:y1], self.variance[y0:y1], self.count[y0:y1])
+
 
 def sigma_clipped_mean(
     readers: Sequence[Rows],
@@ -139,6 +154,23 @@ def sigma_clipped_mean(
         memory_bytes=memory_bytes,
         progress=progress,
     )
+
+
+def sigma_clipped_rows(
+    readers: Sequence[Rows],
+    *,
+    sigma: float = 3.0,
+    iterations: int = 5,
+    scales: npt.NDArray[np.float64] | None = None,
+    subtract: Floats | None = None,
+    memory_bytes: int = 256_000_000,
+) -> Generator[tuple[int, int, Combined]]:
+    """The same in pieces, for results that need not be in memory as a whole: rows y0 to y1
+    (exclusive) of the result, from the top to the bottom. The arrays are overwritten for the next
+    piece. Every reader is asked for all its rows, once and in order, by one thread at a time.
+    """
+    clip = _Clip(sigma=sigma, iterations=iterations, median=False)
+    return _pieces(readers, clip, scales=scales, subtract=subtract, memory_bytes=memory_bytes)
 
 
 def median(
@@ -183,6 +215,30 @@ def _combine(
     progress: Callable[[float], None] | None,
 ) -> Combined:
     ny, nx = _common_shape(readers, subtract)
+    result = Combined.empty(ny, nx)
+    pieces = _pieces(
+        readers, clip, scales=scales, subtract=subtract, memory_bytes=memory_bytes, result=result
+    )
+    for _, y1, _ in pieces:
+        if progress is not None:
+            progress(y1 / ny)
+    return result
+
+
+def _pieces(
+    readers: Sequence[Rows],
+    clip: _Clip,
+    *,
+    scales: npt.NDArray[np.float64] | None,
+    subtract: Floats | None,
+    memory_bytes: int,
+    result: Combined | None = None,
+) -> Generator[tuple[int, int, Combined]]:
+    """Combine tile by tile: (y0, y1, those rows of the result).
+
+    They are views of `result`, or of memory that is used again for the next tile.
+    """
+    ny, nx = _common_shape(readers, subtract)
     n = len(readers)
     plain, bzero = readers[0].plain, readers[0].bzero
     factors = _factors(scales, n)
@@ -191,24 +247,21 @@ def _combine(
         subtract = np.ascontiguousarray(subtract, np.float32)
     floats = not plain or factors is not None
     network = sorting_network(n)
-    result = Combined(
-        np.empty((ny, nx), np.float32),
-        np.empty((ny, nx), np.float32),
-        np.empty((ny, nx), np.uint16),
-    )
     # Two input tiles, one being read while the other is combined; a third as float32 where needed.
     row_bytes = n * nx * ((2 * 2 if plain else 2 * 4) + (4 if plain and floats else 0))
     height = max(1, min(ny, min(memory_bytes, 2 * TILE_BYTES) // row_bytes))
     as_float = np.empty(n * height * nx if plain and floats else 0, np.float32)
+    room = Combined.empty(height, nx) if result is None else result
     for y0, y1, tile in _tiles(readers, ny, nx, height, plain=plain):
         dark = subtract[y0:y1] if subtract is not None else np.empty((0, 0), np.float32)
-        out = (result.mean[y0:y1], result.variance[y0:y1], result.count[y0:y1])
+        part = room.rows(0, y1 - y0) if result is None else room.rows(y0, y1)
+        out = part.mean, part.variance, part.count
         if not floats:
             _clip_integers(
                 tile, offset, network, clip.sigma, clip.iterations, int(clip.median), *out
             )
             if subtract is not None:
-                result.mean[y0:y1] -= dark  # a shift common to all frames does not move the clip
+                part.mean[:] -= dark  # a shift common to all frames does not move the clip
         else:
             if plain:
                 values = as_float[: tile.size].reshape(tile.shape)
@@ -227,9 +280,7 @@ def _combine(
                 int(clip.median),
                 *out,
             )
-        if progress is not None:
-            progress(y1 / ny)
-    return result
+        yield y0, y1, part
 
 
 def _common_shape(readers: Sequence[Rows], subtract: Floats | None) -> tuple[int, int]:
@@ -276,21 +327,26 @@ def _tiles(
     """
     dtype = np.dtype(">i2") if plain else np.dtype(np.float32)
     buffers = [np.empty((len(readers), height, nx), dtype) for _ in range(2)]
-
-    def read(y0: int, y1: int, buffer: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        tile = buffer.reshape(-1)[: len(readers) * (y1 - y0) * nx].reshape(-1, y1 - y0, nx)
-        for reader, rows in zip(readers, tile, strict=True):
-            reader.rows(y0, y1, rows)
-        return tile.view(np.uint16) if plain else tile
-
     spans = [(y0, min(y0 + height, ny)) for y0 in range(0, ny, height)]
-    with ThreadPoolExecutor(1, "combine-reader") as pool:
-        pending = pool.submit(read, *spans[0], buffers[0])
+    with ThreadPoolExecutor(READERS, "combine-reader") as pool:
+
+        def begin(i: int) -> tuple[npt.NDArray[Any], list[Future[Any]]]:
+            y0, y1 = spans[i]
+            tile = buffers[i % 2].reshape(-1)[: len(readers) * (y1 - y0) * nx]
+            tile = tile.reshape(-1, y1 - y0, nx)
+            return tile, [
+                pool.submit(reader.rows, y0, y1, rows)
+                for reader, rows in zip(readers, tile, strict=True)
+            ]
+
+        coming = begin(0)
         for i, (y0, y1) in enumerate(spans):
-            tile = pending.result()
+            tile, reading = coming
+            for one in reading:
+                one.result()
             if i + 1 < len(spans):
-                pending = pool.submit(read, *spans[i + 1], buffers[(i + 1) % 2])
-            yield y0, y1, tile
+                coming = begin(i + 1)
+            yield y0, y1, tile.view(np.uint16) if plain else tile
 
 
 def sorting_network(n: int) -> npt.NDArray[np.int32]:
@@ -342,15 +398,14 @@ def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> fl
 def _moments(
     values: npt.NDArray[Any], lane: int, first: int, last: int, centre: float
 ) -> tuple[float, float]:
-    """(mean - centre, sum of squares about the mean) of the values first … last - 1."""
+    """(Σ d, Σ d²) of the differences d of the values first … last - 1 from `centre`."""
     total = 0.0
     squares = 0.0
     for k in range(first, last):
         difference = np.float64(values[k, lane]) - centre
         total += difference
         squares += difference * difference
-    shift = total / (last - first)
-    return shift, max(0.0, squares - total * shift)
+    return total, squares
 
 
 @kernel()
@@ -359,12 +414,14 @@ def _clip_lane(
 ) -> tuple[float, float, int]:
     """(mean, variance of the mean, count) of what the clip keeps of values 0 … last - 1."""
     first = 0
+    if last == 0:
+        return 0.0, 0.0, 0
+    origin = _median_of(values, lane, 0, last)
+    total, squares = _moments(values, lane, 0, last, origin)
     for _ in range(iterations):
-        if first == last:
-            break
+        kept = last - first
         centre = _median_of(values, lane, first, last)
-        shift, squares = _moments(values, lane, first, last, centre)
-        reach = sigma * math.sqrt(squares / (last - first))
+        reach = sigma * math.sqrt(max(0.0, squares - total * (total / kept)) / kept)
         new_first, new_last = first, last
         while new_first < last and np.float64(values[new_first, lane]) < centre - reach:
             new_first += 1
@@ -373,20 +430,72 @@ def _clip_lane(
         if new_first == first and new_last == last:
             break
         first, last = new_first, new_last
+        if first == last:
+            return 0.0, 0.0, 0
+        # Anew, not less what was dropped: beside a wild value the others are lost in rounding.
+        origin = _median_of(values, lane, first, last)
+        total, squares = _moments(values, lane, first, last, origin)
     kept = last - first
-    if kept == 0:
-        return 0.0, 0.0, 0
-    centre = _median_of(values, lane, first, last)
-    shift, squares = _moments(values, lane, first, last, centre)
-    variance = squares / (kept - 1) / kept if kept > 1 else 0.0
-    return centre + shift, variance, kept
+    shift = total / kept
+    about_mean = max(0.0, squares - total * shift)
+    return origin + shift, about_mean / (kept - 1) / kept if kept > 1 else 0.0, kept
+
+
+@kernel()
+def _sums(values: npt.NDArray[Any], totals: npt.NDArray[Any], squares: npt.NDArray[Any]) -> None:
+    """Σ d and Σ d² of the differences d of sorted `values` (n, LANES) from their middle one."""
+    middle = values[values.shape[0] // 2]
+    totals[:] = 0
+    squares[:] = 0
+    for k in range(values.shape[0]):
+        row = values[k]
+        for lane in range(LANES):
+            d = totals.dtype.type(row[lane]) - totals.dtype.type(middle[lane])
+            totals[lane] += d
+            squares[lane] += d * d
+
+
+@kernel()
+def _first_look(
+    values: npt.NDArray[Any],
+    totals: npt.NDArray[Any],
+    squares: npt.NDArray[Any],
+    widest: float,
+    offset: float,
+    sigma: float,
+    mean: Floats,
+    variance: Floats,
+    count: npt.NDArray[np.uint16],
+    settled: npt.NDArray[np.bool_],
+) -> None:
+    """Combine the lanes in which the clip drops nothing, all side by side; `settled` says which.
+
+    `widest` is the spread of values up to which the sums hold.
+    """
+    n = values.shape[0]
+    lowest, highest = values[0], values[n - 1]
+    below, middle = values[(n - 1) // 2], values[n // 2]
+    for lane in range(mean.size):
+        origin = np.float64(middle[lane])
+        centre = 0.5 * (np.float64(below[lane]) + origin)
+        low, high = np.float64(lowest[lane]), np.float64(highest[lane])
+        total = np.float64(totals[lane])
+        shift = total / n
+        about_mean = max(0.0, np.float64(squares[lane]) - total * shift)
+        reach = sigma * math.sqrt(about_mean / n)
+        settled[lane] = (low >= centre - reach) & (high <= centre + reach) & (high - low <= widest)
+        mean[lane] = origin + shift + offset
+        variance[lane] = about_mean / (n - 1) / n
+        count[lane] = n
 
 
 @kernel()
 def _clip_block(
     values: npt.NDArray[Any],
-    sums: npt.NDArray[np.float64],
-    width: int,
+    totals: npt.NDArray[Any],
+    squares: npt.NDArray[Any],
+    settled: npt.NDArray[np.bool_],
+    widest: float,
     offset: float,
     sigma: float,
     iterations: int,
@@ -395,24 +504,19 @@ def _clip_block(
     variance: Floats,
     count: npt.NDArray[np.uint16],
 ) -> None:
-    """Combine sorted `values` (n, LANES) into the first `width` elements of the three results.
+    """Combine sorted `values` (n, LANES) into the three results, one element a lane.
 
-    `offset` is added to the mean; `sums` (2, LANES) is scratch. The first look, which drops nothing
-    in nineteen pixels of twenty, takes all lanes together.
+    `offset` is added to the mean; `totals`, `squares` and `settled` (LANES,) are scratch. In
+    nineteen pixels of twenty nothing is dropped: these are done together, the others one by one.
     """
     n = values.shape[0]
-    totals = sums[0]
-    squares = sums[1]
-    middle = values[n // 2]
-    totals[:] = 0.0
-    squares[:] = 0.0
-    for k in range(n):
-        row = values[k]
-        for lane in range(LANES):
-            difference = np.float64(row[lane]) - np.float64(middle[lane])
-            totals[lane] += difference
-            squares[lane] += difference * difference
-    for lane in range(width):
+    settled[:] = False
+    if n > 1 and not want_median:
+        _sums(values, totals, squares)
+        _first_look(values, totals, squares, widest, offset, sigma, mean, variance, count, settled)
+    for lane in range(mean.size):
+        if settled[lane]:
+            continue
         finite = n
         while finite > 0 and not np.isfinite(values[finite - 1, lane]):
             finite -= 1
@@ -421,18 +525,6 @@ def _clip_block(
             variance[lane] = 0.0
             count[lane] = finite
             continue
-        if finite == n and n > 1:
-            shift = totals[lane] / n
-            about_mean = max(0.0, squares[lane] - totals[lane] * shift)
-            centre = _median_of(values, lane, 0, n)
-            reach = sigma * math.sqrt(about_mean / n)
-            low = np.float64(values[0, lane])
-            high = np.float64(values[n - 1, lane])
-            if low >= centre - reach and high <= centre + reach:
-                mean[lane] = np.float64(middle[lane]) + shift + offset
-                variance[lane] = about_mean / (n - 1) / n
-                count[lane] = n
-                continue
         kept_mean, variance[lane], kept = _clip_lane(values, lane, finite, sigma, iterations)
         mean[lane] = kept_mean + offset if kept > 0 else 0.0
         count[lane] = kept
@@ -456,9 +548,11 @@ def _clip_integers(
     mean of those, which is that of the stored numbers + 32768.
     """
     n, height, nx = tile.shape
+    widest = math.sqrt(2.0**31 / n)  # ADU, so that the sums of squares stay whole numbers of 32 bit
     for y in numba.prange(height):
         values = np.zeros((n, LANES), np.uint16)
-        sums = np.empty((2, LANES), np.float64)
+        totals, squares = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+        settled = np.empty(LANES, np.bool_)
         for x in range(0, nx, LANES):
             width = min(LANES, nx - x)
             for k in range(n):
@@ -468,8 +562,11 @@ def _clip_integers(
                     v = source[lane]
                     target[lane] = ((v >> 8) | (v << 8)) ^ 0x8000
             sort_lanes(values, network)
-            out = mean[y, x:], variance[y, x:], count[y, x:]
-            _clip_block(values, sums, width, offset, sigma, iterations, want_median, *out)
+            end = x + width
+            _clip_block(
+                values, totals, squares, settled, widest, offset, sigma, iterations, want_median,
+                mean[y, x:end], variance[y, x:end], count[y, x:end],
+            )  # fmt: skip
 
 
 @kernel(parallel=True)
@@ -495,7 +592,8 @@ def _clip_floats(
     largest = np.float32(3.4e38)
     for y in numba.prange(height):
         values = np.zeros((n, LANES), np.float32)
-        sums = np.empty((2, LANES), np.float64)
+        totals, squares = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
+        settled = np.empty(LANES, np.bool_)
         factors = np.empty((n, LANES), np.float32)
         phase = 2 * ((y0 + y) % 2)
         for k in range(n):
@@ -518,8 +616,11 @@ def _clip_floats(
                     v = target[lane]
                     target[lane] = v if abs(v) < largest else np.float32(np.inf)
             sort_lanes(values, network)
-            out = mean[y, x:], variance[y, x:], count[y, x:]
-            _clip_block(values, sums, width, 0.0, sigma, iterations, want_median, *out)
+            end = x + width
+            _clip_block(
+                values, totals, squares, settled, np.inf, 0.0, sigma, iterations, want_median,
+                mean[y, x:end], variance[y, x:end], count[y, x:end],
+            )  # fmt: skip
 
 
 @kernel(parallel=True)

@@ -1,4 +1,4 @@
-"""The bytes of FITS header cards → cards, mended where a program wrote them badly."""
+"""The bytes of FITS header cards ↔ cards; those that a program wrote badly are mended."""
 
 import math
 import re
@@ -9,6 +9,7 @@ from calib_library.frame import Card
 CARD = 80
 """bytes of one header card."""
 
+_KEYWORD = re.compile(r"[A-Z0-9_-]{1,8}")
 _STRING = re.compile(rb"\s*'((?:[^']|'')*)(?:'|$)[^/]*(?:/(.*))?", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?\d+")
 _FLOAT = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([EeDd][+-]?\d+)?")
@@ -40,6 +41,35 @@ def parse_card(image: bytes) -> Card:
         return Card(name, _mended(name, value), comment)
     token, _, remark = field.partition(b"/")
     return Card(name, _number(_text(token)), _text(remark))
+
+
+def format_card(card: Card) -> bytes | None:
+    """A card → its 80 bytes (more for a long COMMENT or HISTORY), in the fixed format.
+
+    None for what needs more than one card or is not of the standard: keywords of more than eight
+    characters, texts of more than 68. A comment that does not fit is cut. The card's texts are
+    printable ASCII, its value finite.
+    """
+    keyword, value = card.keyword, card.value
+    if keyword in {"COMMENT", "HISTORY"}:
+        text = str(value)
+        lines = [text[i : i + 72] for i in range(0, len(text), 72)] or [""]
+        return b"".join(f"{keyword:8}{line}".ljust(CARD).encode("ascii") for line in lines)
+    if not _KEYWORD.fullmatch(keyword):
+        return None
+    if isinstance(value, str):
+        quoted = value.replace("'", "''")
+        field = f"'{quoted:8}'".ljust(20)
+    elif isinstance(value, bool):
+        field = f"{'T' if value else 'F':>20}"
+    elif isinstance(value, float):
+        field = f"{float.__repr__(value).upper():>20}"
+    else:
+        field = f"{'' if value is None else value:>20}"
+    if len(field) > 70:
+        return None
+    remark = f" / {card.comment}" if card.comment else ""
+    return f"{keyword:8}= {field}{remark}"[:CARD].ljust(CARD).encode("ascii")
 
 
 def _joined(first: re.Match[bytes], image: bytes) -> tuple[str, str]:

@@ -4,6 +4,8 @@ A colour camera's flat is four flats, one for each phase of the mosaic, 2 (y mod
 light of the panel has a colour of its own, and each phase is scaled by its own level.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,20 +30,24 @@ def levels(
     ny, nx = frame.shape
     y0, y1 = 2 * (ny // 8), max(ny - 2 * (ny // 8), 1)
     x0, x1 = 2 * (nx // 8), max(nx - 2 * (nx // 8), 1)
-    rows = frame[y0:y1] if isinstance(frame, np.ndarray) else frame.rows(y0, y1)
-    centre = rows[:, x0:x1]
     pedestal = frame.bzero if not isinstance(frame, np.ndarray) and frame.plain else 0.0
-    dark = None if subtract is None else subtract[y0:y1, x0:x1]
     phases = [(0, 0), (0, 1), (1, 0), (1, 1)] if bayer else [(0, 0)]
     step = 2 if bayer else 1
+    thin = step * max(1, round(((y1 - y0) * (x1 - x0) / step**2 / _SAMPLE) ** 0.5))
+    # Only the rows that are looked at are read: one, or a mosaic's two, of every `thin`.
+    centre = [_rows(frame, y, min(y + step, y1))[:, x0:x1] for y in range(y0, y1, thin)]
     result = []
     for dy, dx in phases:
-        thin = step * max(1, round((centre.size / step**2 / _SAMPLE) ** 0.5))
-        sample = centre[dy::thin, dx::thin].astype(np.float64) + pedestal
-        if dark is not None:
-            sample -= dark[dy::thin, dx::thin]
+        rows = [part[dy, dx::thin] for part in centre if dy < len(part)]
+        sample = np.array(rows, np.float64) + pedestal
+        if subtract is not None:
+            sample -= subtract[y0 + dy : y1 : thin, x0 + dx : x1 : thin]
         result.append(_clipped_mean(sample[np.isfinite(sample)]))
     return np.array(result)
+
+
+def _rows(frame: npt.NDArray[np.generic] | Rows, y0: int, y1: int) -> npt.NDArray[Any]:
+    return frame[y0:y1] if isinstance(frame, np.ndarray) else frame.rows(y0, y1)
 
 
 def _clipped_mean(sample: npt.NDArray[np.float64]) -> float:
@@ -73,13 +79,15 @@ def normalise(master: Floats, *, bayer: bool) -> Floats:
     level = levels(master, bayer=bayer)
     if not (level > 0).all():
         raise ValueError("the flat has no light in its centre")
-    flat = master.astype(np.float32)
-    if bayer:
-        for phase, value in enumerate(level):
-            flat[phase // 2 :: 2, phase % 2 :: 2] /= np.float32(value)
-    else:
-        flat /= np.float32(level[0])
-    flat[~((flat > FLAT_FLOOR) & np.isfinite(flat))] = 0.0
+    ny, nx = master.shape
+    flat = np.empty((ny, nx), np.float32)
+    # The levels of the phases of two rows, or of all pixels: (2, nx).
+    phases = np.resize(level, (2, 2)) if bayer else np.full((2, 2), level[0])
+    scale = np.tile(phases.astype(np.float32), (1, nx // 2 + 1))[:, :nx]
+    for y in range(0, ny, 2):
+        rows = flat[y : y + 2]
+        np.divide(master[y : y + 2], scale[: len(rows)], out=rows)
+        rows[~((rows > FLAT_FLOOR) & np.isfinite(rows))] = 0.0
     return flat
 
 

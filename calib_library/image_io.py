@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import threading
 import unicodedata
 import warnings
@@ -27,15 +28,17 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io import fits
 
 from calib_library.errors import ImageError, IncompleteImageError
-from calib_library.fits_cards import CARD, parse_card, parse_cards
+from calib_library.fits_cards import CARD, format_card, parse_card, parse_cards
 from calib_library.frame import Card
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 BLOCK = 2880
 """bytes; every FITS header and data unit fills whole blocks."""
@@ -181,6 +184,8 @@ class RowReader:
             self.info = _examine(path, read, status.st_size)[0]
             self._section = _open_section(self.info, stack) if self.info.compressed else None
             self._stack = stack.pop_all()
+        self._hashed: hashlib._Hash | None = None
+        self._next_row = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -215,6 +220,9 @@ class RowReader:
         if self.plain:
             raw = np.empty((y1 - y0, nx), ">i2") if out is None else out
             self._read_into(raw, y0 * nx * 2)
+            if self._hashed is not None and y0 == self._next_row:
+                self._hashed.update(raw.reshape(-1).view(np.uint8).data)
+                self._next_row = y1
             return raw
         if self._section is not None:
             stored = _section_rows(self.info, self._section, y0, y1)
@@ -239,6 +247,23 @@ class RowReader:
             np.copyto(out, raw, casting="unsafe")
         return out
 
+    def hash_rows(self) -> None:
+        """From now on hash what `rows` reads, so that `digest` need not read it once more."""
+        self._hashed = hashlib.sha256(self._pread(0, self.info.data_offset)) if self.plain else None
+        self._next_row = 0
+
+    def digest(self) -> str:
+        """SHA-256 of the file, hexadecimal: of the very bytes that `rows` gave, where it gave all
+        rows once and in order since `hash_rows`, as they are stored; else the file is read for it.
+        """
+        if self._hashed is not None and self._next_row == self.shape[0]:
+            end = self.info.data_offset + 2 * math.prod(self.shape)
+            complete = self._hashed.copy()
+            complete.update(self._pread(end, os.fstat(self._file.fileno()).st_size - end))
+            return complete.hexdigest()
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()  # type: ignore[arg-type]
+
     def close(self) -> None:
         """Close the file; further reads fail."""
         self._stack.close()
@@ -253,6 +278,9 @@ class RowReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        return os.pread(self._file.fileno(), length, offset)
 
     def _read_into(self, target: npt.NDArray[Any], offset: int) -> None:
         view = target.reshape(-1).view(np.uint8).data
@@ -359,7 +387,10 @@ def _native(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @contextlib.contextmanager
 def _astropy(path: Path) -> Iterator[None]:
-    """Run astropy without its warnings; whatever it raises on a broken file is an ImageError."""
+    """Run astropy without its warnings; whatever it raises on a broken file is an ImageError.
+
+    It is imported where it is needed, for compressed files: that takes a quarter of a second.
+    """
     with _ASTROPY, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -378,6 +409,8 @@ def _sentence(error: Exception) -> str:
 
 def _decompress(info: ImageInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     """Decompress the stored pixels, (ny, nx) or (3, ny, nx), before BZERO."""
+    from astropy.io import fits  # noqa: PLC0415
+
     with (
         _astropy(info.path),
         fits.open(io.BytesIO(raw.data), do_not_scale_image_data=True, memmap=False) as hdus,
@@ -391,6 +424,8 @@ def _check_streams(info: ImageInfo, file: BinaryIO | Path) -> None:
     """Refuse gzip streams that unpack to more than their tile holds: astropy unpacks all of it."""
     if not info.stream_limit:
         return
+    from astropy.io import fits  # noqa: PLC0415
+
     with fits.open(file, disable_image_compression=True, memmap=False) as hdus:
         table = hdus[info.hdu]
         for name in _GZIP_COLUMNS & {str(name).upper() for name in table.columns.names}:
@@ -411,7 +446,9 @@ def _unpacks_beyond(stream: bytes, limit: int) -> bool:
     return False
 
 
-def _open_section(info: ImageInfo, stack: contextlib.ExitStack) -> fits.CompImageSection:
+def _open_section(info: ImageInfo, stack: contextlib.ExitStack) -> "fits.CompImageSection":
+    from astropy.io import fits  # noqa: PLC0415
+
     with _astropy(info.path):
         _check_streams(info, info.path)
         hdus = stack.enter_context(
@@ -421,7 +458,7 @@ def _open_section(info: ImageInfo, stack: contextlib.ExitStack) -> fits.CompImag
 
 
 def _section_rows(
-    info: ImageInfo, section: fits.CompImageSection, y0: int, y1: int
+    info: ImageInfo, section: "fits.CompImageSection", y0: int, y1: int
 ) -> npt.NDArray[Any]:
     with _astropy(info.path):
         # Leading axes of length 1 are not part of our shape.
@@ -810,27 +847,25 @@ def write_fits(
     *,
     scale: Scale = "unit",
     pedestal_adu: float = 0.0,
-    extra: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    extra: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> None:
     """Write an image in ADU, (ny, nx) or (3, ny, nx), so that other programs open it correctly.
 
     `unit`: float32 (ADU + pedestal) / 65535, clipped to [0, 1]. `adu`: float32 ADU + pedestal.
     `uint16`: ADU + pedestal, rounded and clipped. NaN becomes 0. The scale stands in LKSCALE, the
-    pedestal in PEDESTAL; `read_product` undoes both. `extra`: image extensions by name, float32
-    as they are (NaN kept). Cards that describe the file's own layout or an old value range
+    pedestal in PEDESTAL; `read_product` undoes both. `extra`: image extensions by name, written
+    as float32, unscaled (NaN kept). Cards that describe the file's own layout or an old value range
     (DATAMAX, BZERO, …) are left out. The folder is made where it is missing.
 
     The file appears whole or not at all: temporary name in the same folder, fsync, rename, fsync of
     the folder. Raises OSError; the old file is then untouched and the temporary one removed.
     """
-    own = [Card("LKSCALE", scale, _SCALE_COMMENT[scale])]
-    if pedestal_adu:
-        own.append(Card("PEDESTAL", float(pedestal_adu), "ADU added to every pixel"))
-    kept = [c for c in cards if c.keyword not in {"LKSCALE", "PEDESTAL"}]
     with atomically(path) as file:
-        _write_hdu(file, image, [*own, *kept], scale=scale, pedestal=pedestal_adu)
+        with RowWriter(file, image.shape, cards, scale=scale, pedestal_adu=pedestal_adu) as writer:
+            writer.write(image)
         for name, plane in (extra or {}).items():
-            _write_hdu(file, plane, [], extension=name)
+            with RowWriter(file, plane.shape, (), extension=name) as writer:
+                writer.write(plane)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -877,108 +912,176 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_hdu(
-    file: BinaryIO,
-    image: npt.NDArray[np.float32],
-    cards: Sequence[Card],
-    *,
-    scale: Scale | None = None,
-    pedestal: float = 0.0,
-    extension: str | None = None,
-) -> None:
-    """Append one image HDU, in chunks of rows; the header is written again with its DATASUM."""
-    start = file.tell()
-    header = _image_header(image.shape, cards, integer=scale == "uint16", extension=extension)
-    file.write(_header_bytes(header, 0))
-    rows = image.reshape(-1, image.shape[-1])
-    step = max(1, 1_000_000 // max(1, rows.shape[1]))
-    total = written = 0
-    carry = b""
-    for y in range(0, len(rows), step):
-        chunk = carry + _encoded(rows[y : y + step], scale, pedestal)
-        whole = len(chunk) if y + step >= len(rows) else len(chunk) // 4 * 4
-        carry = chunk[whole:]
-        total = _ones_sum(np.frombuffer(chunk[:whole], np.uint8), total)
-        file.write(chunk[:whole])
-        written += whole
-    file.write(bytes(_padded(written) - written))
-    end = file.tell()
-    file.seek(start)
-    file.write(_header_bytes(header, total))
-    file.seek(end)
+class RowWriter:
+    """Appends one image HDU to a file that `atomically` gave, from the first row to the last: for
+    images that need not be in memory as a whole.
+
+    As `write_fits`, whose arguments these are; an extension (`extension` is its name) is written
+    as it is. When the block ends well, the rows must all be there (ValueError), and the header is
+    written once more, with its DATASUM.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        shape: tuple[int, ...],
+        cards: Sequence[Card],
+        *,
+        scale: Scale | None = None,
+        pedestal_adu: float = 0.0,
+        extension: str | None = None,
+    ) -> None:
+        self._file, self._shape, self._extension = file, shape, extension
+        self._scale, self._pedestal = scale, pedestal_adu
+        self._start = file.tell()
+        self._header = self._header_of(cards)
+        file.write(_padded_header(self._header, 0))
+        self._total = self._written = 0
+        self._carry = b""
+
+    def describe(self, cards: Sequence[Card]) -> None:
+        """Replace the header's cards by others that take up as much room (ValueError)."""
+        header = self._header_of(cards)
+        if len(header) != len(self._header):
+            raise ValueError("a header that is replaced must keep its length")
+        self._header = header
+
+    def write(self, rows: npt.NDArray[Any]) -> None:
+        """Append rows, (…, nx) in ADU, float32 (of an extension any type)."""
+        rows = rows.reshape(-1, rows.shape[-1])
+        step = max(1, 100_000 // max(1, rows.shape[1]))
+        for y in range(0, len(rows), step):
+            stored = _encoded(rows[y : y + step], self._scale, self._pedestal)
+            if self._carry:
+                stored = np.concatenate([np.frombuffer(self._carry, np.uint8), stored])
+            self._append(stored)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            return
+        size = 2 if self._scale == "uint16" else 4
+        if self._written + len(self._carry) != size * math.prod(self._shape):
+            raise ValueError(f"not all rows of an image of {self._shape} were written")
+        self._total = _ones_sum(np.frombuffer(self._carry, np.uint8), self._total)
+        self._file.write(self._carry)
+        self._written += len(self._carry)
+        self._file.write(bytes(_padded(self._written) - self._written))
+        end = self._file.tell()
+        self._file.seek(self._start)
+        self._file.write(_padded_header(self._header, self._total))
+        self._file.seek(end)
+
+    def _append(self, stored: npt.NDArray[np.uint8]) -> None:
+        """Write whole words of 4 bytes, for the sum; keep what is over."""
+        whole = stored.size // 4 * 4
+        self._carry = stored[whole:].tobytes()
+        self._total = _ones_sum(stored[:whole], self._total)
+        self._file.write(stored[:whole].data)
+        self._written += whole
+
+    def _header_of(self, cards: Sequence[Card]) -> bytes:
+        if self._scale is not None:
+            own = [Card("LKSCALE", self._scale, _SCALE_COMMENT[self._scale])]
+            if self._pedestal:
+                own.append(Card("PEDESTAL", float(self._pedestal), "ADU added to every pixel"))
+            cards = [*own, *(c for c in cards if c.keyword not in {"LKSCALE", "PEDESTAL"})]
+        return _image_header(
+            self._shape, cards, integer=self._scale == "uint16", extension=self._extension
+        )
 
 
-def _encoded(rows: npt.NDArray[np.float32], scale: Scale | None, pedestal: float) -> bytes:
-    """Rows in ADU → the bytes that are stored."""
+def _encoded(rows: npt.NDArray[Any], scale: Scale | None, pedestal: float) -> npt.NDArray[np.uint8]:
+    """Rows in ADU → the bytes that are stored. The bounds of fmax and fmin take the place of NaN.
+
+    float32 steps in place, one after the other, over rows that stay in the second cache.
+    """
     if scale is None:
-        return rows.astype(">f4").tobytes()
+        return _big_endian(rows.astype(np.float32))
     values = rows + np.float32(pedestal)
-    if scale == "unit":
+    if scale == "adu":
+        np.nan_to_num(values, copy=False, nan=0.0)
+    elif scale == "unit":
         values /= np.float32(FULL_SCALE_ADU)
-        np.clip(values, 0.0, 1.0, out=values)
-    np.nan_to_num(values, copy=False, nan=0.0)
-    if scale == "uint16":
-        np.clip(np.rint(values, out=values), 0.0, FULL_SCALE_ADU, out=values)
-        return (values.astype(np.int32) - 32768).astype(">i2").tobytes()
-    return values.astype(">f4").tobytes()
+        np.fmin(np.fmax(values, 0.0, out=values), 1.0, out=values)
+    else:
+        np.fmin(np.fmax(values, 0.0, out=values), FULL_SCALE_ADU, out=values)
+        return _big_endian((np.rint(values, out=values).astype(np.int32) - 32768).astype(np.int16))
+    return _big_endian(values)
+
+
+def _big_endian(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The bytes of native values; in place."""
+    stored = values.byteswap(inplace=True) if sys.byteorder == "little" else values
+    return stored.reshape(-1).view(np.uint8)
 
 
 def _image_header(
     shape: tuple[int, ...], cards: Sequence[Card], *, integer: bool, extension: str | None
-) -> fits.Header:
-    header = fits.Header()
+) -> bytes:
+    """The cards of an image's header, as bytes, without DATASUM and END."""
     if extension is None:
-        header["SIMPLE"] = (True, "conforms to FITS standard")
+        own = [Card("SIMPLE", True, "conforms to FITS standard")]  # noqa: FBT003 — FITS's own T
     else:
-        header["XTENSION"] = ("IMAGE", "image extension")
-    header["BITPIX"] = 16 if integer else -32
-    header["NAXIS"] = len(shape)
-    for n, length in enumerate(reversed(shape)):
-        header[f"NAXIS{n + 1}"] = length
+        own = [Card("XTENSION", "IMAGE", "image extension")]
+    own += [Card("BITPIX", 16 if integer else -32), Card("NAXIS", len(shape))]
+    own += [Card(f"NAXIS{n}", length) for n, length in enumerate(reversed(shape), start=1)]
     if extension is None:
-        header["EXTEND"] = True
+        own.append(Card("EXTEND", True))  # noqa: FBT003
     else:
-        header["PCOUNT"], header["GCOUNT"] = 0, 1
-        header["EXTNAME"] = extension
+        own += [Card("PCOUNT", 0), Card("GCOUNT", 1), Card("EXTNAME", extension)]
     if integer:
-        header["BZERO"], header["BSCALE"] = 32768, 1
-    for card in cards:
-        if not _structural(card.keyword) and not _PIXEL_SCALE.fullmatch(card.keyword):
-            _append(header, card)
-    header["DATASUM"] = "0".rjust(10)
-    return header
+        own += [Card("BZERO", 32768), Card("BSCALE", 1)]
+    kept = (
+        card
+        for card in cards
+        if not _structural(card.keyword) and not _PIXEL_SCALE.fullmatch(card.keyword)
+    )
+    return b"".join(map(_card_bytes, (*own, *kept)))
 
 
-def _append(header: fits.Header, card: Card) -> None:
-    """Add a card in the form that FITS allows: printable ASCII, a finite value, a fitting comment.
+def _card_bytes(card: Card) -> bytes:
+    """A card in the form that FITS allows: printable ASCII, a finite value, a fitting comment.
 
-    A card that astropy still refuses (a keyword with strange characters) is left out: it came from
-    a foreign header, and the product must not fail for it.
+    A card that cannot be written (a keyword with strange characters) is left out: it came from a
+    foreign header, and the product must not fail for it.
     """
     value = card.value
     if isinstance(value, str):
         value = _ascii(value)
     elif isinstance(value, float) and not math.isfinite(value):
         value = None
+    plain = Card(card.keyword, value, _ascii(card.comment))
+    return format_card(plain) or _unusual_card(plain)
+
+
+def _unusual_card(card: Card) -> bytes:
+    """A card with a long name or a long text: HIERARCH and CONTINUE are astropy's."""
+    from astropy.io import fits  # noqa: PLC0415
+
     with _ASTROPY, warnings.catch_warnings(), contextlib.suppress(ValueError, fits.VerifyError):
         warnings.simplefilter("ignore")  # long names become HIERARCH, long comments are cut
-        if card.keyword in {"COMMENT", "HISTORY"}:
-            header[card.keyword] = str(value)
-        else:
-            one = fits.Card(card.keyword, value, _ascii(card.comment))
-            _ = one.image  # what cannot be written shows here
-            header.append(one, end=True)
+        encoded: bytes = fits.Card(card.keyword, card.value, card.comment).image.encode("ascii")
+        return encoded
+    return b""
 
 
 def _ascii(text: str) -> str:
     """Reduce to printable ASCII: accents are dropped, what has no such form becomes `?`."""
+    if text.isascii() and text.isprintable():
+        return text
     plain = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return "".join(c if " " <= c <= "~" else "?" for c in plain)
 
 
-def _header_bytes(header: fits.Header, datasum: int) -> bytes:
-    header["DATASUM"] = (str(datasum).rjust(10), "data unit checksum")
-    with _ASTROPY, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        encoded: bytes = header.tostring(sep="", endcard=True, padding=True).encode("ascii")
-    return encoded
+def _padded_header(cards: bytes, datasum: int) -> bytes:
+    last = _card_bytes(Card("DATASUM", str(datasum).rjust(10), "data unit checksum"))
+    header = cards + last + b"END".ljust(CARD)
+    return header.ljust(_padded(len(header)))

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ class Section:
     y0: int
     y1: int
 
-    def of(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def of(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Cut the rectangle out of an image `(ny, nx)`, as a view.
 
         Raises HeaderError where the section reaches beyond the image.
@@ -72,15 +73,14 @@ def sections_of(cards: Sequence[Card]) -> Sections:
     return Sections(trim=section("TRIMSEC", "DATASEC"), bias=section("BIASSEC"))
 
 
-def subtract(
-    image: npt.NDArray[np.float32], overscan: Section, *, by_line: bool
-) -> npt.NDArray[np.float32]:
-    """Take the level of its overscan off an image `(ny, nx)`, in ADU, into a new array.
+def levels(image: npt.NDArray[Any], overscan: Section, *, by_line: bool) -> npt.NDArray[np.float32]:
+    """The level of an image's overscan, ADU: for each row (ny, 1) where the strip is upright, else
+    for each column (1, nx).
 
-    With `by_line`, each line along the strip's short side has its own median taken off (for a
-    level that drifts during the read-out: it adds the read noise × 1.25/√width); lines that the
-    strip does not cover, and all of them without `by_line`, lose the median of the whole strip.
-    Raises HeaderError where the section reaches beyond the image.
+    With `by_line`, each line along the strip's short side has its own median (for a level that
+    drifts during the read-out: it adds the read noise × 1.25/√width); lines that the strip does not
+    cover, and all of them without `by_line`, have the median of the whole strip. Raises HeaderError
+    where the section reaches beyond the image.
     """
     strip = overscan.of(image)
     upright = strip.shape[0] >= strip.shape[1]
@@ -89,5 +89,12 @@ def subtract(
         level[overscan.y0 : overscan.y1] = np.median(strip, axis=1)
     elif by_line:
         level[overscan.x0 : overscan.x1] = np.median(strip, axis=0)
-    cleaned: npt.NDArray[np.float32] = image - (level[:, np.newaxis] if upright else level)
+    return level[:, np.newaxis] if upright else level[np.newaxis]
+
+
+def subtract(
+    image: npt.NDArray[np.float32], overscan: Section, *, by_line: bool
+) -> npt.NDArray[np.float32]:
+    """Take the `levels` of its overscan off an image `(ny, nx)`, in ADU, into a new array."""
+    cleaned: npt.NDArray[np.float32] = image - levels(image, overscan, by_line=by_line)
     return cleaned

@@ -206,12 +206,13 @@ class Bands:
         source = self._sources[position]
         raw = self._raw((position, first, last))
         arrays = self._calibrator.arrays(source.noise_adu, source.record, source.calibration)
-        dark, flat, bad = arrays.rows(first, last)
+        part = arrays.rows(first, last)
         result = calibrate.calibrate(
             raw,
-            dark=dark,
-            flat=flat,
-            bad=bad,
+            dark=part.dark,
+            flat=part.flat,
+            bad=part.bad,
+            bad_above=part.bad_above,
             bayer=source.record.key.bayer_pattern is not None,
             out=self._image.array(raw.shape, np.float32),
             mask_out=self._mask.array(raw.shape, np.uint8),

@@ -26,7 +26,10 @@ KEPT_MASKS = 4
 """Master arrays kept in memory: a dark and flats of three filters, and their bad pixels."""
 
 STEPS_PER_OCTAVE = 2
-"""The threshold for hot pixels moves in steps of √2, so that one mask serves many frames."""
+"""The threshold for hot pixels moves in steps of √2 …"""
+HOT_THRESHOLDS_ADU = (2.0 ** (np.arange(64) / STEPS_PER_OCTAVE)).astype(np.float32)
+"""… from 1 ADU on. A pixel is marked with the number of those that it exceeds, once for all
+frames."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,14 +63,16 @@ class Arrays(NamedTuple):
     flat: Image | None
     """Normalised."""
     bad: Mask | None
+    """Bad are the pixels above `bad_above`."""
+    bad_above: int
 
     def rows(self, first: int, last: int) -> "Arrays":
         """The same for rows first … last of the frame."""
-        dark, flat_field, bad = self
         return Arrays(
-            None if dark is None else dark[first:last],
-            None if flat_field is None else flat_field[first:last],
-            None if bad is None else bad[first:last],
+            None if self.dark is None else self.dark[first:last],
+            None if self.flat is None else self.flat[first:last],
+            None if self.bad is None else self.bad[first:last],
+            self.bad_above,
         )
 
 
@@ -167,6 +172,7 @@ class Calibrator:
             dark=arrays.dark,
             flat=arrays.flat,
             bad=arrays.bad,
+            bad_above=arrays.bad_above,
             bayer=bayer,
             saturation_adu=record.saturation_adu,
         )
@@ -178,7 +184,8 @@ class Calibrator:
         return Arrays(
             dark=self._image(subtract) if subtract else None,
             flat=self._flat(calibration.flat, bayer=bayer) if calibration.flat else None,
-            bad=self._bad(noise_adu, record, calibration),
+            bad=self._bad(record, calibration),
+            bad_above=_hot_step(noise_adu, record),
         )
 
     def _image(self, master: MasterRecord) -> Image:
@@ -191,40 +198,44 @@ class Calibrator:
             lambda: flat.normalise(build.load_master(self._root, master), bayer=bayer),
         )
 
-    def _bad(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Mask | None:
-        """The (ny, nx) mask of pixels that would do this frame harm: hot ones, whose dark current
-        doubles its noise, and those that the flat shows to be dead.
+    def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
+        """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot; 255
+        for those that jump from dark to dark and those that the flat shows to be dead.
         """
-        if calibration.dark is None and calibration.flat is None:
+        dark, flat_field = calibration.dark, calibration.flat
+        if dark is None and flat_field is None:
             return None
         bayer = record.key.bayer_pattern is not None
-        # The shot noise of D e- of dark current is √D. In ADU²: excess/gain > (2² − 1) σ².
-        limit = 3.0 * noise_adu**2 * (record.e_per_adu or 1.0)
-        step = math.floor(STEPS_PER_OCTAVE * math.log2(max(limit, 1.0)))
-        dark, flat_field = calibration.dark, calibration.flat
-        name = f"bad {step} {dark.id if dark else '-'}"
         return self._masks.get(
-            (name, flat_field.id if flat_field else 0),
-            lambda: self._find_bad(dark, flat_field, 2 ** (step / STEPS_PER_OCTAVE), bayer=bayer),
+            (f"bad {dark.id if dark else '-'}", flat_field.id if flat_field else 0),
+            lambda: self._find_bad(dark, flat_field, bayer=bayer),
         )
 
     def _find_bad(
-        self,
-        dark: MasterRecord | None,
-        flat_field: MasterRecord | None,
-        limit_adu: float,
-        *,
-        bayer: bool,
+        self, dark: MasterRecord | None, flat_field: MasterRecord | None, *, bayer: bool
     ) -> Mask:
-        bad: npt.NDArray[np.bool_] | None = None
+        bad: Mask | None = None
         if dark is not None:
-            image = self._image(dark)
-            bad = ~(image - defects.local_median(image, bayer=bayer) <= limit_adu)
+            bad = defects.exceeded(self._image(dark), HOT_THRESHOLDS_ADU, bayer=bayer)
+            jumping = self._library.telegraph(dark.id)
+            if jumping is not None:
+                bad.reshape(-1)[defects.unpack_pixels(jumping)] = 255
         if flat_field is not None:
             cold = defects.cold_pixels(self._flat(flat_field, bayer=bayer), bayer=bayer)
-            bad = cold if bad is None else bad | cold
+            bad = np.zeros(cold.shape, np.uint8) if bad is None else bad
+            bad[cold] = 255
         assert bad is not None
-        return bad.view(np.uint8)
+        return bad
+
+
+def _hot_step(noise_adu: float, record: FrameRecord) -> int:
+    """Which threshold a hot pixel must exceed to do a frame harm: to double the noise.
+
+    The shot noise of D e- of dark current is √D. In ADU²: excess/gain > (2² − 1) σ².
+    """
+    limit = 3.0 * noise_adu**2 * (record.e_per_adu or 1.0)
+    step = math.floor(STEPS_PER_OCTAVE * math.log2(max(limit, 1.0)))
+    return min(step, len(HOT_THRESHOLDS_ADU) - 1)
 
 
 def sampled_rows(ny: int) -> slice:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from daemon.stack.store import Growing, LiveStacks
 
 PREVIEW_EVERY_S = 5.0
 """The picture follows the frames at most this often (s)."""
+
+BACKLOG_EVERY_S = 60.0
+"""The same, for products too, while more frames are waiting already: of an archive nobody looks at
+every step, and each costs as much as a light."""
 
 ALWAYS_UP_TO_FRAMES = 8
 """A young stack is written after every frame; later ones when they have grown by a quarter, so that
@@ -71,11 +76,12 @@ class Publisher:
         self._grown_at: dict[int, tuple[int, float]] = {}
         self._pictured: dict[int, tuple[int, float]] = {}
 
-    def tick(self, now: dt.datetime, *, flush: bool = False) -> None:
+    def tick(self, now: dt.datetime, *, flush: bool = False, backlog: bool = False) -> None:
         """Write what is due: pictures within seconds, products as the constants above say; with
-        `flush` everything that is not written yet.
+        `flush` everything that is not written yet. `backlog`: more frames wait to be stacked.
         """
         moment = time.monotonic()
+        every_s = BACKLOG_EVERY_S if backlog else PREVIEW_EVERY_S
         for stack_id, growing in self._live.unpublished().items():
             count = len(growing.frames)
             seen, grown_at = self._grown_at.get(stack_id, (-1, moment))
@@ -89,11 +95,11 @@ class Publisher:
                 or count >= GROWTH * stack.published_frames
                 or moment - grown_at > QUIET_S
             )
-            pictured, pictured_at = self._pictured.get(stack_id, (-1, -PREVIEW_EVERY_S))
-            if due and (flush or moment - pictured_at >= PREVIEW_EVERY_S):
+            pictured, pictured_at = self._pictured.get(stack_id, (-1, -math.inf))
+            if due and (flush or moment - pictured_at >= every_s):
                 self.publish(stack, growing, now=now)
                 self._pictured[stack_id] = (count, moment)
-            elif pictured != count and moment - pictured_at >= PREVIEW_EVERY_S:
+            elif pictured != count and moment - pictured_at >= every_s:
                 self._picture(stack, growing)
                 self._pictured[stack_id] = (count, moment)
 

@@ -97,7 +97,7 @@ class SelfCheck:
         key = json.dumps(light.calibration.ids(), sort_keys=True)
         if key != self._key:
             bayer = record.key.bayer_pattern is not None
-            dark, flat, _ = self._calibrator.arrays(noise_adu, record, light.calibration)
+            dark, flat, *_ = self._calibrator.arrays(noise_adu, record, light.calibration)
             has_dark = dark is not None and light.calibration.dark is not None
             self._patterns = _Patterns(
                 residual.warm_pixels(dark, bayer=bayer) if has_dark and dark is not None else None,

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from calib_library import combine, defects
 from daemon.light import calibrate, cosmic, debayer, quality, register, stars
-from daemon.stack import live
+from daemon.stack import final, live
 
 SIDE_PX = 192
 STARS = 40
@@ -37,6 +38,27 @@ def kernels(beat: Callable[[], None] = lambda: None) -> None:
         _stack(image, luminance, result.mask, beat)
 
 
+def later(beat: Callable[[], None] = lambda: None) -> None:
+    """Compile what only masters and the end of the night need, when nothing else is to be done."""
+    counts = combine.ArrayRows(_frame())
+    combine.sigma_clipped_mean([counts] * 3)
+    beat()
+    combine.sigma_clipped_mean([counts] * 3, scales=np.ones(3))
+    beat()
+    image = _frame().astype(np.float32)
+    defects.exceeded(image, np.array([1.0], np.float32))
+    terms = [_terms(index, planes=1) for index in range(3)]
+    beat()
+    final.combine(lambda _, y0, y1: image[np.newaxis, y0:y1], terms, shape=(1, *image.shape))
+
+
+def _terms(index: int, *, planes: int) -> live.FrameTerms:
+    return live.FrameTerms(
+        index=index, weight=1.0, scale=1.0, planes=((0.0, 0.0, 0.0),) * planes,
+        sigma_adu=10.0, e_per_adu=1.0, sky_adu=1000.0, fwhm_px=3.0,
+    )  # fmt: skip
+
+
 def _stack(
     image: npt.NDArray[np.float32],
     luminance: npt.NDArray[np.float32],
@@ -54,10 +76,7 @@ def _stack(
     stack = live.LiveStack.empty(image.shape, high=3, low=2)
     for index in range(2):
         beat()
-        terms = live.FrameTerms(
-            index=index, weight=1.0, scale=1.0, planes=((0.0, 0.0, 0.0),) * len(image),
-            sigma_adu=10.0, e_per_adu=1.0, sky_adu=1000.0, fwhm_px=3.0,
-        )  # fmt: skip
+        terms = _terms(index, planes=len(image))
         live.add(stack, image, np.eye(3), terms, mask=mask)
     live.render(stack)
 

@@ -24,6 +24,7 @@ import pytest
 
 from calib_library import schema
 from daemon import service, worker
+from daemon.inbox import Inbox
 from daemon.intake import intake as module
 from daemon.intake.intake import Arrival, Timing
 from daemon.intake.watcher import Mode, kernel_watches, queue_limit
@@ -540,18 +541,19 @@ def test_19_tonights_frame_is_worked_on_while_an_archive_is_recorded(lights, tmp
     arrivals += [put(f"old_{n}.fits", now - dt.timedelta(days=90)) for n in range(20)]
     config = config_for(tmp_path)
     config.library.path.mkdir()
+    storage, _ = service.open_library(config.library.path)
     log = StatusLog(config.library.path / "status.log")
-    database = config.library.path / schema.DATABASE_NAME
-    service._prepare(database, config.library.path)
-    one = worker.Worker(config=config, database=database, log=log)
+    inbox = Inbox()
+    one = worker.Worker(config=config, storage=storage, log=log, inbox=inbox)
     for arrival in arrivals:
-        one.arrived(arrival)
+        inbox.arrived(arrival)
     one.start()
     try:
         wait_for(lambda: one.started.is_set() and one.idle)
     finally:
         one.stop()
         one.join()
+    database = config.library.path / schema.DATABASE_NAME
     with closing(schema.connect(database, readonly=True).conn) as db:
         done = db.execute("SELECT done_at FROM frame WHERE name = 'tonight.fits'").fetchone()[0]
         last = db.execute("SELECT max(seen_at) FROM frame").fetchone()[0]

@@ -289,6 +289,26 @@ def test_files_that_are_gone_or_overwritten_are_left_out(bench):
     assert "its file cannot be read" in master.notes[2]
 
 
+def test_a_frame_that_was_exchanged_for_its_like_is_in_no_master(bench):
+    """Nothing in its pixels tells that it is another frame: its hash does, after combining."""
+    images = noisy(LEVEL, 7)
+    taken = [bench.take(DARK, image) for image in images]
+    fits.PrimaryHDU(np.rint(images[3] + 5.0).astype(np.uint16)).writeto(taken[3][1], overwrite=True)
+    master, image, _ = bench.build(taken[0][0])
+    assert master.frames == 6
+    assert master.notes == ("dark_004.fits was left out: its file is not the one that was filed.",)
+    others = np.delete(np.rint(images), 3, axis=0)
+    kept = np.abs(others - np.median(others, axis=0)) <= (
+        build.reachable_sigma(3.0, 6) * np.std(others, axis=0)
+    )
+    expected = np.mean(others, axis=0)
+    everything = kept.all(axis=0)
+    assert everything.mean() > 0.5
+    np.testing.assert_allclose(image[everything], expected[everything], rtol=1e-6)
+    # The file of the first attempt never came to be.
+    assert [path.name for path in (bench.root / "masters").iterdir()] == [master.path.name]
+
+
 def test_too_few_frames_is_a_sentence(bench):
     set_id, path = bench.take(DARK, LEVEL)
     bench.take(DARK, LEVEL + 1)

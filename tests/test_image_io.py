@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from calib_library import image_io
 from calib_library.errors import ImageError, IncompleteImageError
-from calib_library.fits_cards import parse_card
+from calib_library.fits_cards import format_card, parse_card
 from calib_library.frame import Card
 from calib_library.image_io import (
     RowReader,
+    RowWriter,
+    atomically,
     load,
     probe,
     read_extra,
@@ -169,6 +171,42 @@ def test_rows_and_their_float_values(tmp_path):
                 assert reader.rows(3, 11, out) is out
                 assert np.array_equal(raw, out)
             assert np.array_equal(reader.to_float(raw), pixels[3:11].astype(np.float32))
+
+
+def test_a_reader_hashes_the_rows_that_it_gave(tmp_path):
+    image, path = noise((40, 60)), tmp_path / "frame.fits"
+    fits.PrimaryHDU(image).writeto(path)
+    content = path.read_bytes()
+    expected = hashlib.sha256(content).hexdigest()
+    with RowReader(path) as reader:
+        reader.rows(0, 8)  # a look at it, before
+        reader.hash_rows()
+        for y in range(0, 40, 16):
+            reader.rows(y, min(y + 16, 40))
+        # Another file takes the name: the answer is of the bytes that were given.
+        put(tmp_path, b"another", "other")
+        (tmp_path / "other").replace(path)
+        assert reader.digest() == expected
+        assert reader.digest() == expected
+    path.write_bytes(content)
+    with RowReader(path) as reader:
+        assert reader.digest() == expected
+        reader.hash_rows()
+        reader.rows(10, 20)  # not from the first row: the file is read for it
+        assert reader.digest() == expected
+
+
+def test_a_reader_of_other_pixels_hashes_the_file(tmp_path):
+    for name, hdu in (
+        ("float", fits.PrimaryHDU(noise((9, 7), np.float32))),
+        ("rice", fits.CompImageHDU(noise((40, 60)))),
+    ):
+        path = tmp_path / f"{name}.fits"
+        hdu.writeto(path)
+        with RowReader(path) as reader:
+            reader.hash_rows()
+            reader.rows(0, reader.shape[0])
+            assert reader.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_given_buffer_holds_the_pixels(tmp_path):
@@ -617,3 +655,75 @@ def test_write_bytes_replaces_the_whole_file(tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("scale", ["unit", "adu", "uint16"])
+def test_an_image_written_by_rows_is_the_same_file(tmp_path, scale):
+    image = np.random.default_rng(2).normal(20_000, 30_000, (31, 7)).astype(np.float32)
+    image[3, 3], image[4, 4], image[5, 5] = np.nan, np.inf, -np.inf
+    cards = [Card("OBJECT", "M 42"), Card("LKKEPT", 0.9876)]
+    write_fits(tmp_path / "whole.fits", image, cards, scale=scale)
+    with atomically(tmp_path / "rows.fits") as file:
+        blank = [Card("OBJECT", ""), Card("LKKEPT", 0.0)]
+        with RowWriter(file, image.shape, blank, scale=scale) as writer:
+            for y in range(0, 31, 3):
+                writer.write(image[y : y + 3])
+            writer.describe(cards)
+    assert (tmp_path / "rows.fits").read_bytes() == (tmp_path / "whole.fits").read_bytes()
+    with fits.open(tmp_path / "rows.fits", checksum=True) as hdus:
+        warnings.simplefilter("error")
+        stored = hdus[0].data.astype(np.float64)
+    full = {"unit": 1 / 65535, "adu": 1.0, "uint16": 1.0}[scale]
+    finite = np.isfinite(image)
+    expected = image[finite] * full
+    if scale != "adu":
+        expected = np.clip(expected, 0, 65535 * full)
+    assert np.allclose(stored[finite], expected, rtol=1e-6, atol=0.5 if scale == "uint16" else 0)
+    assert stored[3, 3] == 0
+
+
+def test_an_image_that_lacks_rows_never_appears(tmp_path):
+    image = noise((6, 5), np.float32)
+    with (
+        pytest.raises(ValueError, match="not all rows"),
+        atomically(tmp_path / "image.fits") as file,
+        RowWriter(file, image.shape, [], scale="adu") as writer,
+    ):
+        writer.write(image[:-1])
+    with (
+        pytest.raises(ValueError, match="keep its length"),
+        atomically(tmp_path / "image.fits") as file,
+        RowWriter(file, image.shape, [], scale="adu") as writer,
+    ):
+        writer.describe([Card("OBJECT", "M 42")])
+    assert listing(tmp_path) == []
+
+
+@given(
+    keyword=st.text("ABCXYZ019_-", min_size=1, max_size=8),
+    value=st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**18), 10**18),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
+    ),
+    comment=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
+)
+@settings(deadline=None)
+def test_a_card_is_read_by_astropy_as_it_was_meant(keyword, value, comment):
+    raw = format_card(Card(keyword, value, comment))
+    if raw is None:
+        assert isinstance(value, str)
+        assert len(value.replace("'", "''")) > 68
+        return
+    if keyword in {"COMMENT", "HISTORY", "CONTINUE", "END"}:
+        return
+    assert len(raw) == 80
+    theirs = fits.Card.fromstring(raw)
+    theirs.verify("exception")
+    meant = value.rstrip() if isinstance(value, str) else value
+    read = None if isinstance(theirs.value, fits.card.Undefined) else theirs.value
+    assert read == meant
+    assert isinstance(read, bool) == isinstance(value, bool)
+    assert comment.strip().startswith(theirs.comment.strip())

@@ -5,7 +5,7 @@ import pytest
 
 from calib_library.errors import HeaderError
 from calib_library.frame import Card
-from calib_library.overscan import Section, Sections, parse_section, sections_of, subtract
+from calib_library.overscan import Section, Sections, levels, parse_section, sections_of, subtract
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,14 @@ def test_lines_beside_the_strip_lose_its_whole_level():
     raw[:, 8:] = 5.0
     cleaned = subtract(raw, Section(8, 10, 2, 10), by_line=True)
     assert (cleaned[:, :8] == 2.0).all()
+
+
+def test_levels_extend_to_the_image():
+    image = np.full((6, 8), 500, np.uint16)
+    image[:, 6:] = (10 * np.arange(6) + 300)[:, None]
+    upright = levels(image, Section(6, 8, 0, 6), by_line=True)
+    assert upright.shape == (6, 1)
+    assert upright[:, 0].tolist() == [300, 310, 320, 330, 340, 350]
+    flat = levels(image.T, Section(0, 6, 6, 8), by_line=False)
+    assert flat.shape == (1, 6)
+    assert (flat == 325).all()

@@ -144,7 +144,9 @@ class Bench:
     def own_master(self, library: Path) -> Run:
         """Let the calibration library build the one master that is due."""
         task_input = {"library": str(library)}
-        return self._python(self.python, "by_library.py", "master", task_input)
+        # As `daemon` has it for all that it runs.
+        environment = {"OPENBLAS_NUM_THREADS": "1"}
+        return self._python(self.python, "by_library.py", "master", task_input, environment)
 
     def command(self, *words: str, config: Path) -> Run:
         """Run one of Lightkeeper's commands, such as `run --until-idle`."""

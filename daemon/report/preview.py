@@ -20,6 +20,7 @@ Coverage = NDArray[Any]  # any integer or boolean type
 F = TypeVar("F", np.float32, np.float64)
 T = TypeVar("T", bound=np.generic)
 
+_ROWS = 32  # of the smaller image, worked on at a time
 _SAMPLE = 1_000_000  # pixels that the statistics of one plane look at, at most
 _MAD_TO_SIGMA = 1.4826
 _STRIP_BACKGROUND = (18, 18, 20)
@@ -133,14 +134,19 @@ def downscale(image: Float32, coverage: Coverage | None, *, max_px: int) -> tupl
     rows = _area_weights(ny, max(1, round(ny * scale)))
     columns = _area_weights(nx, max(1, round(nx * scale))).T.tocsc()
 
-    def shrink(plane: Float32) -> Float32:
-        small: Float32 = (rows @ plane) @ columns
+    def shrink(plane: NDArray[Any]) -> Float32:
+        # Some rows at a time: nothing of the size of a large image is made beside it.
+        small = np.empty((rows.shape[0], columns.shape[1]), np.float32)
+        for top in range(0, len(small), _ROWS):
+            part = rows[top : top + _ROWS]
+            y = slice(part.indices[0], part.indices[-1] + 1)
+            values = np.where(covered[y], plane[y], np.float32(0.0))
+            small[top : top + _ROWS] = (part[:, y] @ values) @ columns
         return small
 
-    weight = shrink(covered.astype(np.float32))
+    weight = shrink(np.broadcast_to(np.float32(1.0), covered.shape))
     share = np.maximum(weight, np.float32(1e-6))
-    planes = [shrink(np.where(covered, plane, np.float32(0.0))) / share for plane in image]
-    return np.stack(planes), weight >= 0.5
+    return np.stack([shrink(plane) / share for plane in image]), weight >= 0.5
 
 
 def png(

@@ -133,7 +133,9 @@ def combine_into(
         skies = _measure_skies(fill, terms[0], shape)
     if sigmas is None:
         sigmas = np.repeat([[frame.sigma_adu] for frame in terms], planes, axis=1)
-    places = np.array([[(frame.scale, *p) for p in frame.planes] for frame in terms])
+    places = np.array(
+        [[(frame.scale, *frame.planes[plane]) for frame in terms] for plane in range(planes)]
+    )
     network = sorting_network(number)
     image = StackImage(
         mean=np.zeros(shape, np.float32),
@@ -154,7 +156,7 @@ def combine_into(
         for plane in range(planes):
             table = _table(terms, sigmas[:, plane])
             _combine_tile(
-                values, plane, y0, first - y0, last - y0, places[:, plane], table,
+                values, plane, y0, first - y0, last - y0, places[plane], table,
                 table.astype(np.float32), _typical(table), np.float32(skies[plane]), network,
                 image.mean[plane, first:last], image.weight[plane, first:last],
                 image.variance[plane, first:last], image.coverage[first:last], rejected[plane],

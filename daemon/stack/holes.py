@@ -19,14 +19,12 @@ _MOST_SIDES = 5
 
 
 def fill(mean: Image, coverage: npt.NDArray[np.uint16]) -> Image:
-    """Return `mean` (planes, ny, nx) ADU with small holes, where `coverage` (ny, nx) is 0, filled
-    with the mean of their covered neighbours, from the rim inwards. The same array comes back
-    where there are none; nothing is mutated.
+    """Fill small holes of `mean` (planes, ny, nx) ADU, where `coverage` (ny, nx) is 0, with the
+    mean of their covered neighbours, from the rim inwards: in place. Returns `mean`.
     """
     empty = coverage == 0
     if not empty.any():
         return mean
-    out = mean.copy()
     known = np.pad(~empty, 1)
     for _ in range(LARGEST_PX):
         y, x = np.nonzero(~known[1:-1, 1:-1])
@@ -38,7 +36,7 @@ def fill(mean: Image, coverage: npt.NDArray[np.uint16]) -> Image:
         ny, nx = coverage.shape
         rows = np.stack([np.clip(y + dy, 0, ny - 1) for dy, _ in _AROUND])
         columns = np.stack([np.clip(x + dx, 0, nx - 1) for _, dx in _AROUND])
-        for plane in out:
+        for plane in mean:
             plane[y, x] = (plane[rows, columns] * sides).sum(axis=0) / sides.sum(axis=0)
         known[1 + y, 1 + x] = True
-    return out
+    return mean

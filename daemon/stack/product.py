@@ -165,7 +165,7 @@ def write(
         cards,
         scale=scale,
         pedestal_adu=pedestal_for(image.mean, image.coverage > 0),
-        extra={"WEIGHT": weight, "COVERAGE": image.coverage.astype(np.float32)},
+        extra={"WEIGHT": weight, "COVERAGE": image.coverage},
     )
 
 
