@@ -254,12 +254,11 @@ def admit(
 
 
 def _outlier(quality: Quality, history: Sequence[Quality]) -> tuple[bool, str]:
-    own = _harm(quality)
-    past = [_harm(q) for q in history]
-    for name, value in own.items():
-        values = np.array([p[name] for p in past if name in p])
-        if len(values) < _LEAST_HISTORY:
+    own, past = _harm([quality]), _harm(history)
+    for name, values in past.items():
+        if len(values) < _LEAST_HISTORY or not len(own[name]):
             continue
+        value = float(own[name][0])
         median = float(np.median(values))
         scatter = max(1.4826 * float(np.median(np.abs(values - median))), _LEAST_SCATTER)
         deviation = (value - median) / scatter
@@ -271,16 +270,18 @@ def _outlier(quality: Quality, history: Sequence[Quality]) -> tuple[bool, str]:
     return True, ""
 
 
-def _harm(quality: Quality) -> dict[str, float]:
-    """Measures by name, each the worse the larger; what is not known is left out."""
-    harm: dict[str, float] = {}
-    if quality.fwhm_px > 0:
-        harm["the FWHM"] = math.log(quality.fwhm_px)
-    if quality.stars > 0:
-        harm["the number of stars"] = -math.log(quality.stars)
-    if quality.sky_adu > 0:
-        harm["the sky's brightness"] = math.log(quality.sky_adu)
-    harm["the transparency"] = -(1.0 if quality.transparency is None else quality.transparency)
-    if quality.residual_px is not None:
-        harm["the registration's residual"] = quality.residual_px
-    return harm
+def _harm(frames: Sequence[Quality]) -> dict[str, npt.NDArray[np.float64]]:
+    """Measures of frames by name, each the worse the larger; what is not known is left out."""
+    fwhm = np.array([q.fwhm_px for q in frames], dtype=np.float64)
+    stars = np.array([q.stars for q in frames], dtype=np.float64)
+    sky = np.array([q.sky_adu for q in frames], dtype=np.float64)
+    residual = [q.residual_px for q in frames if q.residual_px is not None]
+    return {
+        "the FWHM": np.log(fwhm[fwhm > 0]),
+        "the number of stars": -np.log(stars[stars > 0]),
+        "the sky's brightness": np.log(sky[sky > 0]),
+        "the transparency": -np.array(
+            [1.0 if q.transparency is None else q.transparency for q in frames], dtype=np.float64
+        ),
+        "the registration's residual": np.array(residual, dtype=np.float64),
+    }

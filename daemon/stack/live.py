@@ -368,16 +368,18 @@ def _table(stack: LiveStack) -> Matrix:
     A waiting value is judged by its own frame, whichever frame pushes it out.
     """
     table = np.zeros((max(stack.terms) + 2, 4 + stack.shape[0]))
-    weights = np.array([terms.weight for terms in stack.terms.values()])
-    widths = np.array([terms.fwhm_px for terms in stack.terms.values()])
+    # Without a loop over the frames: it is made for each, and there may be thousands.
+    numbers = np.array(
+        [(t.index + 1, t.weight, t.fwhm_px, t.e_per_adu) for t in stack.terms.values()]
+    )
+    rows, weights, widths, e_per_adu = numbers.T.copy()
+    sigmas = np.array([stack.sigmas[index] for index in stack.terms])
     width = float(weights @ widths / weights.sum())
-    for terms in stack.terms.values():
-        row = table[terms.index + 1]
-        row[0] = np.clip(np.rint(terms.weight / stack.weight_unit), 1, MAX_WEIGHT)
-        row[1] = 1.0 / terms.e_per_adu
-        row[2] = abs((width / terms.fwhm_px) ** 2 - 1.0) + SEEING_FLOOR
-        row[3] = row[2] * steepness(width)
-        row[4:] = np.square(stack.sigmas[terms.index])
+    seeing = np.abs((width / widths) ** 2 - 1.0) + SEEING_FLOOR
+    units = np.clip(np.rint(weights / stack.weight_unit), 1, MAX_WEIGHT)
+    table[rows.astype(np.intp)] = np.column_stack(
+        (units, 1.0 / e_per_adu, seeing, seeing * steepness(width), np.square(sigmas))
+    )
     return table
 
 
