@@ -83,6 +83,19 @@ class Camera:
         signal += self.pedestal_adu
         return signal
 
+    def master_dark(
+        self, *, exposure_s: float, temperature_c: float, frames: int, rng: np.random.Generator
+    ) -> Float32:
+        """Take the mean of `frames` darks at once: (ny, nx) float32 ADU, with pedestal.
+
+        A sum of Poisson numbers is one of the summed rate; nothing is clipped or rounded.
+        """
+        expected = self.dark_rate(temperature_c) * (float(exposure_s) * frames)
+        electrons = rng.poisson(expected) / frames
+        electrons += self.read_noise_e / frames**0.5 * rng.standard_normal(self.shape)
+        signal: Float32 = (self.pedestal_adu + electrons / self.e_per_adu).astype(np.float32)
+        return signal
+
     def expose(
         self,
         scene_e_s: Float32 | None,

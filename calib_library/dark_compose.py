@@ -1,0 +1,347 @@
+"""The dark of a plan, made of its masters' pixels; and what masters tell about the camera.
+
+Images are (ny, nx) float32 ADU. Masters are read by rows, so that no more than some of each are in
+memory. A hot pixel's signal is what stands out of the median of its 5×5 surroundings (of one colour
+in a mosaic, `bayer=True`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from calib_library.dark_model import (
+    BOLTZMANN_EV_K,
+    ENERGIES_EV,
+    LEAST_GAP_C,
+    ZERO_C_IN_K,
+    DarkPlan,
+    dark_current,
+)
+from calib_library.defects import local_median
+from calib_library.kernels import kernel
+
+Floats = npt.NDArray[np.float32]
+ReadRows = Callable[[int, int], Floats]
+"""(first, last) → rows first … last − 1 of a master, (last − first, nx) float32 ADU."""
+
+LOG_SIGMAS = 20.0
+"""Hot signals that exceed their master's noise so many times are interpolated by logarithm."""
+HARMFUL, WARN = 0.5, 0.3
+"""In σ of the light: a pixel whose dark may be this wrong counts nothing; a warning is due where
+the 99.5th percentile reaches this."""
+MOST_HARMFUL = 0.01
+"""A dark that is this wrong in more than this share of its pixels is refused."""
+LEAST_PIXELS = 50
+"""Fewer hot pixels tell no energy."""
+
+TILE_ROWS = 128
+_STEPS_PER_SIGMA = 100
+_BINS = 2 * _STEPS_PER_SIGMA  # of error / σ_L; the last holds all that is larger
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LightNoise:
+    """What a dark's error is measured against."""
+
+    noise_adu: float
+    """Of a pixel of the light without dark current of its own, ADU."""
+    e_per_adu: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Composed:
+    """A dark, and what is known of its error. Images are (ny, nx)."""
+
+    dark: Floats
+    """ADU, pedestal included."""
+    error: Floats | None
+    """ADU, 1 σ: what the model may be wrong by at each pixel. The masters' own noise is not in
+    it."""
+    harmful: npt.NDArray[np.uint8] | None
+    """1 where the error exceeds half the light's noise: such a pixel counts nothing."""
+    share_harmful: float
+    """The fraction of such pixels; 0 where there was no light to judge by."""
+    error_sigmas: float
+    """Error over the light's noise at the 99.5th percentile; 0 where there was no light."""
+
+    @property
+    def refused(self) -> str | None:
+        """Why this dark must not be used; None for a good one."""
+        if self.share_harmful <= MOST_HARMFUL:
+            return None
+        return (
+            f"the dark could be wrong by more than {HARMFUL:g} σ in {self.share_harmful:.1%} of "
+            "the pixels: take darks nearer to the lights' temperature and exposure"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should know about a dark that is used; None where it is good."""
+        if self.refused or self.error_sigmas < WARN:
+            return None
+        return (
+            f"The hottest pixels of the dark may be wrong by {self.error_sigmas:.2f} σ of the "
+            "light: take darks nearer to the lights' temperature."
+        )
+
+
+def compose(
+    made: DarkPlan,
+    rows: Mapping[int, ReadRows],
+    *,
+    shape: tuple[int, int],
+    bayer: bool,
+    light: LightNoise | None = None,
+    with_error: bool = True,
+) -> Composed:
+    """Make the dark of a plan, in tiles of rows.
+
+    `rows`: master id → reader of its rows, each master (ny, nx) = `shape`. With `light` its pixels
+    are judged; `with_error=False` saves the error's image. A plan of a single master gives that
+    master's own pixels. Besides the results a few rows of each master are in memory.
+    """
+    sources = made.sources
+    hot = np.array([w for _, w, _ in made.weights], np.float32)
+    bulk = np.array([w for _, _, w in made.weights], np.float32)
+    legs, floors = _log_legs(made, rows, shape=shape, bayer=bayer)
+    dark = np.empty(shape, np.float32)
+    error = np.empty(shape if with_error else (0, 0), np.float32)
+    harmful = np.empty(shape if light else (0, 0), np.uint8)
+    counts = np.zeros(_BINS, np.int64)
+    for first, last, values, smooth in _tiles(
+        [rows[s.master_id] for s in sources], shape, bayer=bayer
+    ):
+        tile = np.s_[first:last] if with_error else np.s_[:0]
+        marks = np.s_[first:last] if light else np.s_[:0]
+        part = np.zeros((last - first, _BINS), np.int64)
+        _mix(
+            values,
+            smooth,
+            hot,
+            bulk,
+            legs,
+            floors,
+            np.float32(made.relative_error),
+            np.float32(made.relative_error_log),
+            np.float32(light.noise_adu if light else 0.0),
+            np.float32(1.0 / light.e_per_adu if light else 0.0),
+            dark[first:last],
+            error[tile],
+            harmful[marks],
+            part,
+        )
+        counts += part.sum(axis=0)
+    total = int(counts.sum())
+    over = int(counts[round(HARMFUL * _STEPS_PER_SIGMA) :].sum())
+    place = int(np.searchsorted(np.cumsum(counts), 0.995 * total)) if total else 0
+    return Composed(
+        dark=dark,
+        error=error if with_error else None,
+        harmful=harmful if light else None,
+        share_harmful=over / total if total else 0.0,
+        error_sigmas=place / _STEPS_PER_SIGMA,
+    )
+
+
+def _log_legs(
+    made: DarkPlan, rows: Mapping[int, ReadRows], *, shape: tuple[int, int], bayer: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """(legs, 5): position of the first master, of the second or −1, share, u, ln c, so that a hot
+    pixel's signal is c · h1^(1−u) · h2^u; and the least signal (masters,) for which it holds, ADU.
+    """
+    table, position = [], 0
+    for leg in made.legs:
+        second = -1 if leg.other is None else position + 1
+        u = log_scale = 0.0
+        if leg.other is not None and leg.log:
+            t, t1, t2 = (
+                c + ZERO_C_IN_K
+                for c in (made.temperature_c, leg.near.temperature_c, leg.other.temperature_c)
+            )
+            u = (1.0 / t1 - 1.0 / t) / (1.0 / t1 - 1.0 / t2)
+            log_scale = 1.5 * (math.log(t) - (1.0 - u) * math.log(t1) - u * math.log(t2))
+        table.append((position, second, leg.share, u, log_scale))
+        position += 1 if leg.other is None else 2
+    floors = np.full(len(made.sources), np.inf, np.float32)
+    at = 0
+    for leg in made.legs:
+        for source in (leg.near, *([leg.other] if leg.other else [])):
+            if leg.log:
+                floors[at] = LOG_SIGMAS * noise_of(rows[source.master_id], shape, bayer=bayer)
+            at += 1
+    return np.array(table, np.float64), floors
+
+
+def _tiles(
+    readers: Sequence[ReadRows], shape: tuple[int, int], *, bayer: bool
+) -> Iterator[tuple[int, int, Floats, Floats]]:
+    """(first, last, values, smooth) from the top to the bottom; both (masters, rows, nx), smooth
+    the median of the 5×5 pixels of one colour.
+    """
+    ny, nx = shape
+    around = 4 if bayer else 2
+    for first in range(0, ny, TILE_ROWS):
+        last = min(first + TILE_ROWS, ny)
+        top, bottom = max(first - around, 0), min(last + around, ny)
+        values = np.empty((len(readers), last - first, nx), np.float32)
+        smooth = np.empty_like(values)
+        for k, read in enumerate(readers):
+            band = read(top, bottom)
+            inner = slice(first - top, last - top)
+            values[k] = band[inner]
+            smooth[k] = local_median(band, bayer=bayer)[inner]
+        yield first, last, values, smooth
+
+
+@kernel(parallel=True)
+def _mix(
+    values: Floats,
+    smooth: Floats,
+    hot: Floats,
+    bulk: Floats,
+    legs: npt.NDArray[np.float64],
+    floors: Floats,
+    relative: np.float32,
+    relative_log: np.float32,
+    noise: np.float32,
+    adu_per_e: np.float32,
+    dark: Floats,
+    error: Floats,
+    harmful: npt.NDArray[np.uint8],
+    counts: npt.NDArray[np.int64],
+) -> None:
+    """Fill rows of the dark; of the error, the harmful pixels and the counts where asked for."""
+    masters, ny, nx = values.shape
+    single = masters == 1
+    judged = harmful.shape[0] > 0
+    for y in numba.prange(ny):
+        for x in range(nx):
+            level = np.float32(0.0)
+            signal = np.float32(0.0)
+            for k in range(masters):
+                level += bulk[k] * smooth[k, y, x]
+                signal += hot[k] * (values[k, y, x] - smooth[k, y, x])
+            by_log = False
+            for leg in range(legs.shape[0]):
+                a, b = int(legs[leg, 0]), int(legs[leg, 1])
+                if b < 0:
+                    continue
+                h1 = values[a, y, x] - smooth[a, y, x]
+                h2 = values[b, y, x] - smooth[b, y, x]
+                if h1 > floors[a] and h2 > floors[b]:
+                    u = legs[leg, 3]
+                    alone = np.exp((1.0 - u) * np.log(h1) + u * np.log(h2) + legs[leg, 4])
+                    signal -= hot[a] * h1 + hot[b] * h2
+                    signal += np.float32(legs[leg, 2] * alone)
+                    by_log = True
+            dark[y, x] = values[0, y, x] if single else level + signal
+            wrong = abs(signal) * (relative_log if by_log else relative)
+            if error.shape[0] > 0:
+                error[y, x] = wrong
+            if judged:
+                sigma = np.sqrt(noise * noise + max(signal, np.float32(0.0)) * adu_per_e)
+                steps = np.float32(_STEPS_PER_SIGMA) * wrong / sigma
+                # What is not finite compares false, and is as wrong as can be.
+                place = int(steps) if steps < _BINS - 1 else _BINS - 1
+                counts[y, place] += 1
+                harmful[y, x] = not (wrong <= np.float32(HARMFUL) * sigma)
+
+
+# --- what masters tell about the camera ----------------------------------------------------------
+
+
+_BANDS, _BAND_ROWS = 16, 64
+
+
+def _sampled(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(first, last) of bands of rows spread over the image: all of a small one."""
+    ny = shape[0]
+    starts = {int(y) // 2 * 2 for y in np.linspace(0, max(0, ny - _BAND_ROWS), _BANDS)}
+    end = 0
+    for start in sorted(starts):
+        first = max(start, end)
+        end = min(start + _BAND_ROWS, ny)
+        if first < end:
+            yield first, end
+
+
+def sampled_hot(read: ReadRows, shape: tuple[int, int], *, bayer: bool) -> tuple[Floats, Floats]:
+    """(what stands out of its 5×5 surroundings, the surroundings), each (n, nx) ADU, in bands of
+    rows spread over a master: the same pixels of every master of one shape.
+    """
+    bands = [read(first, last) for first, last in _sampled(shape)]
+    smooth = [local_median(band, bayer=bayer) for band in bands]
+    hot = [band - level for band, level in zip(bands, smooth, strict=True)]
+    return np.concatenate(hot), np.concatenate(smooth)
+
+
+def noise_of(read: ReadRows, shape: tuple[int, int], *, bayer: bool) -> float:
+    """The noise of a master's quiet pixels against their surroundings, ADU: 1.4826 MAD. The
+    pedestal's own pattern is in it.
+    """
+    return robust_sigma(sampled_hot(read, shape, bayer=bayer)[0])
+
+
+def robust_sigma(values: npt.NDArray[np.floating]) -> float:
+    """1.4826 MAD of the finite values; at least that of rounding to a hundredth of an ADU."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return math.inf
+    spread = 1.4826 * float(np.median(np.abs(finite - np.median(finite))))
+    return max(spread, 0.01 * 12**-0.5)
+
+
+def hot_energy(
+    first: Floats, second: Floats, *, first_c: float, second_c: float
+) -> tuple[float, int] | None:
+    """(activation energy in eV, pixels it was measured on) from the hot signals (ADU, of the same
+    pixels and exposure) in masters of two temperatures: the median of the log ratios.
+
+    Pixels count that stand 20 σ out in both. None where they are too few or tell no energy.
+    """
+    low = [LOG_SIGMAS * robust_sigma(one) for one in (first, second)]
+    bright = (first > low[0]) & (second > low[1]) & np.isfinite(first) & np.isfinite(second)
+    count = int(np.count_nonzero(bright))
+    if count < LEAST_PIXELS or abs(first_c - second_c) < LEAST_GAP_C:
+        return None
+    ratio = float(np.median(np.log(second[bright].astype(np.float64) / first[bright])))
+    t1, t2 = first_c + ZERO_C_IN_K, second_c + ZERO_C_IN_K
+    energy = BOLTZMANN_EV_K * (ratio - 1.5 * math.log(t2 / t1)) / (1.0 / t1 - 1.0 / t2)
+    return (energy, count) if ENERGIES_EV[0] <= energy <= ENERGIES_EV[1] else None
+
+
+def bulk_energy(
+    temperatures_c: Sequence[float], levels_adu: Sequence[float], *, error_adu: float
+) -> float | None:
+    """Activation energy (eV) of the smooth level from masters of one exposure at three or more
+    temperatures: the E for which  level = c + b f(T; E)  fits best. The constant c takes the
+    pedestal and the glow.
+
+    `error_adu`: what a level may be wrong by. None where the levels do not rise by more than 20
+    times that, tell no energy, or contradict the law (a black level that is clamped or drifts).
+    """
+    order = np.argsort(temperatures_c)
+    celsius_, level = np.array(temperatures_c)[order], np.array(levels_adu, np.float64)[order]
+    if len(set(celsius_.tolist())) < 3 or np.min(np.diff(celsius_)) < LEAST_GAP_C:
+        return None
+    if level[-1] - level[0] < LOG_SIGMAS * error_adu:
+        return None
+
+    def misfit(energy: float) -> float:
+        current = np.array([dark_current(t, energy) for t in celsius_])
+        current /= current[-1]
+        x, y = current - current.mean(), level - level.mean()
+        slope = float(x @ y / (x @ x))
+        return float(np.sum((y - slope * x) ** 2)) if slope > 0 else math.inf
+
+    energies = np.arange(ENERGIES_EV[0], ENERGIES_EV[1] + 1e-9, 0.001)
+    misfits = [misfit(float(energy)) for energy in energies]
+    best = int(np.argmin(misfits))
+    if best in (0, len(energies) - 1):
+        return None
+    rms = math.sqrt(misfits[best] / len(level))
+    return float(energies[best]) if rms < 0.05 * (level[-1] - level[0]) else None
