@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import math
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -240,13 +240,33 @@ def load_master(root: Path, master: MasterRecord) -> Floats:
     try:
         image, _ = image_io.read_product(path)
     except FileNotFoundError:
-        raise LibraryError(
-            f"The master {master.name} is no longer in {path.parent}; put the file back, or "
-            "exclude and admit one of its frames to have it built again."
-        ) from None
+        raise _gone(master, path) from None
     if image.shape != (master.key.height, master.key.width):
         raise ImageError(f"{path.name}: is not the image that was registered under this name")
     return image
+
+
+@contextlib.contextmanager
+def open_master(root: Path, master: MasterRecord) -> Iterator[Callable[[int, int], Floats]]:
+    """Open a master of the library for reading by rows: (first, last) → (last − first, nx) float32
+    ADU, the same bits as `load_master` gives. Raises as it does.
+    """
+    path = root / master.path
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(image_io.ProductRows(path))
+        except FileNotFoundError:
+            raise _gone(master, path) from None
+        if reader.shape != (master.key.height, master.key.width):
+            raise ImageError(f"{path.name}: is not the image that was registered under this name")
+        yield reader.rows
+
+
+def _gone(master: MasterRecord, path: Path) -> LibraryError:
+    return LibraryError(
+        f"The master {master.name} is no longer in {path.parent}; put the file back, or "
+        "exclude and admit one of its frames to have it built again."
+    )
 
 
 def reachable_sigma(sigma: float, n: int) -> float:

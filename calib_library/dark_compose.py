@@ -61,12 +61,23 @@ class Composed:
     error: Floats | None
     """ADU, 1 σ: what the model may be wrong by at each pixel. The masters' own noise is not in
     it."""
-    harmful: npt.NDArray[np.uint8] | None
-    """1 where the error exceeds half the light's noise: such a pixel counts nothing."""
+    doubt: Floats | None
+    """ADU²: lights whose noise (without the pixel's own dark current) has a smaller variance are
+    harmed, because the error exceeds half the noise. Such a pixel counts nothing."""
+    light: LightNoise | None
+    """What the dark was judged by."""
     share_harmful: float
     """The fraction of such pixels; 0 where there was no light to judge by."""
     error_sigmas: float
     """Error over the light's noise at the 99.5th percentile; 0 where there was no light."""
+
+    @property
+    def harmful(self) -> npt.NDArray[np.bool_]:
+        """The pixels (ny, nx) that would harm the light; a new array."""
+        assert self.doubt is not None
+        assert self.light is not None
+        # NaN compares false.
+        return ~(self.doubt <= np.float32(self.light.noise_adu**2))
 
     @property
     def refused(self) -> str | None:
@@ -97,26 +108,40 @@ def compose(
     bayer: bool,
     light: LightNoise | None = None,
     with_error: bool = True,
+    noises: Mapping[int, float] | None = None,
+    span: tuple[int, int] | None = None,
 ) -> Composed:
     """Make the dark of a plan, in tiles of rows.
 
     `rows`: master id → reader of its rows, each master (ny, nx) = `shape`. With `light` its pixels
     are judged; `with_error=False` saves the error's image. A plan of a single master gives that
-    master's own pixels. Besides the results a few rows of each master are in memory.
+    master's own pixels. `noises`: what `noise_of` gives of each master, where that is known. With
+    `span` (first, last) only these rows are made, to the same bits; `first` is even. Besides the
+    results a few rows of each master are in memory.
     """
+    begin, end = (0, shape[0]) if span is None else span
+    size = end - begin, shape[1]
+    if noises is None:
+        noises = {source.master_id: math.inf for source in made.sources}
+        for leg in made.legs:
+            for source in (leg.near, leg.other):
+                if source is not None and leg.log:
+                    reader = rows[source.master_id]
+                    noises[source.master_id] = noise_of(reader, shape, bayer=bayer)
     sources = made.sources
     hot = np.array([w for _, w, _ in made.weights], np.float32)
     bulk = np.array([w for _, _, w in made.weights], np.float32)
-    legs, floors = _log_legs(made, rows, shape=shape, bayer=bayer)
-    dark = np.empty(shape, np.float32)
-    error = np.empty(shape if with_error else (0, 0), np.float32)
-    harmful = np.empty(shape if light else (0, 0), np.uint8)
+    legs, floors = _log_legs(made, noises)
+    dark = np.empty(size, np.float32)
+    error = np.empty(size if with_error else (0, 0), np.float32)
+    doubt = np.empty(size if light else (0, 0), np.float32)
     counts = np.zeros(_BINS, np.int64)
     for first, last, values, smooth in _tiles(
-        [rows[s.master_id] for s in sources], shape, bayer=bayer
+        [rows[s.master_id] for s in sources], (begin, end), shape, bayer=bayer
     ):
-        tile = np.s_[first:last] if with_error else np.s_[:0]
-        marks = np.s_[first:last] if light else np.s_[:0]
+        here = np.s_[first - begin : last - begin]
+        tile = here if with_error else np.s_[:0]
+        marks = here if light else np.s_[:0]
         part = np.zeros((last - first, _BINS), np.int64)
         _mix(
             values,
@@ -129,9 +154,9 @@ def compose(
             np.float32(made.relative_error_log),
             np.float32(light.noise_adu if light else 0.0),
             np.float32(1.0 / light.e_per_adu if light else 0.0),
-            dark[first:last],
+            dark[here],
             error[tile],
-            harmful[marks],
+            doubt[marks],
             part,
         )
         counts += part.sum(axis=0)
@@ -141,14 +166,15 @@ def compose(
     return Composed(
         dark=dark,
         error=error if with_error else None,
-        harmful=harmful if light else None,
+        doubt=doubt if light else None,
+        light=light,
         share_harmful=over / total if total else 0.0,
         error_sigmas=place / _STEPS_PER_SIGMA,
     )
 
 
 def _log_legs(
-    made: DarkPlan, rows: Mapping[int, ReadRows], *, shape: tuple[int, int], bayer: bool
+    made: DarkPlan, noises: Mapping[int, float]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
     """(legs, 5): position of the first master, of the second or −1, share, u, ln c, so that a hot
     pixel's signal is c · h1^(1−u) · h2^u; and the least signal (masters,) for which it holds, ADU.
@@ -171,21 +197,21 @@ def _log_legs(
     for leg in made.legs:
         for source in (leg.near, *([leg.other] if leg.other else [])):
             if leg.log:
-                floors[at] = LOG_SIGMAS * noise_of(rows[source.master_id], shape, bayer=bayer)
+                floors[at] = LOG_SIGMAS * noises[source.master_id]
             at += 1
     return np.array(table, np.float64), floors
 
 
 def _tiles(
-    readers: Sequence[ReadRows], shape: tuple[int, int], *, bayer: bool
+    readers: Sequence[ReadRows], span: tuple[int, int], shape: tuple[int, int], *, bayer: bool
 ) -> Iterator[tuple[int, int, Floats, Floats]]:
-    """(first, last, values, smooth) from the top to the bottom; both (masters, rows, nx), smooth
-    the median of the 5×5 pixels of one colour.
+    """(first, last, values, smooth) from the top of a span to its end; both (masters, rows, nx),
+    smooth the median of the 5×5 pixels of one colour.
     """
     ny, nx = shape
     around = 4 if bayer else 2
-    for first in range(0, ny, TILE_ROWS):
-        last = min(first + TILE_ROWS, ny)
+    for first in range(*span, TILE_ROWS):
+        last = min(first + TILE_ROWS, span[1])
         top, bottom = max(first - around, 0), min(last + around, ny)
         values = np.empty((len(readers), last - first, nx), np.float32)
         smooth = np.empty_like(values)
@@ -211,13 +237,13 @@ def _mix(
     adu_per_e: np.float32,
     dark: Floats,
     error: Floats,
-    harmful: npt.NDArray[np.uint8],
+    doubt: Floats,
     counts: npt.NDArray[np.int64],
 ) -> None:
-    """Fill rows of the dark; of the error, the harmful pixels and the counts where asked for."""
+    """Fill rows of the dark; of the error, the doubt and the counts where asked for."""
     masters, ny, nx = values.shape
     single = masters == 1
-    judged = harmful.shape[0] > 0
+    judged = doubt.shape[0] > 0
     for y in numba.prange(ny):
         for x in range(nx):
             level = np.float32(0.0)
@@ -243,12 +269,13 @@ def _mix(
             if error.shape[0] > 0:
                 error[y, x] = wrong
             if judged:
-                sigma = np.sqrt(noise * noise + max(signal, np.float32(0.0)) * adu_per_e)
-                steps = np.float32(_STEPS_PER_SIGMA) * wrong / sigma
+                own = max(signal, np.float32(0.0)) * adu_per_e
+                steps = np.float32(_STEPS_PER_SIGMA) * wrong / np.sqrt(noise * noise + own)
                 # What is not finite compares false, and is as wrong as can be.
                 place = int(steps) if steps < _BINS - 1 else _BINS - 1
                 counts[y, place] += 1
-                harmful[y, x] = not (wrong <= np.float32(HARMFUL) * sigma)
+                most = wrong / np.float32(HARMFUL)
+                doubt[y, x] = most * most - own
 
 
 # --- what masters tell about the camera ----------------------------------------------------------

@@ -97,7 +97,7 @@ def fit_basis(made: DarkPlan, masters: Sequence[MasterRecord]) -> FitBasis | Non
     energy = made.energies.hot_ev
     reference = made.legs[0].near.temperature_c
     for leg in made.legs:
-        other = leg.other or _partner(leg.near, masters)
+        other = leg.other or partner(leg.near, masters)
         if other is None:
             return None
         # Both in units of the dark current at the reference.
@@ -112,7 +112,7 @@ def fit_basis(made: DarkPlan, masters: Sequence[MasterRecord]) -> FitBasis | Non
     return FitBasis(reference, energy, tuple(terms))
 
 
-def _partner(near: Source, masters: Sequence[MasterRecord]) -> Source | None:
+def partner(near: Source, masters: Sequence[MasterRecord]) -> Source | None:
     """Another master of the same exposure, far enough away to tell temperatures apart."""
     others = [
         Source.of(one)

@@ -301,14 +301,44 @@ def read_product(path: Path) -> tuple[npt.NDArray[np.float32], tuple[Card, ...]]
     A file without our scale keyword is taken to be in ADU. Raises as `load`.
     """
     loaded = load(path)
-    values = {card.keyword: card.value for card in loaded.info.cards}
     image = loaded.pixels.astype(np.float32, copy=False)
+    _undo_scale(image, loaded.info.cards)
+    return image, loaded.info.cards
+
+
+class ProductRows:
+    """Reads a (ny, nx) image that `write_fits` wrote by rows: the same bits as `read_product`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and probe; raises as `probe`."""
+        self._reader = RowReader(path)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(ny, nx) or (3, ny, nx)."""
+        return self._reader.shape
+
+    def rows(self, y0: int, y1: int) -> npt.NDArray[np.float32]:
+        """Rows y0 to y1 (exclusive) in ADU, a new array."""
+        image = self._reader.to_float(self._reader.rows(y0, y1))
+        _undo_scale(image, self._reader.info.cards)
+        return image
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+
+def _undo_scale(image: npt.NDArray[np.float32], cards: Sequence[Card]) -> None:
+    """Bring the values of a product's file to ADU, in place."""
+    values = {card.keyword: card.value for card in cards}
     if values.get("LKSCALE") == "unit":
         image *= np.float32(FULL_SCALE_ADU)
     pedestal = values.get("PEDESTAL")
     if "LKSCALE" in values and isinstance(pedestal, int | float) and pedestal:
         image -= np.float32(pedestal)
-    return image, loaded.info.cards
 
 
 def read_extra(path: Path, name: str) -> npt.NDArray[np.float32]:

@@ -40,6 +40,7 @@ BUILD_ORDER = (FrameType.BIAS, FrameType.FLAT_DARK, FrameType.DARK, FrameType.FL
 
 # How many masters of each sort `candidates` returns: enough to choose from, and to explain by.
 _FITTING, _NEAR, _FAR = 24, 8, 4
+_DARKS = 96  # from which a dark is combined
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -533,6 +534,29 @@ class CalibrationLibrary:
             temperature_tolerance_c=self.temperature_tolerance_c,
             session=session,
         )
+
+    def darks(self, record: FrameRecord) -> list[MasterRecord]:
+        """Return the current darks that fit this frame but for exposure and temperature, the
+        nearest in temperature first: what `dark_model.plan` combines. Their number is bounded.
+        """
+        rows = self._rows(
+            "master",
+            "superseded_by IS NULL AND frame_type = 'dark' AND key = :key"
+            " AND exposure_s IS NOT NULL AND temperature_c IS NOT NULL",
+            {"key": _key_text(record), "temperature": _real(record.temperature_c)},
+            order_by="abs(temperature_c - :temperature), frames DESC, id DESC",
+            limit=_DARKS,
+        )
+        found = []
+        for master in map(_master, rows):
+            there = dataclasses.replace(
+                record, exposure_s=master.exposure_s, temperature_c=master.temperature_c
+            )
+            if match.rank(
+                there, [master], kind=FrameType.DARK, temperature_tolerance_c=0.0, session=None
+            ).chosen:
+                found.append(master)
+        return found
 
     def pedestal_for(self, group: CalibrationSet) -> Match:
         """Choose what is subtracted from each flat of a set: flat-dark, dark or bias."""
