@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import image_io
+from calib_library.dark_model import DarkPlan
 from calib_library.errors import ImageError
 from calib_library.frame import FrameRecord
-from daemon.calibration import Calibration, noise_of, sampled_rows
+from daemon.calibration import KEPT_DARKS, Arrays, Calibration, noise_of, sampled_rows
+from daemon.darkroom import key_of
 from daemon.ledger.ledger import Frame
 from daemon.ledger.stacks import Member
 from daemon.light import calibrate, debayer, distortion, warp
@@ -169,6 +171,8 @@ class Bands:
     ) -> None:
         self._calibrator = pipeline.calibrator
         self._sources = sources
+        plans = (source.calibration.subtracted for source in sources)
+        self._darks = len({key_of(plan) for plan in plans if isinstance(plan, DarkPlan)})
         self._coming = iter([one for one in order if one[1] < one[2]])
         self._ahead: collections.deque[tuple[tuple[int, int, int], Future[npt.NDArray[Any]]]] = (
             collections.deque()
@@ -205,8 +209,7 @@ class Bands:
         """The same before the colours are told apart, (last − first, nx)."""
         source = self._sources[position]
         raw = self._raw((position, first, last))
-        arrays = self._calibrator.arrays(source.noise_adu, source.record, source.calibration)
-        part = arrays.rows(first, last)
+        part = self._arrays(source, first, last)
         result = calibrate.calibrate(
             raw,
             dark=part.dark,
@@ -222,6 +225,15 @@ class Bands:
         low, high = np.searchsorted(places, (first * width, last * width))
         result.image.reshape(-1)[places[low:high] - first * width] = values[low:high]
         return result.image, result.mask
+
+    def _arrays(self, source: Source, first: int, last: int) -> Arrays:
+        """What is applied to some rows of a frame. The darks of a few temperatures are kept whole;
+        of many, only the rows are made.
+        """
+        frame = source.noise_adu, source.record, source.calibration
+        if self._darks > KEPT_DARKS:
+            return self._calibrator.band(*frame, first, last)
+        return self._calibrator.arrays(*frame).rows(first, last)
 
     def plane_sigmas(self, position: int, planes: int) -> list[float]:
         """ADU after scaling, the noise in each plane, as the growing stack takes it: a plane that

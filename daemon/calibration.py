@@ -6,24 +6,29 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library import build, defects, flat, match
+from calib_library.dark_compose import Composed
+from calib_library.dark_model import DarkPlan
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary, CalibrationSet
 from calib_library.match import MasterRecord
+from daemon.darkroom import DarkChoice, DarkRoom, key_of
 from daemon.ledger.ledger import Explanation
 from daemon.light import calibrate
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
 
-KEPT_IMAGES = 4
-KEPT_MASKS = 4
-"""Master arrays kept in memory: a dark and flats of three filters, and their bad pixels."""
+KEPT_DARKS = 2
+KEPT_IMAGES = 3
+KEPT_MASKS = 6
+"""Arrays kept in memory: the darks of two temperatures, between which a sensor may flicker, flats
+of three filters, and the bad pixels of both."""
 
 STEPS_PER_OCTAVE = 2
 """The threshold for hot pixels moves in steps of √2 …"""
@@ -31,12 +36,17 @@ HOT_THRESHOLDS_ADU = (2.0 ** (np.arange(64) / STEPS_PER_OCTAVE)).astype(np.float
 """… from 1 ADU on. A pixel is marked with the number of those that it exceeds, once for all
 frames."""
 
+DEAD = 255
+"""The mark of a pixel that is bad for any frame."""
+DOUBT_ROWS = 256
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Calibration:
     """The masters chosen for one light, and why."""
 
     dark: MasterRecord | None
+    """Of several that are combined the one that counts most."""
     bias: MasterRecord | None
     """Only where there is no dark (which contains the bias)."""
     flat: MasterRecord | None
@@ -46,13 +56,33 @@ class Calibration:
     pending_set: int | None = None
     """A set that is about to become a better master than the one chosen here."""
 
-    def ids(self) -> dict[str, int | None]:
-        """What a replay needs to apply the same masters again."""
-        return {
+    making: DarkChoice | None = None
+    """How the dark is made; None where `dark` is subtracted as it is."""
+
+    @property
+    def subtracted(self) -> DarkPlan | MasterRecord | None:
+        """What is taken off the raw pixels first."""
+        if self.making is not None and self.making.model is not None:
+            return self.making.model
+        return self.dark or self.bias
+
+    def ids(self) -> dict[str, Any]:
+        """What a replay needs to apply the same masters again, in plain values for JSON."""
+        masters = {
             "dark": self.dark.id if self.dark else None,
             "bias": self.bias.id if self.bias else None,
             "flat": self.flat.id if self.flat else None,
         }
+        return masters | (self.making.as_dict() if self.making else {})
+
+
+def masters_in(masters: Mapping[str, Any]) -> set[int]:
+    """Every master (id) that went into a light which was calibrated by these `Calibration.ids`."""
+    found = {masters[kind] for kind in ("dark", "bias", "flat") if masters.get(kind) is not None}
+    making = DarkChoice.from_dict(masters)
+    if making is not None and making.model is not None:
+        found |= {source.master_id for source in making.model.sources}
+    return found
 
 
 class Arrays(NamedTuple):
@@ -93,6 +123,10 @@ class Calibrator:
         self._tolerance_c = temperature_tolerance_c
         self._min_frames = min_frames
         self._quiet_s = quiet_s
+        self._darkroom = DarkRoom(
+            library, root=root, temperature_tolerance_c=temperature_tolerance_c
+        )
+        self._darks: _Kept[Image] = _Kept(KEPT_DARKS)
         self._images: _Kept[Image] = _Kept(KEPT_IMAGES)
         self._masks: _Kept[Mask] = _Kept(KEPT_MASKS)
 
@@ -102,9 +136,15 @@ class Calibrator:
         With `now`, `pending_set` names a set that will soon give a master that is missing.
         """
         dark, explanation = self.match(record, FrameType.DARK, session)
+        making = self._darkroom.choose(record)
+        if making is not None:
+            dark = self._principal(making)
+            alone = [("Darks, each by itself", lines) for _, lines in explanation]
+            explanation = [("Dark", list(making.lines)), *alone]
         bias = None
-        flags = []
-        missing = []
+        flags = list(making.flags) if making else []
+        # A dark that is only the best there is is worth waiting for a better.
+        missing = [FrameType.DARK] if flags else []
         if dark is None:
             missing.append(FrameType.DARK)
             bias, more = self.match(record, FrameType.BIAS, session)
@@ -120,7 +160,55 @@ class Calibrator:
         if now is not None:
             found = (self._pending(record, kind, session, now) for kind in missing)
             pending = next((one.id for one in found if one is not None), None)
-        return Calibration(dark, bias, chosen_flat, tuple(flags), explanation, pending)
+        return Calibration(dark, bias, chosen_flat, tuple(flags), explanation, pending, making)
+
+    def settle(
+        self, pixels: npt.NDArray[np.generic], record: FrameRecord, choice: Calibration
+    ) -> Calibration:
+        """What `choose` chose from records, once the light's raw (ny, nx) pixels were asked. What
+        is found is recorded in what this returns, so that a replay comes to the same bits.
+
+        Raises LibraryError where a master cannot be read.
+        """
+        if choice.making is None or choice.making.model is None:
+            return choice
+        noise_adu = _raw_noise(pixels, record)
+        making = self._darkroom.settle(pixels, noise_adu, record, choice.making)
+        flags = [flag for flag in choice.flags if flag not in choice.making.flags]
+        explanation = [
+            ("Dark", list(making.lines)) if part[0] == "Dark" else part
+            for part in choice.explanation
+        ]
+        dark, bias = self._principal(making), None
+        if dark is None:
+            bias, more = self.match(record, FrameType.BIAS, "")
+            explanation += more
+            flags.append("no dark, bias only" if bias else "no dark")
+        return dataclasses.replace(
+            choice,
+            dark=dark,
+            bias=bias,
+            flags=(*making.flags, *flags),
+            explanation=explanation,
+            making=making,
+        )
+
+    def would_change(
+        self, record: FrameRecord, masters: Mapping[str, Any], *, session: str
+    ) -> bool:
+        """Whether a light that was calibrated by these `Calibration.ids` would now be calibrated
+        otherwise.
+        """
+        before = DarkChoice.from_dict(masters)
+        if before is None or not before.considered:
+            return self.choose(record, session=session, now=None).ids() != dict(masters)
+        now = self._darkroom.choose(record, fitted_c=before.fitted_c)
+        chosen_flat, _ = self.match(record, FrameType.FLAT, session)
+        flat_id = chosen_flat.id if chosen_flat else None
+        return now is None or now.considered != before.considered or flat_id != masters["flat"]
+
+    def _principal(self, making: DarkChoice) -> MasterRecord | None:
+        return self._library.master(making.model.nearest.master_id) if making.model else None
 
     def match(
         self, record: FrameRecord, kind: FrameType, session: str
@@ -151,22 +239,22 @@ class Calibrator:
             quiet_s=self._quiet_s(),
         )
 
-    def recorded(self, masters: Mapping[str, int | None]) -> Calibration:
+    def recorded(self, masters: Mapping[str, Any]) -> Calibration:
         """The calibration a member of a stack was added with, from the ids that it keeps."""
 
         def get(kind: str) -> MasterRecord | None:
             master_id = masters.get(kind)
             return None if master_id is None else self._library.master(master_id)
 
-        return Calibration(get("dark"), get("bias"), get("flat"), (), [])
+        making = DarkChoice.from_dict(masters)
+        return Calibration(get("dark"), get("bias"), get("flat"), (), [], making=making)
 
     def apply(
         self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
     ) -> calibrate.Calibrated:
         """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired."""
         bayer = record.key.bayer_pattern is not None
-        noise_adu = noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
-        arrays = self.arrays(noise_adu, record, calibration)
+        arrays = self.arrays(_raw_noise(pixels, record), record, calibration)
         return calibrate.calibrate(
             pixels,
             dark=arrays.dark,
@@ -180,16 +268,54 @@ class Calibrator:
     def arrays(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Arrays:
         """What `apply` applies to a frame whose noise is `noise_of` its sampled rows."""
         bayer = record.key.bayer_pattern is not None
-        subtract = calibration.dark or calibration.bias
+        # The plane first: where a dark must be composed for it, the same composition gives both.
+        bad = self._bad(record, calibration)
+        subtract = calibration.subtracted
         return Arrays(
-            dark=self._image(subtract) if subtract else None,
+            dark=self._image(subtract, record) if subtract else None,
             flat=self._flat(calibration.flat, bayer=bayer) if calibration.flat else None,
-            bad=self._bad(record, calibration),
+            bad=bad,
             bad_above=_hot_step(noise_adu, record),
         )
 
-    def _image(self, master: MasterRecord) -> Image:
-        return self._images.get(("image", master.id), lambda: build.load_master(self._root, master))
+    def band(
+        self,
+        noise_adu: float,
+        record: FrameRecord,
+        calibration: Calibration,
+        first: int,
+        last: int,
+    ) -> Arrays:
+        """Rows first (even) … last − 1 of what `arrays` gives, to the same bits. A dark that is not
+        kept is made for these rows alone: for work that goes through many frames band by band,
+        whose sensor was at another temperature in each.
+        """
+        model = calibration.making.model if calibration.making else None
+        if model is None or calibration.dark is None or self._darks.has(_kept_as(model)):
+            return self.arrays(noise_adu, record, calibration).rows(first, last)
+        bayer = record.key.bayer_pattern is not None
+        # What a pixel is compared with lies up to 4 rows away.
+        top, bottom = max(first - 4, 0), min(last + 4, record.key.height)
+        inner = slice(first - top, last - top)
+        made = self._darkroom.compose_rows(model, record, top, bottom)
+        bad = _marked(made, record)[inner]
+        nx = record.key.width
+        jumping = self._jumping(calibration.dark)
+        low, high = np.searchsorted(jumping, (first * nx, last * nx))
+        bad.reshape(-1)[jumping[low:high] - first * nx] = DEAD
+        flat_field = None
+        if calibration.flat:
+            flat_field = self._flat(calibration.flat, bayer=bayer)[first:last]
+            bad[self._cold(calibration.flat, bayer=bayer)[first:last]] = DEAD
+        return Arrays(made.dark[inner], flat_field, bad, _hot_step(noise_adu, record))
+
+    def _image(self, subtract: DarkPlan | MasterRecord, record: FrameRecord) -> Image:
+        def make() -> Image:
+            if isinstance(subtract, DarkPlan):
+                return self._darkroom.compose(subtract, 1.0, record).dark
+            return build.load_master(self._root, subtract)
+
+        return self._darks.get(_kept_as(subtract), make)
 
     def _flat(self, master: MasterRecord, *, bayer: bool) -> Image:
         # The master's own image is not kept: only its normal form is ever used.
@@ -199,33 +325,79 @@ class Calibrator:
         )
 
     def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
-        """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot; 255
-        for those that jump from dark to dark and those that the flat shows to be dead.
+        """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot, or
+        its dark is in doubt; 255 for those that jump from dark to dark and those that the flat
+        shows to be dead.
         """
         dark, flat_field = calibration.dark, calibration.flat
         if dark is None and flat_field is None:
             return None
-        bayer = record.key.bayer_pattern is not None
+        name = _kept_as(calibration.subtracted)[0] if dark and calibration.subtracted else "-"
         return self._masks.get(
-            (f"bad {dark.id if dark else '-'}", flat_field.id if flat_field else 0),
-            lambda: self._find_bad(dark, flat_field, bayer=bayer),
+            (f"bad {dark.id if dark else '-'} {name}", flat_field.id if flat_field else 0),
+            lambda: self._find_bad(record, calibration),
         )
 
-    def _find_bad(
-        self, dark: MasterRecord | None, flat_field: MasterRecord | None, *, bayer: bool
-    ) -> Mask:
+    def _find_bad(self, record: FrameRecord, calibration: Calibration) -> Mask:
+        bayer = record.key.bayer_pattern is not None
+        subtract, flat_field = calibration.subtracted, calibration.flat
         bad: Mask | None = None
-        if dark is not None:
-            bad = defects.exceeded(self._image(dark), HOT_THRESHOLDS_ADU, bayer=bayer)
-            jumping = self._library.telegraph(dark.id)
-            if jumping is not None:
-                bad.reshape(-1)[defects.unpack_pixels(jumping)] = 255
+        if calibration.dark is not None and subtract is not None:
+            if isinstance(subtract, DarkPlan):
+                made = self._darkroom.compose(subtract, 1.0, record)
+                self._darks.get(_kept_as(subtract), lambda: made.dark)
+                bad = _marked(made, record)
+                # Of the composition only the dark is needed further.
+                self._darkroom.forget()
+            else:
+                image = self._image(subtract, record)
+                bad = defects.exceeded(image, HOT_THRESHOLDS_ADU, bayer=bayer)
+            bad.reshape(-1)[self._jumping(calibration.dark)] = DEAD
         if flat_field is not None:
-            cold = defects.cold_pixels(self._flat(flat_field, bayer=bayer), bayer=bayer)
+            cold = self._cold(flat_field, bayer=bayer)
             bad = np.zeros(cold.shape, np.uint8) if bad is None else bad
-            bad[cold] = 255
+            bad[cold] = DEAD
         assert bad is not None
         return bad
+
+    def _jumping(self, dark: MasterRecord) -> npt.NDArray[np.int64]:
+        """The telegraph pixels (n,) that the frames of a dark showed: flat indices, ascending."""
+        found = self._library.telegraph(dark.id)
+        return np.empty(0, np.int64) if found is None else defects.unpack_pixels(found)
+
+    def _cold(self, flat_field: MasterRecord, *, bayer: bool) -> npt.NDArray[np.bool_]:
+        def make() -> Mask:
+            cold = defects.cold_pixels(self._flat(flat_field, bayer=bayer), bayer=bayer)
+            return cold.view(np.uint8)
+
+        return self._masks.get(("cold", flat_field.id), make).view(np.bool_)
+
+
+def _marked(made: Composed, record: FrameRecord) -> Mask:
+    """The number of HOT_THRESHOLDS_ADU that each pixel (ny, nx) of a composed dark exceeds: by its
+    own signal, or because the dark is in doubt for lights whose noise such a signal would double.
+    """
+    marks = defects.exceeded(
+        made.dark, HOT_THRESHOLDS_ADU, bayer=record.key.bayer_pattern is not None
+    )
+    assert made.doubt is not None
+    e_per_adu = np.float32(record.e_per_adu or 1.0)
+    for first in range(0, len(marks), DOUBT_ROWS):
+        rows = slice(first, first + DOUBT_ROWS)
+        # As a signal of D ADU doubles the noise of a light of variance D / (3 gain).
+        doubt = np.float32(3.0) * e_per_adu * made.doubt[rows]
+        y, x = np.nonzero(~(doubt <= HOT_THRESHOLDS_ADU[0]))
+        count = np.searchsorted(HOT_THRESHOLDS_ADU, doubt[y, x]).astype(np.uint8)
+        part = marks[rows]
+        part[y, x] = np.maximum(part[y, x], count)
+    return marks
+
+
+def _kept_as(subtract: DarkPlan | MasterRecord) -> tuple[str, int]:
+    """The key under which an image is kept."""
+    if isinstance(subtract, DarkPlan):
+        return key_of(subtract), 0
+    return "image", subtract.id
 
 
 def _hot_step(noise_adu: float, record: FrameRecord) -> int:
@@ -236,6 +408,11 @@ def _hot_step(noise_adu: float, record: FrameRecord) -> int:
     limit = 3.0 * noise_adu**2 * (record.e_per_adu or 1.0)
     step = math.floor(STEPS_PER_OCTAVE * math.log2(max(limit, 1.0)))
     return min(step, len(HOT_THRESHOLDS_ADU) - 1)
+
+
+def _raw_noise(pixels: npt.NDArray[np.generic], record: FrameRecord) -> float:
+    bayer = record.key.bayer_pattern is not None
+    return noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
 
 
 def sampled_rows(ny: int) -> slice:
@@ -262,6 +439,10 @@ class _Kept(Generic[A]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._arrays: collections.OrderedDict[tuple[str, int], A] = collections.OrderedDict()
+
+    def has(self, key: tuple[str, int]) -> bool:
+        """Is this one kept?"""
+        return key in self._arrays
 
     def get(self, key: tuple[str, int], make: Callable[[], A]) -> A:
         """The array of this key, made where it is not kept."""

@@ -537,7 +537,8 @@ quiet_s = 60.0
 # Values further from the median than so many standard deviations are left out of a master.
 sigma = 3.0
 
-# A dark may be used for a light when their sensor temperatures are within so many °C.
+# Darks are combined for each light's own temperature. Where there is only one, it is used as it is
+# when it was taken within so many °C. Darks this close are also one set.
 temperature_tolerance_c = 1.0
 
 [lights]

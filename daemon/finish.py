@@ -20,6 +20,7 @@ from calib_library import image_io
 from calib_library.errors import ImageError
 from calib_library.frame import Card
 from daemon.bands import Bands, LostFrameError, Source, band_of, open_sources
+from daemon.calibration import masters_in
 from daemon.ledger.stacks import Stack
 from daemon.light import warp
 from daemon.pipeline import Pipeline
@@ -231,7 +232,7 @@ def _cards(
     settings: str,
 ) -> list[Card]:
     members = [source.member for source in sources]
-    masters = {i for member in members for i in member.masters.values() if i is not None}
+    masters = set().union(*(masters_in(member.masters) for member in members))
     return product.cards_for(
         stack,
         members,

@@ -152,5 +152,4 @@ def _would_change(pipeline: Pipeline, member: Member) -> bool:
     frame = pipeline.ledger.get(member.frame_id)
     if frame is None or frame.record is None:
         return False
-    choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", now=None)
-    return choice.ids() != dict(member.masters)
+    return pipeline.calibrator.would_change(frame.record, member.masters, session=frame.night or "")

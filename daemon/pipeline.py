@@ -229,6 +229,7 @@ class Pipeline:
                 reason="its master is about to be built",
             )
             return State.WAITING
+        choice = self.calibrator.settle(loaded.pixels, record, choice)
         explanation.extend(choice.explanation)
 
         stack = self.stacks.open(

@@ -12,6 +12,7 @@ import numpy as np
 from calib_library import image_io
 from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
+from daemon.calibration import masters_in
 from daemon.config import Config
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Member, Stack, Stacks
@@ -203,7 +204,7 @@ class Publisher:
         return record, names
 
     def _masters(self, members: Sequence[Member]) -> list[str]:
-        ids = {i for member in members for i in member.masters.values() if i is not None}
+        ids = set().union(*(masters_in(member.masters) for member in members))
         return [Path(self._library.master(i).path).name for i in sorted(ids)]
 
     def _settings(self, growing: Growing) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
-from daemon.calibration import Calibrator, noise_of, sampled_rows
+from daemon.calibration import Calibrator, masters_in, noise_of, sampled_rows
 from daemon.ledger.conditions import Finding
 from daemon.light import residual, stars
 from daemon.placing import Light
@@ -113,7 +113,10 @@ class SelfCheck:
         )
 
     def _of(self, noise_adu: float, record: FrameRecord, light: Light) -> _Patterns:
-        key = json.dumps(light.calibration.ids(), sort_keys=True)
+        # The patterns of masters hardly change within a degree, however their weights do.
+        masters = light.calibration.ids()
+        celsius = round(record.temperature_c or 0.0)
+        key = json.dumps([sorted(masters_in(masters)), masters["flat"], celsius])
         if key != self._key:
             bayer = record.key.bayer_pattern is not None
             dark, flat, *_ = self._calibrator.arrays(noise_adu, record, light.calibration)

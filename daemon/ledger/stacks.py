@@ -90,7 +90,8 @@ class Member:
     distortion: Matrix | None
     terms: FrameTerms
     quality: Quality
-    masters: Mapping[str, int | None]
+    masters: Mapping[str, Any]
+    """What it was calibrated with, as `Calibration.ids` gives it."""
     flags: tuple[str, ...]
 
 

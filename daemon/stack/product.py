@@ -8,12 +8,15 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library import __version__, image_io
+from calib_library.dark_model import DarkPlan
 from calib_library.frame import Card, FrameRecord
+from daemon.darkroom import DarkChoice
 from daemon.ledger.stacks import Member, Stack
 from daemon.report import preview
 from daemon.stack import live
@@ -88,14 +91,13 @@ def cards_for(
         Card("LKGEN", generation, "generation of this product"),
         Card("LKFLAGS", "; ".join(flags)[:60], "what the calibration lacks"),
         Card("LKSET", settings[:60], "settings of the stack"),
+        *dark_cards([member.masters for member in members]),
         *(Card("HISTORY", f"master: {name}") for name in masters),
         *(Card("HISTORY", f"frame: {name}") for name in names),
     ]
 
 
-def calibrated_cards(
-    record: FrameRecord, masters: Mapping[str, int | None], name: str
-) -> list[Card]:
+def calibrated_cards(record: FrameRecord, masters: Mapping[str, Any], name: str) -> list[Card]:
     """The keywords of one calibrated light."""
     return [
         Card("IMAGETYP", "Light Frame", "calibrated"),
@@ -103,14 +105,54 @@ def calibrated_cards(
         Card("EXPTIME", record.exposure_s or 0.0, "[s]"),
         Card("CALSTAT", calstat([masters]), CALSTAT_COMMENT),
         *_camera_cards(record),
+        *dark_cards([masters]),
         Card("HISTORY", f"frame: {name}"),
     ]
+
+
+def dark_cards(masters: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """How the darks of these frames (`Calibration.ids` of each) were made: temperatures and the
+    worst error expected, and one line of history for each master of each way.
+    """
+    choices = [DarkChoice.from_dict(one) for one in masters]
+    made = [one for one in choices if one is not None and one.model is not None]
+    temperatures = [one.model.temperature_c for one in made if one.model]
+    residuals = [one.residual_sigmas for one in made if one.residual_sigmas is not None]
+    cards = []
+    if temperatures:
+        mean = round(sum(temperatures) / len(temperatures), 2)
+        cards.append(Card("LKDTEMP", mean, "[degC] of the sensor, mean of what darks are for"))
+    if residuals:
+        cards.append(Card("LKDERR", max(residuals), "[sigma] error of darks at the hottest pixels"))
+    ways: dict[tuple[str, tuple[int, ...]], list[DarkPlan]] = {}
+    for one in made:
+        if one.model is not None:
+            way = one.model.rule.value, tuple(source.master_id for source in one.model.sources)
+            ways.setdefault(way, []).append(one.model)
+    for (rule, _), plans in ways.items():
+        celsius = _span([plan.temperature_c for plan in plans], "+.2f")
+        fitted = sum(plan.fitted for plan in plans)
+        how = f"{fitted} of {len(plans)} temperatures fitted on the light"
+        cards.append(Card("HISTORY", f"dark: {rule}, {celsius} degC, {how}"))
+        for position, (source, _, _) in enumerate(plans[0].weights):
+            hot = _span([plan.weights[position][1] for plan in plans], ".3f")
+            bulk = _span([plan.weights[position][2] for plan in plans], ".3f")
+            smooth = "" if hot == bulk else f" (smooth level {bulk})"
+            at = f"{source.exposure_s:g} s, {source.temperature_c:+.2f} degC"
+            cards.append(Card("HISTORY", f"dark: {hot}{smooth} of {source.name} ({at})"))
+    return cards
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """`0.412`, or `0.385 to 0.412` where they differ."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 CALSTAT_COMMENT = "calibrated with bias, dark, flat"
 
 
-def calstat(masters: Sequence[Mapping[str, int | None]]) -> str:
+def calstat(masters: Sequence[Mapping[str, Any]]) -> str:
     """The steps that every frame went through, as MaxIm writes them: `BDF`. A dark contains the
     bias.
     """
