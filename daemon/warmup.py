@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import combine, defects
+from calib_library import combine, dark_compose, defects
+from calib_library.dark_model import DarkPlan, Energies, Leg, Rule, Source
 from daemon.light import calibrate, cosmic, debayer, quality, register, stars
 from daemon.stack import final, halve, live
 
@@ -47,6 +48,22 @@ def later(beat: Callable[[], None] = lambda: None) -> None:
     beat()
     image = _frame().astype(np.float32)
     defects.exceeded(image, np.array([1.0], np.float32))
+    cold, warm = (Source(k, "", 1.0, -10.0 + 5.0 * k, 1) for k in range(2))
+    plan = DarkPlan(
+        rule=Rule.PAIR,
+        exposure_s=1.0,
+        temperature_c=-8.0,
+        temperature_error_c=0.1,
+        fitted=False,
+        legs=(Leg(1.0, cold, warm, hot=0.3, bulk=0.3),),
+        energies=Energies(),
+        relative_error=0.01,
+        relative_error_log=0.01,
+        warnings=(),
+    )
+    light = dark_compose.LightNoise(10.0, 1.0)
+    rows = {k: lambda first, last: image[first:last] for k in range(2)}
+    dark_compose.compose(plan, rows, shape=image.shape, bayer=False, light=light, with_error=False)
     terms = [_terms(index, planes=1) for index in range(3)]
     beat()
     final.combine(lambda _, y0, y1: image[np.newaxis, y0:y1], terms, shape=(1, *image.shape))

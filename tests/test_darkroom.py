@@ -14,7 +14,7 @@ from calib_library.dark_model import Rule
 from calib_library.errors import LibraryError, NoMatchingMasterError
 from calib_library.frame import FrameType
 from calib_library.library import BuiltMaster, CalibrationLibrary, Input
-from daemon.calibration import Calibrator, masters_in
+from daemon.calibration import Calibrator, _Kept, masters_in
 from daemon.darkroom import DarkChoice
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
@@ -22,6 +22,7 @@ from daemon.stack import product
 from tests.dark_sensor import Sensor
 from tests.nights import Outcome, config_for, run
 from tests.records import NIGHT, key, record
+from tests.test_finish import make, worked, written
 
 SHAPE = (384, 512)
 KEY = key(width=SHAPE[1], height=SHAPE[0])
@@ -390,3 +391,31 @@ def test_a_night_between_two_sets_of_darks(tmp_path):
         assert values["LKDTEMP"] == pytest.approx(-10.0, abs=0.15)
         images.append(outcome.image(stack))
     np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.slow
+def test_an_exact_stack_by_bands_of_darks_is_the_same(tmp_path, monkeypatch):
+    """As where the sensor was at another temperature in each frame and no dark is kept whole."""
+    plan = small_plan(
+        seed=7,
+        shape=(256, 320),
+        bias=0,
+        darks=5,
+        flats=5,
+        flat_darks=5,
+        lights=9,
+        dark_sets=[(-14.0, 120.0), (-7.0, 120.0)],
+    )
+    with worked(plan, tmp_path) as parts:
+        whole, _, _ = written(parts, make(parts, memory_bytes=3_000_000))
+        calibrator = parts.pipeline.calibrator
+        bands = []
+        by_rows = calibrator.band
+        monkeypatch.setattr("daemon.bands.KEPT_DARKS", 0)
+        monkeypatch.setattr(_Kept, "has", lambda *_: False)
+        monkeypatch.setattr(
+            calibrator, "band", lambda *args: bands.append(args[3:]) or by_rows(*args)
+        )
+        banded, _, _ = written(parts, make(parts, memory_bytes=3_000_000))
+    np.testing.assert_array_equal(whole, banded)
+    assert len(bands) > 9

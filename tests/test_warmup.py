@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from calib_library import combine, defects
+from calib_library import combine, dark_compose, dark_model, defects
+from calib_library.frame import FrameType
 from daemon import warmup
 from daemon.light import calibrate
 from daemon.stack import final
-from tests.records import KEY
+from tests.records import KEY, master
 
 
 def signatures(*kernels):
@@ -20,6 +21,7 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
         combine._decode,
         defects._local_median,
         defects._count_exceeded,
+        dark_compose._mix,
         final._combine_tile,
         calibrate._calibrate,
     )
@@ -49,4 +51,9 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
             [warmup._terms(index, planes=planes) for index in range(5)],
             shape=(planes, *shape),
         )
+    ends = [master(k, FrameType.DARK, temperature_c=-14.0 + 4.0 * k) for k in (1, 2)]
+    plan = dark_model.plan(ends, exposure_s=300.0, temperature_c=-8.0)
+    reader = {k: lambda first, last: dark[first:last] for k in (1, 2)}
+    light = dark_compose.LightNoise(10.0, 1.0)
+    dark_compose.compose(plan, reader, shape=shape, bayer=True, light=light)
     assert signatures(*kernels) == before
