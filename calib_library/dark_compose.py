@@ -95,8 +95,8 @@ class Composed:
         if self.refused or self.error_sigmas < WARN:
             return None
         return (
-            f"The hottest pixels of the dark may be wrong by {self.error_sigmas:.2f} σ of the "
-            "light: take darks nearer to the lights' temperature."
+            f"The dark may be wrong by {self.error_sigmas:.2f} σ of the light in its hot pixels: "
+            "take darks nearer to the lights' temperature."
         )
 
 

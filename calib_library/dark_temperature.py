@@ -93,22 +93,27 @@ def fit_basis(made: DarkPlan, masters: Sequence[MasterRecord]) -> FitBasis | Non
     """The masters on which the temperature of the plan's frame can be fitted; where a leg of the
     plan is a single master, another of its exposure joins it. None where there is none.
     """
-    terms: list[_Term] = []
-    energy = made.energies.hot_ev
-    reference = made.legs[0].near.temperature_c
+    pairs: list[tuple[float, Source, Source]] = []
     for leg in made.legs:
         other = leg.other or partner(leg.near, masters)
         if other is None:
             return None
+        # In one order, whichever is nearer to this frame: frames share what is found on them.
+        cold, warm = sorted((leg.near, other), key=lambda one: one.temperature_c)
+        pairs.append((leg.share, cold, warm))
+    energy = made.energies.hot_ev
+    reference = pairs[0][1].temperature_c
+    terms: list[_Term] = []
+    for share, cold, warm in pairs:
         # Both in units of the dark current at the reference.
-        near_f, other_f = (
+        cold_f, warm_f = (
             dark_current(one.temperature_c, energy) / dark_current(reference, energy)
-            for one in (leg.near, other)
+            for one in (cold, warm)
         )
-        w = (1.0 - near_f) / (other_f - near_f)
-        slope = leg.share / (other_f - near_f)
-        terms.append(_Term(leg.near, leg.share * (1.0 - w), -slope))
-        terms.append(_Term(other, leg.share * w, slope))
+        w = (1.0 - cold_f) / (warm_f - cold_f)
+        slope = share / (warm_f - cold_f)
+        terms.append(_Term(cold, share * (1.0 - w), -slope))
+        terms.append(_Term(warm, share * w, slope))
     return FitBasis(reference, energy, tuple(terms))
 
 

@@ -131,7 +131,7 @@ class DarkRoom:
             considered=self._considered(record, pool, found.temperature_c if found else None),
             lines=(
                 *model.sentences(),
-                f"It may be wrong by {verdict.sigmas:.2f} σ of the light at the hottest pixels.",
+                f"In 99.5 % of the pixels that is {verdict.sigmas:.2f} σ of the light or less.",
                 *notes,
             ),
             flags=(*(() if verdict.refused else _flags(model)), *doubtful),

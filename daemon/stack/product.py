@@ -123,7 +123,7 @@ def dark_cards(masters: Sequence[Mapping[str, Any]]) -> list[Card]:
         mean = round(sum(temperatures) / len(temperatures), 2)
         cards.append(Card("LKDTEMP", mean, "[degC] of the sensor, mean of what darks are for"))
     if residuals:
-        cards.append(Card("LKDERR", max(residuals), "[sigma] error of darks at the hottest pixels"))
+        cards.append(Card("LKDERR", max(residuals), "[sigma] error of darks, 99.5 % of pixels"))
     ways: dict[tuple[str, tuple[int, ...]], list[DarkPlan]] = {}
     for one in made:
         if one.model is not None:
