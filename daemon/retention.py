@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+from daemon.calibration import masters_in
 from daemon.parts import Parts
 
 
@@ -24,7 +25,7 @@ def clear(parts: Parts, *, now: dt.datetime) -> int:
             master
             for stack in parts.stacks.all()
             for member in parts.stacks.members(stack.id)
-            for master in member.masters.values()
+            for master in masters_in(member.masters)
         }
         for one in parts.library.masters(current=False):
             path = parts.root / one.path
