@@ -13,7 +13,7 @@ import pytest
 from daemon.intake.intake import Intake, Timing, Watched, file_probe
 from daemon.log import Level
 
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 # Long where a test must not depend on it, short where it waits for it.
 NEVER_S = 1e6
 TIMING = Timing(grace_s=0.6, quiet_s=NEVER_S, scan_s=NEVER_S, often_s=NEVER_S, health_s=0.1)
