@@ -11,14 +11,16 @@ import datetime as dt
 import hashlib
 import math
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, combine, flat, image_io, match
+from calib_library import __version__, combine, flat, image_io, match, suspects
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import Card, FrameType
 from calib_library.library import (
@@ -43,6 +45,10 @@ SATURATED = 0.95
 """A flat whose level is above this fraction of saturation is no longer linear."""
 FLAT_RATIO = 3.0
 """A flat this many times brighter or darker than the set's median is not one of them."""
+LONG_FLAT_S = 5.0
+"""Up to this exposure the dark current of a flat is nothing beside its light: a bias will do."""
+BLOCKS = 4
+"""Parts of a strip, side by side."""
 FLAT_SHAPE = 0.3
 """Flats differ by flicker bands of 13 %; a strip that differs by more than this is damaged."""
 
@@ -63,6 +69,29 @@ class _Opened:
 
     frame: FiledFrame
     reader: image_io.RowReader
+    pedestal: Floats | None = None
+    """What is subtracted from it, (ny, nx) ADU."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Lowered:
+    """The rows of a frame with its own pedestal subtracted, as `combine.Rows`."""
+
+    reader: image_io.RowReader
+    pedestal: Floats | None
+    storage: str = "float32"
+    plain: bool = False
+    bzero: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.reader.shape
+
+    def rows(self, y0: int, y1: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        values = self.reader.to_float(self.reader.rows(y0, y1), out)
+        if self.pedestal is not None:
+            values -= self.pedestal[y0:y1]
+        return values
 
 
 def build(
@@ -71,17 +100,18 @@ def build(
     *,
     root: Path,
     generation: int,
-    subtract: MasterRecord | None = None,
+    subtract: MasterRecord | Mapping[str, MasterRecord] | None = None,
     sigma: float = 3.0,
     minimum: int = 2,
     progress: Progress | None = None,
 ) -> BuiltMaster:
     """Combine the frames of a set into one master and write it below `root`/masters.
 
-    `subtract` (for flats: flat-dark, dark or bias) is taken from each frame first; flats are then
-    scaled to their common level, a colour camera's each by its own four planes, and keep it. Frames
-    are left out, with the reason, whose file is gone or no longer the one that was filed, or whose
-    level is grossly unlike the others'. `progress` is given the fraction done, 0 to 1.
+    `subtract` (for flats: flat-dark, dark or bias; where the exposures differ, as in twilight, one
+    for each frame by its hash) is taken from each frame first; flats are then scaled to their
+    common level, a colour camera's each by its own four planes, and keep it. Frames are left out,
+    with the reason, whose file is gone or no longer the one that was filed, or whose pixels are
+    unlike the others'. `progress` is given the fraction done, 0 to 1.
 
     Raises IncompatibleFramesError where fewer than `minimum` frames are left, or files are missing
     and the present master was made of more frames; ImageError where the pedestal cannot be read;
@@ -120,7 +150,7 @@ def _build(
     *,
     root: Path,
     generation: int,
-    subtract: MasterRecord | None,
+    subtract: MasterRecord | Mapping[str, MasterRecord] | None,
     sigma: float,
     minimum: int,
     report: Progress,
@@ -132,7 +162,11 @@ def _build(
     ordered = sorted(frames, key=lambda frame: (_taken(frame), frame.sha256))
     for frame in ordered[:-MOST_FRAMES]:
         left_out[frame.sha256] = f"the newest {MOST_FRAMES} frames are enough"
-    pedestal = load_master(root, subtract) if subtract else None
+    lowered_by = _by_frame(ordered, subtract)
+    pedestals = {
+        master.id: load_master(root, master)
+        for master in {m.id: m for m in lowered_by.values()}.values()
+    }
     with contextlib.ExitStack() as stack:
         opened = _open(
             [frame for frame in ordered[-MOST_FRAMES:] if frame.sha256 not in left_out],
@@ -143,40 +177,62 @@ def _build(
         if group.master and left_out and len(opened) < min(group.master.frames, MOST_FRAMES):
             raise _too_few(frames, left_out, group.master.frames)
         report(0.2)
-        judged = _judge(opened, group, pedestal, left_out)
+        opened = [
+            dataclasses.replace(one, pedestal=pedestals[master.id])
+            if (master := lowered_by.get(one.frame.sha256))
+            else one
+            for one in opened
+        ]
+        judged = _judge(opened, group, left_out)
         _check_identity([one for one in opened if one not in judged])
         opened = judged
         if len(opened) < minimum:
             raise _too_few(frames, left_out, minimum)
-        levels = _flat_levels(opened, group, pedestal) if _is_flat(group) else None
+        levels = _flat_levels(opened, group) if _is_flat(group) else None
         report(0.3)
         used = [one.frame for one in opened]
-        inputs = tuple(Input(frame.sha256, left_out.get(frame.sha256)) for frame in ordered)
+        inputs = tuple(
+            Input(
+                frame.sha256,
+                left_out.get(frame.sha256),
+                master.id if (master := lowered_by.get(frame.sha256)) else None,
+            )
+            for frame in ordered
+        )
+        subtracted = _commonest(used, lowered_by)
         built = BuiltMaster(
             set_id=group.id,
             generation=generation,
-            path=_path(group, used, generation, _fingerprint(inputs, subtract, sigma)),
+            path=_path(group, used, generation, _fingerprint(inputs, lowered_by, sigma)),
             sha256="",
             exposure_s=_mean([frame.record.exposure_s for frame in used]),
             temperature_c=_mean([frame.record.temperature_c for frame in used]),
             date_obs=_mean_time([frame.record.date_obs for frame in used]),
             inputs=inputs,
-            subtracted=subtract.id if subtract else None,
+            subtracted=subtracted.id if subtracted else None,
             version=f"Lightkeeper {__version__}",
-            notes=(*_notes(group, ordered, left_out, subtract), *_flat_checks(group, used, levels)),
+            notes=(
+                *_notes(group, ordered, left_out, lowered_by),
+                *_flat_checks(group, used, levels),
+            ),
         )
+        common = {id(one.pedestal): one.pedestal for one in opened}
         path = root / built.path
         _combine_into(
             path,
             opened,
-            lambda found: _cards(group, used, built, subtract=subtract, sigma=sigma, found=found),
+            lambda found: _cards(group, used, built, subtract=subtracted, sigma=sigma, found=found),
             # Signed and floating-point frames may hold what 0..1 of 16 bits cannot.
             scale="unit" if group.key.storage in _FULL_SCALE else "adu",
             pieces=combine.sigma_clipped_rows(
-                [one.reader for one in opened],
+                # One pedestal for all is subtracted in the combining itself.
+                [
+                    one.reader if len(common) == 1 else _Lowered(one.reader, one.pedestal)
+                    for one in opened
+                ],
                 sigma=reachable_sigma(sigma, len(opened)),
                 scales=None if levels is None else flat.scales(levels),
-                subtract=pedestal,
+                subtract=opened[0].pedestal if len(common) == 1 else None,
             ),
             progress=lambda part: report(0.3 + 0.6 * part),
         )
@@ -298,33 +354,96 @@ def _check_identity(opened: Sequence[_Opened]) -> None:
         raise _StrangersError(strangers)
 
 
+def _by_frame(
+    frames: Sequence[FiledFrame], subtract: MasterRecord | Mapping[str, MasterRecord] | None
+) -> dict[str, MasterRecord]:
+    """Return what is subtracted from each frame, by its hash."""
+    if subtract is None:
+        return {}
+    if isinstance(subtract, MasterRecord):
+        return {frame.sha256: subtract for frame in frames}
+    return dict(subtract)
+
+
+def _commonest(
+    used: Sequence[FiledFrame], lowered_by: Mapping[str, MasterRecord]
+) -> MasterRecord | None:
+    """Return the master that was subtracted from the most frames."""
+    masters = [lowered_by[frame.sha256] for frame in used if frame.sha256 in lowered_by]
+    counts = Counter(master.id for master in masters)
+    return max(masters, key=lambda master: (counts[master.id], -master.id), default=None)
+
+
 def _judge(
-    opened: Sequence[_Opened],
-    group: CalibrationSet,
-    pedestal: Floats | None,
-    left_out: dict[str, str],
+    opened: Sequence[_Opened], group: CalibrationSet, left_out: dict[str, str]
 ) -> list[_Opened]:
-    """Compare the frames' levels; gross outliers go to `left_out`."""
+    """Compare the frames' pixels; those that are not like the others go to `left_out`."""
     if not opened:
         return []
     starts = _strip_starts(group.key.height)
+    step = 2 if group.key.bayer_pattern else 1
     samples = [_strips(one.reader, starts) for one in opened]
     levels = np.array([[_trimmed_mean(strip) for strip in strips] for strips in samples])
     if _is_flat(group):
-        base = (
-            np.zeros(len(starts))
-            if pedestal is None
-            else np.array([_trimmed_mean(pedestal[y : y + STRIP_ROWS]) for y in starts])
-        )
+        base = np.array([_base_levels(one.pedestal, starts) for one in opened])
         ceiling = _ceiling(group, opened[0].frame)
-        reasons = judge_flats(levels, base_adu=base, saturation_adu=ceiling)
+        noise = np.array(
+            [np.median([suspects.pixel_noise(s, step=step) for s in strips]) for strips in samples]
+        )
+        reasons = judge_flats(levels, base_adu=base, saturation_adu=ceiling, noise_adu=noise)
     else:
-        noise = float(np.median([_spread(strip) for strips in samples for strip in strips]))
-        reasons = judge_levels(levels, noise_adu=noise, rows=starts)
+        spread = float(np.median([_spread(strip) for strips in samples for strip in strips]))
+        reasons = judge_levels(levels, noise_adu=spread, rows=starts)
+        _add(reasons, lambda left: _judge_blocks([samples[i] for i in left], starts, spread))
+        _add(reasons, lambda left: _judge_hot([samples[i] for i in left], step))
     for one, reason in zip(opened, reasons, strict=True):
         if reason:
             left_out[one.frame.sha256] = reason
     return [one for one in opened if one.frame.sha256 not in left_out]
+
+
+def _add(reasons: list[str | None], judge: Callable[[Sequence[int]], Sequence[str | None]]) -> None:
+    """Let a further rule judge the frames that are left; its reasons go into `reasons`."""
+    left = [i for i, reason in enumerate(reasons) if reason is None]
+    for i, reason in zip(left, judge(left), strict=True):
+        reasons[i] = reason
+
+
+def _judge_blocks(
+    samples: Sequence[Sequence[Floats]], starts: Sequence[int], noise_adu: float
+) -> Sequence[str | None]:
+    """Judge darks once more by blocks of the strips: light leaks in at a side or a corner."""
+    if not samples:
+        return []
+    levels = np.array(
+        [
+            [_trimmed_mean(b) for strip in strips for b in np.array_split(strip, BLOCKS, axis=1)]
+            for strips in samples
+        ]
+    )
+    rows = [row for row in starts for _ in range(BLOCKS)]
+    return judge_levels(levels, noise_adu=noise_adu, rows=rows)
+
+
+def _judge_hot(samples: Sequence[Sequence[Floats]], step: int) -> Sequence[str | None]:
+    """Judge darks by their hot pixels, which show a warm sensor and another exposure."""
+    if not samples:
+        return []
+    noise = float(
+        np.median(
+            [suspects.pixel_noise(strip, step=step) for strips in samples for strip in strips]
+        )
+    )
+    joined = [np.concatenate(strips) for strips in samples]
+    ratios = suspects.hot_ratios(joined, noise_adu=noise, step=step)
+    return [None] * len(samples) if ratios is None else suspects.judge_hot_pixels(ratios)
+
+
+def _base_levels(pedestal: Floats | None, starts: Sequence[int]) -> list[float]:
+    """Return the levels of what is subtracted from a flat, strip by strip, ADU."""
+    if pedestal is None:
+        return [0.0] * len(starts)
+    return [_trimmed_mean(pedestal[y : y + STRIP_ROWS]) for y in starts]
 
 
 def judge_levels(levels: Doubles, *, noise_adu: float, rows: Sequence[int]) -> list[str | None]:
@@ -406,23 +525,30 @@ def _two_groups(
 
 
 def judge_flats(
-    levels: Doubles, *, base_adu: Doubles, saturation_adu: float | None
+    levels: Doubles,
+    *,
+    base_adu: Doubles,
+    saturation_adu: float | None,
+    noise_adu: Doubles | None = None,
 ) -> list[str | None]:
-    """Judge flats by their levels (frames, strips), ADU, above `base_adu` (strips,).
+    """Judge flats by their levels (frames, strips), ADU, above `base_adu`, (strips,) or one a frame
+    (frames, strips).
 
-    Physics first: a saturated or an empty frame is no flat, whatever the others are. Then the vote:
+    Physics first: a saturated, an empty or a faint frame (`noise_adu` (frames,) is the noise of a
+    pixel) is no flat, whatever the others are. Then the vote:
     a frame 3 times brighter or darker than the median, or one whose strips differ from the common
     shape by 30 %. Different exposures of a twilight are no fault.
     """
     signal = levels - base_adu
+    noises = np.zeros(len(levels)) if noise_adu is None else noise_adu
     reasons: list[str | None] = []
-    for row, light in zip(levels, signal, strict=True):
+    for row, light, noise in zip(levels, signal, noises, strict=True):
         if saturation_adu is not None and np.median(row) > SATURATED * saturation_adu:
             reasons.append(f"it is saturated (level {np.median(row):.0f} ADU)")
         elif np.median(light) <= 0:
             reasons.append(f"there is no light on it (level {np.median(row):.0f} ADU)")
         else:
-            reasons.append(None)
+            reasons.append(suspects.faint(float(np.median(light)), float(noise)))
     good = np.array([reason is None for reason in reasons])
     if good.sum() < 3:
         return reasons
@@ -464,13 +590,11 @@ def _spread(strip: Floats) -> float:
     return float(1.4826 * np.sort(np.abs(strip - centre), axis=None)[strip.size // 2])
 
 
-def _flat_levels(
-    opened: Sequence[_Opened], group: CalibrationSet, pedestal: Floats | None
-) -> Doubles:
-    """Return the levels (n, 1) or (n, 4) of the flats above their pedestal, ADU."""
+def _flat_levels(opened: Sequence[_Opened], group: CalibrationSet) -> Doubles:
+    """Return the levels (n, 1) or (n, 4) of the flats above their pedestals, ADU."""
     bayer = group.key.bayer_pattern is not None
     measured = np.array(
-        [flat.levels(one.reader, bayer=bayer, subtract=pedestal) for one in opened], np.float64
+        [flat.levels(one.reader, bayer=bayer, subtract=one.pedestal) for one in opened], np.float64
     )
     if not (measured > 0).all():
         raise IncompatibleFramesError("A flat of this set has no light in one of its colours.")
@@ -517,10 +641,16 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip(".").rstrip("-")[:40]
 
 
-def _fingerprint(inputs: Sequence[Input], subtract: MasterRecord | None, sigma: float) -> str:
+def _fingerprint(
+    inputs: Sequence[Input], lowered_by: Mapping[str, MasterRecord], sigma: float
+) -> str:
     """Return eight digits that stand for everything the pixels depend on."""
-    lines = sorted(entry.sha256 for entry in inputs if entry.left_out is None)
-    lines += [subtract.sha256 if subtract else "", f"{sigma:g}", __version__]
+    lines = sorted(
+        f"{entry.sha256} {lowered_by[entry.sha256].sha256 if entry.sha256 in lowered_by else ''}"
+        for entry in inputs
+        if entry.left_out is None
+    )
+    lines += [f"{sigma:g}", __version__]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
 
@@ -591,7 +721,7 @@ def _notes(
     group: CalibrationSet,
     frames: Sequence[FiledFrame],
     left_out: dict[str, str],
-    subtract: MasterRecord | None,
+    lowered_by: Mapping[str, MasterRecord],
 ) -> tuple[str, ...]:
     notes = [
         f"{frame.path.name} was left out: {left_out[frame.sha256]}."
@@ -600,14 +730,27 @@ def _notes(
     ]
     if len(frames) > MOST_FRAMES:
         notes.append(f"Of {len(frames)} frames the newest {MOST_FRAMES} were used.")
-    if _is_flat(group) and subtract is None:
+    if not _is_flat(group):
+        return tuple(notes)
+    used = [frame for frame in frames if frame.sha256 not in left_out]
+    bare = sum(frame.sha256 not in lowered_by for frame in used)
+    if bare:
+        these = "these flats" if bare == len(used) else f"{bare} of {len(used)} flats"
         notes.append(
-            "There was no flat-dark, dark or bias to subtract from these flats: they correct "
+            f"There was no flat-dark, dark or bias to subtract from {these}: they correct "
             "too little until there is one."
         )
-    elif subtract and subtract.frame_type is FrameType.BIAS and (group.exposure_s or 0.0) > 5.0:
+    long = max(
+        (
+            frame.record.exposure_s or 0.0
+            for frame in used
+            if frame.sha256 in lowered_by and lowered_by[frame.sha256].frame_type is FrameType.BIAS
+        ),
+        default=0.0,
+    )
+    if long > LONG_FLAT_S:
         notes.append(
-            f"Flats of {match.seconds(group.exposure_s)} had only a bias subtracted: "
+            f"Flats of {match.seconds(long)} had only a bias subtracted: "
             "flat-darks of that exposure would be better."
         )
     return tuple(notes)

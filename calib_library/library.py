@@ -17,6 +17,7 @@ from typing import Any, Self
 from sqlite_utils import Database
 
 from calib_library import match, schema
+from calib_library.ageing import USUAL, Ageing
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.match import MasterRecord, Match
@@ -24,6 +25,8 @@ from calib_library.schema import transaction
 
 BIAS_GROUPING_C = 5.0
 """Biases this close in temperature are one set, °C."""
+SET_SPAN_DAYS = 60.0
+"""Darks, flat-darks and biases further from a set's mean date begin a new set: they age."""
 RETRY_S = 6 * 3600.0
 """A build that failed is tried again after this, s: the disk may have been away."""
 MASTERS_FOLDER = "masters"
@@ -60,9 +63,12 @@ class CalibrationSet:
     key: CalibrationKey
     row_order: str
     exposure_s: float | None
-    """Of the first frame; the others are within 1 % or 1 ms."""
+    """Of the first frame; the others are within 1 % or 1 ms, but those of flats, which may all
+    differ (twilight)."""
     temperature_c: float | None
     """°C, mean of the frames."""
+    date_obs: dt.datetime | None
+    """Mean start of the frames, UTC."""
     filter: str | None
     session: str
     telescope: str | None
@@ -86,6 +92,8 @@ class Input:
     sha256: str
     left_out: str | None
     """Why the build did without it; None where it is in the master."""
+    subtracted: int | None = None
+    """The master (id) that was subtracted from it, where that differs from the others'."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,18 +122,32 @@ class BuiltMaster:
 class CalibrationLibrary:
     """The frames and masters of one library folder, through one open connection."""
 
-    def __init__(self, db: Database, root: Path, *, temperature_tolerance_c: float = 1.0) -> None:
+    def __init__(
+        self,
+        db: Database,
+        root: Path,
+        *,
+        temperature_tolerance_c: float = 1.0,
+        ageing: Ageing = USUAL,
+    ) -> None:
         """Use a connection whose tables exist (`schema.apply`); it belongs to the calling thread.
 
         `temperature_tolerance_c`: darks this far (°C) from a set's mean belong to the set.
+        `ageing`: masters that are too old are refused.
         """
         self.db = db
         self.root = root
         self.temperature_tolerance_c = temperature_tolerance_c
+        self.ageing = ageing
 
     @classmethod
     def open(
-        cls, root: Path, *, readonly: bool = False, temperature_tolerance_c: float = 1.0
+        cls,
+        root: Path,
+        *,
+        readonly: bool = False,
+        temperature_tolerance_c: float = 1.0,
+        ageing: Ageing = USUAL,
     ) -> Self:
         """Open the library in a folder, for a notebook or a script; use it in a `with`.
 
@@ -140,7 +162,7 @@ class CalibrationLibrary:
         except BaseException:
             db.close()
             raise
-        return cls(db, root, temperature_tolerance_c=temperature_tolerance_c)
+        return cls(db, root, temperature_tolerance_c=temperature_tolerance_c, ageing=ageing)
 
     def __enter__(self) -> Self:
         return self
@@ -159,10 +181,11 @@ class CalibrationLibrary:
     ) -> int:
         """File one raw calibration frame; return the id of the set it belongs to.
 
-        The frame joins the nearest set of its kind, key, exposure, filter, optics and `session`
-        (a flat's night; ignored otherwise) whose mean temperature is within the tolerance, or
-        begins a new one. Filing the same bytes again changes nothing, except that the path is
-        renewed where the old one is gone.
+        The frame joins the nearest set of its kind, key, exposure (flats: of any, since twilight's
+        differ), filter, optics and `session` (a flat's night; ignored otherwise) whose mean
+        temperature is within the tolerance, or begins a new one; so does a dark or a bias that is
+        SET_SPAN_DAYS from the set's mean date. Filing the same bytes again changes nothing, except
+        that the path is renewed where the old one is gone.
 
         Raises LibraryError for a light, a master or a frame that is already calibrated.
         """
@@ -176,7 +199,7 @@ class CalibrationLibrary:
                     self._update("calibration_frame", known.id, {"path": os.fsencode(path)})
                 return known.set_id
             identity = _identity(record, session)
-            set_id = self._set_for(identity, record.temperature_c)
+            set_id = self._set_for(identity, record.temperature_c, record.date_obs)
             if set_id is None:
                 set_id = self._insert(
                     "calibration_set", {**identity, "last_filed_at": _seconds(now)}
@@ -293,6 +316,7 @@ class CalibrationLibrary:
             kind=kind,
             temperature_tolerance_c=self.temperature_tolerance_c,
             session=session,
+            ageing=self.ageing,
         ).chosen
         return next((group for group in groups if best and group.id == best.set_id), None)
 
@@ -360,9 +384,17 @@ class CalibrationLibrary:
                 },
             )
             self.db.conn.executemany(
-                "INSERT INTO master_input (master, frame, left_out)"
-                " SELECT ?, id, ? FROM calibration_frame WHERE sha256 = ?",
-                [(master_id, entry.left_out, entry.sha256) for entry in built.inputs],
+                "INSERT INTO master_input (master, frame, left_out, subtracted)"
+                " SELECT ?, id, ?, ? FROM calibration_frame WHERE sha256 = ?",
+                [
+                    (
+                        master_id,
+                        entry.left_out,
+                        None if entry.left_out else entry.subtracted or built.subtracted,
+                        entry.sha256,
+                    )
+                    for entry in built.inputs
+                ],
             )
             self._compare_with_master(group.id, master_id)
             master = self.master(master_id)
@@ -411,7 +443,7 @@ class CalibrationLibrary:
                 rows = self._rows(
                     "master",
                     f"superseded_by IS NULL AND frame_type = :kind AND {where}",
-                    _terms(record, serving, session),
+                    _terms(record, serving, session, self.ageing),
                     order_by=order_by,
                     limit=limit,
                 )
@@ -426,11 +458,35 @@ class CalibrationLibrary:
             kind=kind,
             temperature_tolerance_c=self.temperature_tolerance_c,
             session=session,
+            ageing=self.ageing,
         )
 
     def pedestal_for(self, group: CalibrationSet) -> Match:
-        """Choose what is subtracted from each flat of a set: flat-dark, dark or bias."""
+        """Choose what is subtracted from the first flat of a set: flat-dark, dark or bias."""
         return self.match(self._typical(group), FrameType.FLAT_DARK, session=group.session)
+
+    def pedestals(
+        self, group: CalibrationSet, frames: Sequence[FiledFrame]
+    ) -> dict[str, MasterRecord]:
+        """Choose what is subtracted from each of these frames, by its hash: for flats the flat-dark
+        or the dark of the frame's own exposure, or the bias; for other frames nothing.
+        """
+        if group.frame_type is not FrameType.FLAT:
+            return {}
+        chosen: dict[float | None, MasterRecord | None] = {}
+        for frame in frames:
+            exposure = frame.record.exposure_s
+            if exposure not in chosen:
+                typical = dataclasses.replace(
+                    frame.record, frame_type=group.frame_type, temperature_c=group.temperature_c
+                )
+                found = self.match(typical, FrameType.FLAT_DARK, session=group.session)
+                chosen[exposure] = found.chosen
+        return {
+            frame.sha256: master
+            for frame in frames
+            if (master := chosen[frame.record.exposure_s]) is not None
+        }
 
     def orphans(self) -> list[Path]:
         """Return master files that no row speaks of: left by a crash between writing and commit.
@@ -446,14 +502,16 @@ class CalibrationLibrary:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _set_for(self, identity: Mapping[str, Any], temperature_c: float | None) -> int | None:
+    def _set_for(
+        self, identity: Mapping[str, Any], temperature_c: float | None, taken: dt.datetime | None
+    ) -> int | None:
         """Return the nearest set that such a frame may join."""
         frame_type = FrameType(identity["frame_type"])
         rows = self._rows(
             "calibration_set",
             "key = :key AND frame_type = :frame_type AND filter IS :filter AND session = :session"
             # Somewhat wider than the rule itself, which decides below.
-            " AND (exposure_s IS :exposure_s"
+            " AND (frame_type = 'flat' OR exposure_s IS :exposure_s"
             " OR abs(exposure_s - :exposure_s) <= 0.0011 + 0.02 * :exposure_s)",
             identity,
         )
@@ -463,20 +521,22 @@ class CalibrationLibrary:
             tolerance = (
                 BIAS_GROUPING_C if frame_type is FrameType.BIAS else self.temperature_tolerance_c
             )
+            exposures = row["exposure_s"], identity["exposure_s"]
             if (
-                match.same_exposure(row["exposure_s"], identity["exposure_s"])
+                (frame_type is FrameType.FLAT or match.same_exposure(*exposures))
                 and _same_setup(row, identity)
                 and distance <= tolerance
+                and _same_season(frame_type, row["date_obs"], taken)
             ):
-                fitting.append((distance, row["id"]))
-        return min(fitting)[1] if fitting else None
+                fitting.append((not match.same_exposure(*exposures), distance, row["id"]))
+        return min(fitting)[2] if fitting else None
 
     def _recount(self, set_id: int) -> None:
         """Bring a set's own columns up to date with its frames."""
         self.db.execute(
             "UPDATE calibration_set SET refused = NULL, refused_at = NULL,"
-            " (frames, temperature_c) ="
-            " (SELECT count(*), avg(temperature_c) FROM calibration_frame"
+            " (frames, temperature_c, date_obs) ="
+            " (SELECT count(*), avg(temperature_c), avg(date_obs) FROM calibration_frame"
             "  WHERE set_id = :set AND excluded IS NULL),"
             " last_filed_at ="
             " (SELECT max(filed_at) FROM calibration_frame WHERE set_id = :set)"
@@ -509,20 +569,42 @@ class CalibrationLibrary:
             "frame_type = 'flat' AND NOT changed AND key = ?",
             [_join_key(pedestal.key, pedestal.row_order)],
         ):
-            if group.master is None:
+            if group.master and self._would_rather(group, group.master, pedestal):
+                self._update("calibration_set", group.id, {"changed": 1})
+
+    def _would_rather(
+        self, group: CalibrationSet, master: MasterRecord, pedestal: MasterRecord
+    ) -> bool:
+        """Whether a flat of this master had nothing subtracted, or something worse than this."""
+        kinds = match.serving(FrameType.FLAT_DARK, FrameType.FLAT)
+        used = dict(
+            self.db.execute(
+                "SELECT frame, subtracted FROM master_input WHERE master = ? AND left_out IS NULL",
+                [master.id],
+            )
+        )
+        seen: set[tuple[float | None, int | None]] = set()
+        for frame, _ in self.inputs_of(master.id):
+            case = (frame.record.exposure_s, used.get(frame.id))
+            if frame.id not in used or case in seen:
                 continue
-            used = group.master.subtracted
-            kinds = match.serving(FrameType.FLAT_DARK, FrameType.FLAT)
-            present = kinds.index(self.master(used).frame_type) if used else len(kinds)
+            seen.add(case)
+            present = used[frame.id]
+            rank = len(kinds) if present is None else kinds.index(self.master(present).frame_type)
+            typical = dataclasses.replace(
+                frame.record, frame_type=group.frame_type, temperature_c=group.temperature_c
+            )
             fits = match.rank(
-                self._typical(group),
+                typical,
                 [pedestal],
                 kind=FrameType.FLAT_DARK,
                 temperature_tolerance_c=self.temperature_tolerance_c,
                 session=group.session,
+                ageing=self.ageing,
             ).chosen
-            if fits and kinds.index(pedestal.frame_type) < present:
-                self._update("calibration_set", group.id, {"changed": 1})
+            if fits and kinds.index(pedestal.frame_type) < rank:
+                return True
+        return False
 
     def _typical(self, group: CalibrationSet) -> FrameRecord:
         """Return a record that stands for a set: its first frame's, at the mean temperature."""
@@ -578,9 +660,13 @@ class CalibrationLibrary:
 _SETS_WHERE = "SELECT id FROM calibration_set WHERE"
 _Query = tuple[str, str, int]  # WHERE, ORDER BY, LIMIT
 
+# Those that are too old, or too new, come last: they are among the candidates to be explained.
+_BY_AGE = (
+    "(abs(date_obs - :date) > :reach) IS 1, (:only_older AND (date_obs > :date) IS NOT 0) IS 1,"
+)
 _NEAREST_TEMPERATURE = (
-    "(temperature_c IS NULL) <> (:temperature IS NULL), abs(temperature_c - :temperature),"
-    " frames DESC, id DESC"
+    f"{_BY_AGE} (temperature_c IS NULL) <> (:temperature IS NULL),"
+    " abs(temperature_c - :temperature), frames DESC, id DESC"
 )
 # Another key of this camera (the lexical neighbours share the most), another camera, another size.
 _FAR_QUERIES: tuple[_Query, ...] = (
@@ -598,7 +684,7 @@ _BY_OPTICS = (
 )
 _BY_NIGHT = " session <> :session, date_obs IS NULL, abs(date_obs - :date), id DESC"
 _FLAT_QUERIES: tuple[_Query, ...] = (
-    ("key = :key AND filter IS :filter", _BY_OPTICS + _BY_NIGHT, _FITTING),
+    ("key = :key AND filter IS :filter", _BY_OPTICS + _BY_AGE + _BY_NIGHT, _FITTING),
     ("key = :key AND filter IS NOT :filter", _BY_NIGHT, _NEAR),
 )
 
@@ -667,8 +753,18 @@ def _grouping_distance(frame_type: FrameType, a_c: float | None, b_c: float | No
     return math.inf if a_c is None or b_c is None else abs(a_c - b_c)
 
 
-def _terms(record: FrameRecord, kind: FrameType, session: str | None) -> dict[str, Any]:
+def _same_season(frame_type: FrameType, mean: float | None, taken: dt.datetime | None) -> bool:
+    """Whether a frame is near enough in time to a set; flats are, by their session."""
+    if frame_type is FrameType.FLAT or mean is None or taken is None:
+        return True
+    return abs(_seconds(taken) - mean) <= 86400.0 * SET_SPAN_DAYS
+
+
+def _terms(
+    record: FrameRecord, kind: FrameType, session: str | None, ageing: Ageing
+) -> dict[str, Any]:
     """Return the named values of the candidates' queries."""
+    limit_days = ageing.limit_days(kind)
     exposure = _real(record.exposure_s)
     focal = _real(record.focal_length_mm)
     reach = max(match.EXPOSURE_ABSOLUTE_S, 0.02 * exposure) if exposure is not None else None
@@ -690,6 +786,8 @@ def _terms(record: FrameRecord, kind: FrameType, session: str | None) -> dict[st
         "turn": match.ROTATOR_TOLERANCE_DEG,
         "session": session or "",
         "date": _seconds(record.date_obs) if record.date_obs else None,
+        "reach": 86400.0 * limit_days if math.isfinite(limit_days) else None,
+        "only_older": int(ageing.only_older and record.frame_type is not FrameType.FLAT),
     }
 
 
@@ -730,7 +828,7 @@ def _prospect(group: CalibrationSet) -> MasterRecord:
         focal_length_mm=group.focal_length_mm,
         rotator_deg=group.rotator_deg,
         frames=group.n_frames,
-        date_obs=None,
+        date_obs=group.date_obs,
         path=PurePosixPath(f"set {group.id}"),
         sha256="",
         subtracted=None,
@@ -762,6 +860,7 @@ def _set(row: Mapping[str, Any], master: MasterRecord | None) -> CalibrationSet:
         row_order=row_order,
         exposure_s=row["exposure_s"],
         temperature_c=row["temperature_c"],
+        date_obs=None if row["date_obs"] is None else _when(row["date_obs"]),
         filter=row["filter"],
         session=row["session"],
         telescope=row["telescope"],

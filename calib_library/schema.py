@@ -117,6 +117,35 @@ def create_tables(db: Database) -> None:
         """)
 
 
+@MIGRATIONS()
+def ages_pedestals_imports_overrides(db: Database) -> None:
+    """Date the sets, say what was subtracted from each input, know imports and choices by hand."""
+    db.executescript("""
+        ALTER TABLE calibration_set ADD COLUMN date_obs REAL;   -- mean of the frames
+        UPDATE calibration_set SET date_obs =
+            (SELECT avg(date_obs) FROM calibration_frame
+             WHERE set_id = calibration_set.id AND excluded IS NULL);
+
+        -- Twilight flats: the master that was subtracted from this one frame.
+        ALTER TABLE master_input ADD COLUMN subtracted INTEGER REFERENCES master (id);
+        UPDATE master_input SET subtracted = (SELECT subtracted FROM master WHERE id = master)
+            WHERE left_out IS NULL;
+
+        -- The program and the file that an imported master came from; NULL for those built here.
+        ALTER TABLE master ADD COLUMN imported TEXT;
+
+        -- Masters that a person chose, for one target or for one frame.
+        CREATE TABLE master_choice (
+            kind TEXT NOT NULL CHECK (kind IN ('bias', 'dark', 'flat')),
+            scope TEXT NOT NULL CHECK (scope IN ('target', 'frame')),
+            subject TEXT NOT NULL,                  -- the target's name; the frame's SHA-256
+            master INTEGER NOT NULL REFERENCES master (id),
+            chosen_at REAL NOT NULL,
+            PRIMARY KEY (scope, subject, kind)
+        ) STRICT, WITHOUT ROWID;
+        """)
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, defects, flat, match
+from calib_library import build, defects, flat
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary, CalibrationSet
 from calib_library.match import MasterRecord
@@ -84,13 +84,11 @@ class Calibrator:
         library: CalibrationLibrary,
         *,
         root: Path,
-        temperature_tolerance_c: float,
         min_frames: int,
         quiet_s: Callable[[], float],
     ) -> None:
         self._library = library
         self._root = root
-        self._tolerance_c = temperature_tolerance_c
         self._min_frames = min_frames
         self._quiet_s = quiet_s
         self._images: _Kept[Image] = _Kept(KEPT_IMAGES)
@@ -126,13 +124,7 @@ class Calibrator:
         self, record: FrameRecord, kind: FrameType, session: str
     ) -> tuple[MasterRecord | None, Explanation]:
         """The master of one kind for a frame, and every candidate with its score or refusal."""
-        found = match.rank(
-            record,
-            self._library.candidates(record, kind, session=session),
-            kind=kind,
-            temperature_tolerance_c=self._tolerance_c,
-            session=session,
-        )
+        found = self._library.match(record, kind, session=session)
         lines = [found.text, *found.notes]
         for candidate in found.candidates:
             verdict = candidate.refused or f"score {candidate.score:.3g}"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from calib_library import build
 from calib_library.errors import LibraryError
-from calib_library.frame import FrameType
 from calib_library.library import CalibrationSet
 from calib_library.match import MasterRecord
 from daemon.explain import describe
@@ -39,7 +38,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             frames,
             root=pipeline.config.library.path,
             generation=pipeline.library.next_generation(one.id),
-            subtract=subtracted(pipeline, one),
+            subtract=pipeline.library.pedestals(one, frames),
             sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
@@ -61,17 +60,6 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     follows += [f"{stale} stacks will be made again with it"] if stale else []
     pipeline.log.info("MASTER", "; ".join([f"{label}: {master.path}", *follows]))
     return True
-
-
-def subtracted(pipeline: Pipeline, one: CalibrationSet) -> MasterRecord | None:
-    """What is subtracted from the frames of a set before they are combined: for flats the flat-dark
-    of their exposure, or the dark, or the bias; for the others nothing.
-    """
-    if one.frame_type is not FrameType.FLAT:
-        return None
-    record = pipeline.library.frames_of(one.id)[0].record
-    chosen, _ = pipeline.calibrator.match(record, FrameType.FLAT_DARK, one.session)
-    return chosen
 
 
 def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:

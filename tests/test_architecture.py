@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PURE = {
+    "calib_library.ageing",
     "calib_library.cards",
     "calib_library.header",
     "calib_library.keywords",
@@ -21,6 +22,7 @@ PURE = {
     "calib_library.flat",
     "calib_library.defects",
     "calib_library.match",
+    "calib_library.suspects",
     "daemon.intake.settle",
     "daemon.ledger.states",
     "daemon.light.calibrate",
