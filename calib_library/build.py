@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, combine, flat, image_io, match, suspects
+from calib_library import __version__, combine, compare, flat, image_io, match, suspects
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import Card, FrameType
 from calib_library.library import (
@@ -41,12 +41,16 @@ MOST_FRAMES = 200
 STRIPS = 16
 """Places down the image at which a frame's level is compared with the others'."""
 STRIP_ROWS = 8
+COMPARED_ROWS = 512
+"""A master is compared with its predecessor by so many of its rows."""
 SATURATED = 0.95
 """A flat whose level is above this fraction of saturation is no longer linear."""
 FLAT_RATIO = 3.0
 """A flat this many times brighter or darker than the set's median is not one of them."""
 LONG_FLAT_S = 5.0
 """Up to this exposure the dark current of a flat is nothing beside its light: a bias will do."""
+UNKNOWN_PEDESTAL = 0.05
+"""Flats below this part of full scale are not used without their pedestal."""
 BLOCKS = 4
 """Parts of a strip, side by side."""
 FLAT_SHAPE = 0.3
@@ -101,6 +105,7 @@ def build(
     root: Path,
     generation: int,
     subtract: MasterRecord | Mapping[str, MasterRecord] | None = None,
+    predecessor: MasterRecord | None = None,
     sigma: float = 3.0,
     minimum: int = 2,
     progress: Progress | None = None,
@@ -111,10 +116,12 @@ def build(
     for each frame by its hash) is taken from each frame first; flats are then scaled to their
     common level, a colour camera's each by its own four planes, and keep it. Frames are left out,
     with the reason, whose file is gone or no longer the one that was filed, or whose pixels are
-    unlike the others'. `progress` is given the fraction done, 0 to 1.
+    unlike the others'. `predecessor` is the master that this one follows: what has changed is
+    noted. `progress` is given the fraction done, 0 to 1.
 
     Raises IncompatibleFramesError where fewer than `minimum` frames are left, or files are missing
-    and the present master was made of more frames; ImageError where the pedestal cannot be read;
+    and the present master was made of more frames, or the new master beside its predecessor, or a
+    flat by itself, is clearly wrong; ImageError where the pedestal cannot be read;
     OSError where the master cannot be written.
     """
     strangers: dict[str, str] = {}
@@ -126,6 +133,7 @@ def build(
                 root=root,
                 generation=generation,
                 subtract=subtract,
+                predecessor=predecessor,
                 sigma=sigma,
                 minimum=minimum,
                 report=progress or (lambda _: None),
@@ -151,6 +159,7 @@ def _build(
     root: Path,
     generation: int,
     subtract: MasterRecord | Mapping[str, MasterRecord] | None,
+    predecessor: MasterRecord | None,
     sigma: float,
     minimum: int,
     report: Progress,
@@ -189,6 +198,8 @@ def _build(
         if len(opened) < minimum:
             raise _too_few(frames, left_out, minimum)
         levels = _flat_levels(opened, group) if _is_flat(group) else None
+        if levels is not None:
+            _refuse_pedestal(group, opened, levels)
         report(0.3)
         used = [one.frame for one in opened]
         inputs = tuple(
@@ -216,6 +227,7 @@ def _build(
                 *_flat_checks(group, used, levels),
             ),
         )
+        changes: list[str] = []
         common = {id(one.pedestal): one.pedestal for one in opened}
         path = root / built.path
         _combine_into(
@@ -234,10 +246,13 @@ def _build(
                 scales=None if levels is None else flat.scales(levels),
                 subtract=opened[0].pedestal if len(common) == 1 else None,
             ),
+            judge=lambda thin, noise_adu: changes.extend(
+                _compare(group, thin, noise_adu * math.sqrt(len(used)), root, predecessor)
+            ),
             progress=lambda part: report(0.3 + 0.6 * part),
         )
     report(1.0)
-    return dataclasses.replace(built, sha256=_digest(path))
+    return dataclasses.replace(built, sha256=_digest(path), notes=(*built.notes, *changes))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -257,17 +272,20 @@ def _combine_into(
     *,
     scale: image_io.Scale,
     pieces: Generator[tuple[int, int, combine.Combined]],
+    judge: Callable[[Floats, float], None],
     progress: Progress,
 ) -> None:
     """Write a master while it is combined; its rows are never in memory all at once.
 
-    The frames are hashed by the same reading. Raises _StrangersError where one is not what was
-    filed; the file then does not appear.
+    The frames are hashed by the same reading. `judge` is given every `_thin`th row of the master
+    and the median error of the mean, both in ADU, before the file appears. Raises _StrangersError
+    where a frame is not what was filed, and what `judge` raises; the file then does not appear.
     """
     ny, nx = opened[0].reader.shape
+    step = _thin(ny)
     for one in opened:
         one.reader.hash_rows()
-    kept, variances = 0, []
+    kept, variances, rows = 0, [], []
     with (
         image_io.atomically(path) as file,
         image_io.RowWriter(file, (ny, nx), cards(_Found()), scale=scale) as writer,
@@ -280,10 +298,12 @@ def _combine_into(
             written = pool.submit(writer.write, part.mean.copy())
             kept += int(part.count.sum(dtype=np.int64))
             variances.append(part.variance[-y0 % 8 :: 8, ::8].copy())
+            rows.append(part.mean[-y0 % step :: step].copy())
             progress(y1 / ny)
         written.result()
         _check_identity(opened)
         noise_adu = math.sqrt(float(np.median(np.concatenate(variances))))
+        judge(np.concatenate(rows), noise_adu)
         writer.describe(cards(_Found(kept / (len(opened) * ny * nx), noise_adu)))
 
 
@@ -601,6 +621,21 @@ def _flat_levels(opened: Sequence[_Opened], group: CalibrationSet) -> Doubles:
     return measured
 
 
+def _refuse_pedestal(group: CalibrationSet, opened: Sequence[_Opened], levels: Doubles) -> None:
+    """Raise IncompatibleFramesError for flats of which the pedestal may be a large part."""
+    ceiling = _ceiling(group, opened[0].frame)
+    level = float(np.median(levels))
+    if ceiling is None or level >= UNKNOWN_PEDESTAL * ceiling:
+        return
+    if any(one.pedestal is None for one in opened):
+        raise IncompatibleFramesError(
+            f"These flats reach only {level / ceiling:.1%} of full scale, and there is no "
+            "flat-dark, dark or bias to subtract from them: how much of that is light cannot be "
+            "told, and they would spoil the corners of every light. Take flat-darks or bias "
+            "frames of this gain and offset; the flats are used by themselves then."
+        )
+
+
 def _too_few(
     frames: Sequence[FiledFrame], left_out: dict[str, str], wanted: int
 ) -> IncompatibleFramesError:
@@ -763,6 +798,55 @@ def _flat_checks(
     if levels is None or ceiling is None:
         return ()
     return flat.checks(levels, saturation_adu=ceiling)
+
+
+def _thin(ny: int) -> int:
+    """Return the step between the rows by which masters of `ny` rows are compared."""
+    return max(1, ny // COMPARED_ROWS)
+
+
+def _compare(
+    group: CalibrationSet,
+    new: Floats,
+    noise_adu: float,
+    root: Path,
+    predecessor: MasterRecord | None,
+) -> tuple[str, ...]:
+    """Say how a master, by every `_thin`th of its rows, differs from its predecessor; `noise_adu`
+    is that of a pixel in one frame.
+
+    Raises IncompatibleFramesError where it must not be used.
+    """
+    if predecessor is None:
+        return ()
+    try:
+        whole, cards = image_io.read_product(root / predecessor.path)
+    except (ImageError, OSError):
+        return (f"Its predecessor {predecessor.name} cannot be read: not compared.",)
+    old = whole[:: _thin(group.key.height)]
+    if old.shape != new.shape:
+        return (f"Its predecessor {predecessor.name} has another size: not compared.",)
+    if _is_flat(group):
+        verdict = compare.flats(new, old)
+    else:
+        said = {card.keyword: card.value for card in cards}
+        error, count = said.get("LKNOISE"), said.get("NCOMBINE")
+        old_noise = None
+        if isinstance(error, int | float) and isinstance(count, int):
+            old_noise = float(error) * math.sqrt(count)
+        verdict = compare.darks(
+            new,
+            old,
+            noise_adu=noise_adu,
+            old_noise_adu=old_noise,
+            step=2 if group.key.bayer_pattern else 1,
+        )
+    if verdict.poison:
+        raise IncompatibleFramesError(
+            f"Beside its predecessor {predecessor.name}, {verdict.poison}. It is not used; if the "
+            f"camera is now like this, say so: lightkeeper library accept {group.id}"
+        )
+    return tuple(f"Beside its predecessor {predecessor.name}, {told}." for told in verdict.notes)
 
 
 def _ceiling(group: CalibrationSet, frame: FiledFrame) -> float | None:

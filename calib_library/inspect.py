@@ -442,7 +442,10 @@ def _flat(look: Look) -> _Reasons:
             f"This flat is faint ({look.median:.0f} ADU): a third to a half of the range is best."
         )
     if look.starry and look.lit:
-        odd.append("This flat shows stars: move the telescope between twilight flats.")
+        wrong.append(
+            f"This flat shows stars ({look.stars} in the parts looked at), which would be printed "
+            "into every light: take twilight flats earlier, and move the telescope between them."
+        )
     return wrong, odd
 
 

@@ -77,6 +77,8 @@ class CalibrationSet:
     n_frames: int
     """Frames that a master may use."""
     last_filed_at: dt.datetime
+    accepted: bool
+    """A person has said that its next master may be unlike the one before."""
     changed: bool
     """The current master was not made of exactly these frames."""
     refused: str | None
@@ -396,6 +398,7 @@ class CalibrationLibrary:
                     for entry in built.inputs
                 ],
             )
+            self._update("calibration_set", group.id, {"accepted": 0})
             self._compare_with_master(group.id, master_id)
             master = self.master(master_id)
             self._reopen_flats(master)
@@ -488,6 +491,39 @@ class CalibrationLibrary:
             if (master := chosen[frame.record.exposure_s]) is not None
         }
 
+    def predecessor(self, group: CalibrationSet) -> MasterRecord | None:
+        """Return the master that a new one of this set is compared with: the set's present one, or
+        the best of another set that would serve the same frames. None where a person has accepted
+        that the camera is another now.
+        """
+        if group.accepted:
+            return None
+        if group.master:
+            return group.master
+        typical = self._typical(group)
+        others = [
+            master
+            for master in self.candidates(typical, group.frame_type, session=group.session)
+            if master.frame_type is group.frame_type
+        ]
+        return match.rank(
+            typical,
+            others,
+            kind=group.frame_type,
+            temperature_tolerance_c=self.temperature_tolerance_c,
+            session=group.session,
+        ).chosen
+
+    def accept(self, set_id: int) -> None:
+        """Let the next master of a set be unlike its predecessor: it is due again."""
+        with transaction(self.db):
+            self.set(set_id)
+            self._update(
+                "calibration_set",
+                set_id,
+                {"accepted": 1, "refused": None, "refused_at": None},
+            )
+
     def orphans(self) -> list[Path]:
         """Return master files that no row speaks of: left by a crash between writing and commit.
 
@@ -565,10 +601,14 @@ class CalibrationLibrary:
         """Make due the flats of this camera that would rather have had this master subtracted."""
         if pedestal.frame_type is FrameType.FLAT:
             return
-        for group in self._sets(
-            "frame_type = 'flat' AND NOT changed AND key = ?",
-            [_join_key(pedestal.key, pedestal.row_order)],
-        ):
+        key = _join_key(pedestal.key, pedestal.row_order)
+        # Those that were refused for want of a pedestal are tried again.
+        self.db.execute(
+            "UPDATE calibration_set SET refused = NULL, refused_at = NULL"
+            " WHERE frame_type = 'flat' AND key = ? AND refused IS NOT NULL",
+            [key],
+        )
+        for group in self._sets("frame_type = 'flat' AND NOT changed AND key = ?", [key]):
             if group.master and self._would_rather(group, group.master, pedestal):
                 self._update("calibration_set", group.id, {"changed": 1})
 
@@ -868,6 +908,7 @@ def _set(row: Mapping[str, Any], master: MasterRecord | None) -> CalibrationSet:
         rotator_deg=row["rotator_deg"],
         n_frames=row["frames"],
         last_filed_at=_when(row["last_filed_at"]),
+        accepted=bool(row["accepted"]),
         changed=bool(row["changed"]),
         refused=row["refused"],
         master=master,

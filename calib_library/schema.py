@@ -126,6 +126,9 @@ def ages_pedestals_imports_overrides(db: Database) -> None:
             (SELECT avg(date_obs) FROM calibration_frame
              WHERE set_id = calibration_set.id AND excluded IS NULL);
 
+        -- A person has said that its next master may be unlike the one before.
+        ALTER TABLE calibration_set ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0;
+
         -- Twilight flats: the master that was subtracted from this one frame.
         ALTER TABLE master_input ADD COLUMN subtracted INTEGER REFERENCES master (id);
         UPDATE master_input SET subtracted = (SELECT subtracted FROM master WHERE id = master)

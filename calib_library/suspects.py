@@ -33,7 +33,7 @@ def hot_ratios(strips: Sequence[Floats], *, noise_adu: float, step: int) -> Doub
     """
     if len(strips) < 3:
         return None
-    excess = np.stack([_above_neighbours(strip, step) for strip in strips])
+    excess = np.stack([above_neighbours(strip, step) for strip in strips])
     typical = np.median(excess, axis=0)
     hot = typical > HOT_SIGMA * noise_adu
     if np.count_nonzero(hot) < HOT_PIXELS:
@@ -76,7 +76,7 @@ def pixel_noise(strip: Floats, *, step: int) -> float:
     return float(1.4826 * np.median(np.abs(differences)) / np.sqrt(2.0))
 
 
-def _above_neighbours(strip: Floats, step: int) -> Floats:
+def above_neighbours(strip: Floats, step: int) -> Floats:
     """Each pixel of (rows, nx) over the mean of its two neighbours of one colour in its row."""
     padded = np.pad(strip, ((0, 0), (step, step)), mode="reflect")
     return strip - np.float32(0.5) * (padded[:, : -2 * step] + padded[:, 2 * step :])

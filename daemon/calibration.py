@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, defects, flat
+from calib_library import build, compare, defects, flat
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary, CalibrationSet
 from calib_library.match import MasterRecord
@@ -24,6 +24,9 @@ Mask = npt.NDArray[np.uint8]
 KEPT_IMAGES = 4
 KEPT_MASKS = 4
 """Master arrays kept in memory: a dark and flats of three filters, and their bad pixels."""
+
+REFUSED_FLAT = "refused flat"
+"""Among the recorded masters: the flat that this light was not divided by."""
 
 STEPS_PER_OCTAVE = 2
 """The threshold for hot pixels moves in steps of √2 …"""
@@ -45,14 +48,17 @@ class Calibration:
     explanation: Explanation
     pending_set: int | None = None
     """A set that is about to become a better master than the one chosen here."""
+    refused_flat: int | None = None
+    """The flat that would have been used, had it not contradicted the light's own sky."""
 
     def ids(self) -> dict[str, int | None]:
         """What a replay needs to apply the same masters again."""
-        return {
+        applied = {
             "dark": self.dark.id if self.dark else None,
             "bias": self.bias.id if self.bias else None,
             "flat": self.flat.id if self.flat else None,
         }
+        return applied if self.refused_flat is None else applied | {REFUSED_FLAT: self.refused_flat}
 
 
 class Arrays(NamedTuple):
@@ -119,6 +125,35 @@ class Calibrator:
             found = (self._pending(record, kind, session, now) for kind in missing)
             pending = next((one.id for one in found if one is not None), None)
         return Calibration(dark, bias, chosen_flat, tuple(flags), explanation, pending)
+
+    def without_wrong_flat(
+        self, pixels: npt.NDArray[np.generic], record: FrameRecord, choice: Calibration
+    ) -> Calibration:
+        """The same calibration without its flat, where that would turn the vignette of this light
+        (ny, nx) around.
+        """
+        if choice.flat is None:
+            return choice
+        subtract = choice.dark or choice.bias
+        bayer = record.key.bayer_pattern is not None
+        wrong = compare.turned_around(
+            compare.edges(pixels),
+            compare.edges(self._image(subtract)) if subtract else None,
+            compare.edges(self._flat(choice.flat, bayer=bayer)),
+            noise_adu=noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer),
+        )
+        if wrong is None:
+            return choice
+        return dataclasses.replace(
+            choice,
+            flat=None,
+            refused_flat=choice.flat.id,
+            flags=(*choice.flags, "flat refused"),
+            explanation=[
+                *choice.explanation,
+                ("Flat", [f"{choice.flat.name} is not used: {wrong}."]),
+            ],
+        )
 
     def match(
         self, record: FrameRecord, kind: FrameType, session: str

@@ -7,6 +7,7 @@ from calib_library import build
 from calib_library.errors import LibraryError
 from calib_library.library import CalibrationSet
 from calib_library.match import MasterRecord
+from daemon.calibration import REFUSED_FLAT
 from daemon.explain import describe
 from daemon.ledger.stacks import Member
 from daemon.pipeline import Pipeline
@@ -39,6 +40,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             root=pipeline.config.library.path,
             generation=pipeline.library.next_generation(one.id),
             subtract=pipeline.library.pedestals(one, frames),
+            predecessor=pipeline.library.predecessor(one),
             sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
@@ -95,4 +97,8 @@ def _would_change(pipeline: Pipeline, member: Member) -> bool:
     if frame is None or frame.record is None:
         return False
     choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", now=None)
-    return choice.ids() != dict(member.masters)
+    now, then = choice.ids(), dict(member.masters)
+    refused = then.pop(REFUSED_FLAT, None)
+    if refused is not None and now["flat"] == refused:
+        now["flat"] = None  # it is refused by the light's own pixels, now as then
+    return now != then

@@ -223,6 +223,7 @@ class Pipeline:
                 reason="its master is about to be built",
             )
             return State.WAITING
+        choice = self.calibrator.without_wrong_flat(loaded.pixels, record, choice)
         explanation.extend(choice.explanation)
 
         stack = self.stacks.open(

@@ -12,6 +12,7 @@ import numpy as np
 from calib_library import image_io
 from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
+from daemon.calibration import REFUSED_FLAT
 from daemon.config import Config
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Member, Stack, Stacks
@@ -201,7 +202,12 @@ class Publisher:
         return record, names
 
     def _masters(self, members: Sequence[Member]) -> list[str]:
-        ids = {i for member in members for i in member.masters.values() if i is not None}
+        ids = {
+            master
+            for member in members
+            for kind, master in member.masters.items()
+            if master is not None and kind != REFUSED_FLAT
+        }
         return [Path(self._library.master(i).path).name for i in sorted(ids)]
 
     def _settings(self, growing: Growing) -> str:

@@ -22,6 +22,7 @@ PURE = {
     "calib_library.flat",
     "calib_library.defects",
     "calib_library.match",
+    "calib_library.compare",
     "calib_library.suspects",
     "daemon.intake.settle",
     "daemon.ledger.states",
