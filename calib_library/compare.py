@@ -93,7 +93,8 @@ def flats(new: Floats, old: Floats) -> Verdict:
             poison=f"its corners are {corners(after) - 1:.0%} brighter than its centre, where its "
             f"predecessor's are {1 - corners(before):.0%} darker: it would turn the vignette around"
         )
-    ratio = (after / np.median(after)) / (before / np.median(before)) - 1.0
+    ratio = after / before
+    ratio = ratio / np.median(ratio) - 1.0
     if np.abs(ratio).max() <= FLAT_PART:
         return Verdict()
     return Verdict(
