@@ -56,7 +56,7 @@ BLOCKS = 4
 FLAT_SHAPE = 0.3
 """Flats differ by flicker bands of 13 %; a strip that differs by more than this is damaged."""
 
-_TITLES = {
+TITLES = {
     FrameType.BIAS: ("MasterBias", "Master Bias"),
     FrameType.DARK: ("MasterDark", "Master Dark"),
     FrameType.FLAT: ("MasterFlat", "Master Flat"),
@@ -656,7 +656,7 @@ def _path(
     """Return e.g. `masters/MasterDark_300s_-10C_g100_o50_bin1_CAMERA_v1_3fa9c1d2.fits`."""
     key = group.key
     temperature_c = _mean([frame.record.temperature_c for frame in used])
-    parts = [_TITLES[group.frame_type][0]]
+    parts = [TITLES[group.frame_type][0]]
     if _is_flat(group):
         parts += [group.filter or "nofilter", group.session]
     elif group.frame_type is not FrameType.BIAS and group.exposure_s is not None:
@@ -668,10 +668,10 @@ def _path(
     square = key.xbinning == key.ybinning
     parts.append(f"bin{key.xbinning}" if square else f"bin{key.xbinning}x{key.ybinning}")
     parts += [key.camera or "", f"v{generation}", fingerprint]
-    return PurePosixPath(MASTERS_FOLDER, "_".join(filter(None, map(_safe, parts))) + ".fits")
+    return PurePosixPath(MASTERS_FOLDER, "_".join(filter(None, map(safe, parts))) + ".fits")
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Return a header's text as a part of a file name: plain letters, no separators, short."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip(".").rstrip("-")[:40]
 
@@ -703,7 +703,7 @@ def _cards(
     live_s = math.fsum(frame.record.exposure_s or 0.0 for frame in used)
     first = min((frame.record.date_obs for frame in used if frame.record.date_obs), default=None)
     cards = [
-        Card("IMAGETYP", _TITLES[group.frame_type][1], "type of image"),
+        Card("IMAGETYP", TITLES[group.frame_type][1], "type of image"),
         Card("NCOMBINE", len(used), "frames combined"),
         Card("STACKCNT", len(used), "frames combined"),
         Card("EXPTIME", built.exposure_s, "[s] of one frame"),

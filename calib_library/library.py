@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from sqlite_utils import Database
 
@@ -119,6 +119,19 @@ class BuiltMaster:
     def frames(self) -> int:
         """How many frames are in it."""
         return sum(entry.left_out is None for entry in self.inputs)
+
+
+Scope = Literal["target", "frame"]
+"""What a choice by hand is for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """A master that a person chose, against the rules or beside them."""
+
+    master: MasterRecord
+    scope: Scope
+    chosen_at: dt.datetime
 
 
 class CalibrationLibrary:
@@ -339,8 +352,11 @@ class CalibrationLibrary:
         ).fetchone()
         return int(row[0])
 
-    def register(self, built: BuiltMaster, now: dt.datetime) -> MasterRecord:
+    def register(
+        self, built: BuiltMaster, now: dt.datetime, *, frames: int | None = None
+    ) -> MasterRecord:
         """Make a written master the current one of its set; its predecessor is superseded.
+        `frames` is how many are in it, where its inputs do not tell.
 
         Flats that had to be built without a pedestal, or with a worse one than this, become due
         again. Frames that were filed during the build leave the set due.
@@ -375,7 +391,7 @@ class CalibrationLibrary:
                     "telescope": group.telescope,
                     "focal_length_mm": group.focal_length_mm,
                     "rotator_deg": group.rotator_deg,
-                    "frames": built.frames,
+                    "frames": built.frames if frames is None else frames,
                     "date_obs": _seconds(built.date_obs) if built.date_obs else None,
                     "path": built.path.as_posix(),
                     "sha256": built.sha256,
@@ -403,6 +419,50 @@ class CalibrationLibrary:
             master = self.master(master_id)
             self._reopen_flats(master)
         return master
+
+    def register_import(
+        self,
+        record: FrameRecord,
+        built: BuiltMaster,
+        *,
+        source: str,
+        session: str,
+        now: dt.datetime,
+    ) -> MasterRecord:
+        """Make a master that was made elsewhere one of the library's: `built` without inputs, its
+        file written, its `set_id` of no meaning; `record` is what it is for, `source` its file.
+
+        Raises LibraryError where it is in the library already.
+        """
+        with transaction(self.db):
+            if self.db.execute(
+                "SELECT 1 FROM master WHERE path = ?", [built.path.as_posix()]
+            ).fetchone():
+                raise LibraryError(f"{source} is in the library already, as {built.path.name}.")
+            set_id = self._insert(
+                "calibration_set",
+                {
+                    **_identity(record, session),
+                    "temperature_c": _real(record.temperature_c),
+                    "date_obs": _seconds(record.date_obs) if record.date_obs else None,
+                    "last_filed_at": _seconds(now),
+                    "imported": source,
+                },
+            )
+            return self.register(
+                dataclasses.replace(built, set_id=set_id, generation=1),
+                now,
+                frames=max(1, record.stack_count),
+            )
+
+    def keys_of(self, camera: str | None, width: int, height: int) -> frozenset[CalibrationKey]:
+        """Return the keys under which frames of a camera and size have been filed."""
+        rows = self._rows(
+            "calibration_set",
+            "camera IS ? AND width = ? AND height = ? AND imported IS NULL",
+            [camera, width, height],
+        )
+        return frozenset(_split_key(row["key"])[0] for row in rows)
 
     def master(self, master_id: int) -> MasterRecord:
         """Return one master, current or not. Raises LibraryError where there is none."""
@@ -514,6 +574,53 @@ class CalibrationLibrary:
             session=group.session,
         ).chosen
 
+    # --- chosen by hand --------------------------------------------------------------------------
+
+    def use(
+        self, master_id: int, kind: FrameType, *, scope: Scope, subject: str, now: dt.datetime
+    ) -> None:
+        """Use this master as `kind` (bias, dark or flat) for a target, or for one frame (its hash),
+        whatever the rules say. Raises LibraryError where there is no such master.
+        """
+        with transaction(self.db):
+            self.master(master_id)
+            self.unuse(kind, scope=scope, subject=subject)
+            self.db.table("master_choice").insert(
+                {
+                    "kind": kind.value,
+                    "scope": scope,
+                    "subject": subject,
+                    "master": master_id,
+                    "chosen_at": _seconds(now),
+                }
+            )
+
+    def unuse(self, kind: FrameType | None, *, scope: Scope, subject: str) -> int:
+        """Go back to the rules for a target or a frame, for one kind or for all; return how many
+        choices there were.
+        """
+        with transaction(self.db):
+            cursor = self.db.execute(
+                "DELETE FROM master_choice"
+                " WHERE scope = ? AND subject = ? AND (? IS NULL OR kind = ?)",
+                [scope, subject, kind and kind.value, kind and kind.value],
+            )
+        return cursor.rowcount
+
+    def by_hand(self, *, target: str | None, sha256: str | None) -> dict[FrameType, Choice]:
+        """Return the masters chosen by hand for a frame; its own go before its target's."""
+        rows = self.db.query(
+            "SELECT * FROM master_choice WHERE (scope = 'target' AND subject = :target)"
+            " OR (scope = 'frame' AND subject = :sha256) ORDER BY scope DESC",
+            {"target": target, "sha256": sha256},
+        )
+        return {
+            FrameType(row["kind"]): Choice(
+                self.master(row["master"]), row["scope"], _when(row["chosen_at"])
+            )
+            for row in rows
+        }
+
     def accept(self, set_id: int) -> None:
         """Let the next master of a set be unlike its predecessor: it is due again."""
         with transaction(self.db):
@@ -546,6 +653,7 @@ class CalibrationLibrary:
         rows = self._rows(
             "calibration_set",
             "key = :key AND frame_type = :frame_type AND filter IS :filter AND session = :session"
+            " AND imported IS NULL"
             # Somewhat wider than the rule itself, which decides below.
             " AND (frame_type = 'flat' OR exposure_s IS :exposure_s"
             " OR abs(exposure_s - :exposure_s) <= 0.0011 + 0.02 * :exposure_s)",

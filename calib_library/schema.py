@@ -134,8 +134,8 @@ def ages_pedestals_imports_overrides(db: Database) -> None:
         UPDATE master_input SET subtracted = (SELECT subtracted FROM master WHERE id = master)
             WHERE left_out IS NULL;
 
-        -- The program and the file that an imported master came from; NULL for those built here.
-        ALTER TABLE master ADD COLUMN imported TEXT;
+        -- Masters made elsewhere have a set of their own, which no frame joins; their file's name.
+        ALTER TABLE calibration_set ADD COLUMN imported TEXT;
 
         -- Masters that a person chose, for one target or for one frame.
         CREATE TABLE master_choice (

@@ -11,9 +11,9 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, compare, defects, flat
+from calib_library import build, compare, defects, flat, match
 from calib_library.frame import FrameRecord, FrameType
-from calib_library.library import CalibrationLibrary, CalibrationSet
+from calib_library.library import CalibrationLibrary, CalibrationSet, Choice
 from calib_library.match import MasterRecord
 from daemon.ledger.ledger import Explanation
 from daemon.light import calibrate
@@ -100,22 +100,36 @@ class Calibrator:
         self._images: _Kept[Image] = _Kept(KEPT_IMAGES)
         self._masks: _Kept[Mask] = _Kept(KEPT_MASKS)
 
-    def choose(self, record: FrameRecord, *, session: str, now: dt.datetime | None) -> Calibration:
-        """The best masters there are for a light of the night `session`.
+    def choose(
+        self,
+        record: FrameRecord,
+        *,
+        session: str,
+        now: dt.datetime | None,
+        target: str | None = None,
+        sha256: str | None = None,
+    ) -> Calibration:
+        """The best masters there are for a light of the night `session`; those that a person chose
+        for its `target` or for the frame itself (`sha256`) go before all others.
 
         With `now`, `pending_set` names a set that will soon give a master that is missing.
         """
-        dark, explanation = self.match(record, FrameType.DARK, session)
+        chosen = self._library.by_hand(target=target, sha256=sha256)
+        flags = [f"{kind} chosen by hand" for kind in chosen]
+        dark: MasterRecord | None = None
+        explanation: Explanation = []
+        # A bias that was chosen by hand takes the dark's place.
+        if FrameType.DARK in chosen or FrameType.BIAS not in chosen:
+            dark, explanation = self._one(record, FrameType.DARK, session, chosen)
         bias = None
-        flags = []
         missing = []
         if dark is None:
-            missing.append(FrameType.DARK)
-            bias, more = self.match(record, FrameType.BIAS, session)
+            missing += [] if FrameType.BIAS in chosen else [FrameType.DARK]
+            bias, more = self._one(record, FrameType.BIAS, session, chosen)
             explanation += more
             flags.append("no dark, bias only" if bias else "no dark")
             missing += [] if bias else [FrameType.BIAS]
-        chosen_flat, more = self.match(record, FrameType.FLAT, session)
+        chosen_flat, more = self._one(record, FrameType.FLAT, session, chosen)
         explanation += more
         if chosen_flat is None:
             flags.append("no flat")
@@ -126,13 +140,45 @@ class Calibrator:
             pending = next((one.id for one in found if one is not None), None)
         return Calibration(dark, bias, chosen_flat, tuple(flags), explanation, pending)
 
+    def _one(
+        self,
+        record: FrameRecord,
+        kind: FrameType,
+        session: str,
+        chosen: Mapping[FrameType, Choice],
+    ) -> tuple[MasterRecord | None, Explanation]:
+        """The master of one kind: by hand, else by the rules."""
+        choice = chosen.get(kind)
+        if choice is None:
+            return self.match(record, kind, session)
+        when = f"{choice.chosen_at:%Y-%m-%d %H:%M} UTC"
+        lines = [f"{choice.master.name}: chosen by hand for the {choice.scope} ({when})"]
+        if (choice.master.key.width, choice.master.key.height) != (
+            record.key.width,
+            record.key.height,
+        ):
+            lines.append("it is of another size than the light, and cannot be used all the same")
+            found, more = self.match(record, kind, session)
+            return found, [(f"Master {kind}", lines), *more]
+        rules = match.rank(
+            record,
+            [choice.master],
+            kind=choice.master.frame_type,
+            temperature_tolerance_c=self._library.temperature_tolerance_c,
+            session=session,
+            ageing=self._library.ageing,
+        )
+        refused = rules.candidates[0].refused if rules.candidates else None
+        lines.append(f"by the rules: {refused or 'it fits'}")
+        return choice.master, [(f"Master {kind}", lines)]
+
     def without_wrong_flat(
         self, pixels: npt.NDArray[np.generic], record: FrameRecord, choice: Calibration
     ) -> Calibration:
         """The same calibration without its flat, where that would turn the vignette of this light
         (ny, nx) around.
         """
-        if choice.flat is None:
+        if choice.flat is None or f"{FrameType.FLAT} chosen by hand" in choice.flags:
             return choice
         subtract = choice.dark or choice.bias
         bayer = record.key.bayer_pattern is not None

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from calib_library import build
 from calib_library.errors import LibraryError
 from calib_library.library import CalibrationSet
-from calib_library.match import MasterRecord
 from daemon.calibration import REFUSED_FLAT
 from daemon.explain import describe
 from daemon.ledger.stacks import Member
@@ -55,7 +54,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     with pipeline.ledger.transaction():
         master = pipeline.library.register(made, now)
         released = pipeline.ledger.release_waiting([one.id])
-        stale = mark_better(pipeline, master)
+        stale = mark_changed(pipeline, f"a better master has come: {master.path}")
     for reason in made.notes:
         pipeline.log.warning("MASTER", f"{label}: {reason}")
     follows = [f"{released} waiting lights go on"] if released else []
@@ -80,14 +79,14 @@ def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:
     return pipeline.ledger.release_waiting(hopeless) if hopeless else 0
 
 
-def mark_better(pipeline: Pipeline, master: MasterRecord) -> int:
+def mark_changed(pipeline: Pipeline, why: str) -> int:
     """Mark the stacks stale of which a member would now be calibrated otherwise; joins the
     caller's transaction. Returns how many.
     """
     stale = 0
     for stack in pipeline.stacks.all():
         if any(_would_change(pipeline, member) for member in pipeline.stacks.members(stack.id)):
-            pipeline.stacks.mark_stale(stack.id, f"a better master has come: {master.path}")
+            pipeline.stacks.mark_stale(stack.id, why)
             stale += 1
     return stale
 
@@ -96,7 +95,13 @@ def _would_change(pipeline: Pipeline, member: Member) -> bool:
     frame = pipeline.ledger.get(member.frame_id)
     if frame is None or frame.record is None:
         return False
-    choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", now=None)
+    choice = pipeline.calibrator.choose(
+        frame.record,
+        session=frame.night or "",
+        now=None,
+        target=frame.target,
+        sha256=frame.sha256,
+    )
     now, then = choice.ids(), dict(member.masters)
     refused = then.pop(REFUSED_FLAT, None)
     if refused is not None and now["flat"] == refused:

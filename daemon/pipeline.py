@@ -210,7 +210,13 @@ class Pipeline:
         """Calibrate, measure, register and stack one light."""
         began = time.perf_counter()
         record = identity.record
-        choice = self.calibrator.choose(record, session=identity.night, now=now)
+        choice = self.calibrator.choose(
+            record,
+            session=identity.night,
+            now=now,
+            target=identity.target,
+            sha256=loaded.sha256,
+        )
         if choice.pending_set is not None:
             self.ledger.finish(
                 frame,

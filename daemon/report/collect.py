@@ -149,6 +149,17 @@ def frames(config: Config, text: str) -> list[tuple[int, str, str]]:
         return [(frame.id, frame.name, str(frame.state)) for frame in Ledger(db).find(text)]
 
 
+def masters(config: Config, text: str) -> list[tuple[int, str]]:
+    """(number, name) of the masters that `text` may mean, of any generation; a whole name means
+    only itself. Raises NoLibraryError.
+    """
+    root = config.library.path
+    with _opened(config) as db:
+        known = [(m.id, m.name) for m in CalibrationLibrary(db, root).masters(current=False)]
+    wanted = text.removesuffix(".fits")
+    return [one for one in known if one[1] == wanted] or [one for one in known if wanted in one[1]]
+
+
 def explain(config: Config, text: str) -> Explanation | None:
     """What `lightkeeper explain` shows of the frame that `text` means (name, path, number); None
     where there is none. Raises NoLibraryError.
