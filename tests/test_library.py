@@ -627,3 +627,28 @@ def test_a_backup_is_whole_and_the_oldest_go(library, tmp_path):
     assert sorted(folder.iterdir()) == copies[1:]
     with contextlib.closing(sqlite3.connect(copies[-1])) as copy:
         assert copy.execute("SELECT sha256 FROM calibration_frame").fetchall() == [(sha(1),)]
+
+
+def test_no_question_of_a_night_reads_a_whole_table(library):
+    """What is asked for every frame: filing, matching, waiting, choices by hand. In a library of
+    200,000 frames a scan would cost seconds.
+    """
+    set_id = put_many(library, DARK, 5)
+    library.register(built(library, set_id), at(1))
+    statements = []
+    library.db.conn.set_trace_callback(statements.append)
+    put(library, DARK, "one more")
+    library.frame(sha("one more"))
+    for kind in (BIAS, DARK, FLAT):
+        library.match(record(LIGHT, filter="H"), kind, session="n")
+        library.pending(record(LIGHT), kind, session="n", now=at(2), min_frames=5, quiet_s=60.0)
+    library.by_hand(target="M 31", sha256=sha(1))
+    library.db.conn.set_trace_callback(None)
+    tables = ("calibration_set", "calibration_frame", "master")
+    asked = {sql for sql in statements if any(table in sql for table in tables)}
+    asked = {sql for sql in asked if "sqlite_master" not in sql and "pragma" not in sql.lower()}
+    assert len(asked) >= 30
+    for sql in asked:
+        for *_, step in library.db.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall():
+            # A list of kinds of frame is no table; a row without a table is no reading.
+            assert not step.startswith("SCAN") or "json_each" in step or "CONSTANT" in step, sql
