@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, combine, compare, flat, image_io, match, suspects
+from calib_library import (
+    __version__,
+    combine,
+    compare,
+    flat,
+    image_io,
+    match,
+    overscan,
+    suspects,
+)
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import Card, FrameType
 from calib_library.library import (
@@ -75,14 +84,22 @@ class _Opened:
     reader: image_io.RowReader
     pedestal: Floats | None = None
     """What is subtracted from it, (ny, nx) ADU."""
+    overscan: Floats | None = None
+    """The levels of its overscan, which go first, (ny, 1) or (1, nx) ADU."""
+
+    @property
+    def rows(self) -> "image_io.RowReader | _Lowered":
+        """Its rows without the overscan."""
+        return self.reader if self.overscan is None else _Lowered(self.reader, None, self.overscan)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Lowered:
-    """The rows of a frame with its own pedestal subtracted, as `combine.Rows`."""
+    """The rows of a frame with its own pedestal and overscan subtracted, as `combine.Rows`."""
 
     reader: image_io.RowReader
     pedestal: Floats | None
+    overscan: Floats | None
     storage: str = "float32"
     plain: bool = False
     bzero: float = 0.0
@@ -93,9 +110,15 @@ class _Lowered:
 
     def rows(self, y0: int, y1: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         values = self.reader.to_float(self.reader.rows(y0, y1), out)
+        if self.overscan is not None:
+            values -= self.overscan[y0:y1] if len(self.overscan) > 1 else self.overscan
         if self.pedestal is not None:
             values -= self.pedestal[y0:y1]
         return values
+
+    def to_float(self, rows: Floats) -> Floats:
+        """As a `RowReader` has it: they are already."""
+        return rows
 
 
 def build(
@@ -171,6 +194,7 @@ def _build(
     ordered = sorted(frames, key=lambda frame: (_taken(frame), frame.sha256))
     for frame in ordered[:-MOST_FRAMES]:
         left_out[frame.sha256] = f"the newest {MOST_FRAMES} frames are enough"
+    sections = _sections(group)
     lowered_by = _by_frame(ordered, subtract)
     pedestals = {
         master.id: load_master(root, master)
@@ -187,9 +211,13 @@ def _build(
             raise _too_few(frames, left_out, group.master.frames)
         report(0.2)
         opened = [
-            dataclasses.replace(one, pedestal=pedestals[master.id])
-            if (master := lowered_by.get(one.frame.sha256))
-            else one
+            dataclasses.replace(
+                one,
+                pedestal=pedestals[master.id]
+                if (master := lowered_by.get(one.frame.sha256))
+                else None,
+                overscan=_overscan(one.reader, sections),
+            )
             for one in opened
         ]
         judged = _judge(opened, group, left_out)
@@ -234,12 +262,15 @@ def _build(
             path,
             opened,
             lambda found: _cards(group, used, built, subtract=subtracted, sigma=sigma, found=found),
-            # Signed and floating-point frames may hold what 0..1 of 16 bits cannot.
-            scale="unit" if group.key.storage in _FULL_SCALE else "adu",
+            # Signed and floating-point frames, and those without their pedestal, may hold what
+            # 0..1 of 16 bits cannot.
+            scale="unit" if group.key.storage in _FULL_SCALE and not sections.bias else "adu",
             pieces=combine.sigma_clipped_rows(
                 # One pedestal for all is subtracted in the combining itself.
                 [
-                    one.reader if len(common) == 1 else _Lowered(one.reader, one.pedestal)
+                    one.rows
+                    if len(common) == 1
+                    else _Lowered(one.reader, one.pedestal, one.overscan)
                     for one in opened
                 ],
                 sigma=reachable_sigma(sigma, len(opened)),
@@ -402,10 +433,11 @@ def _judge(
         return []
     starts = _strip_starts(group.key.height)
     step = 2 if group.key.bayer_pattern else 1
-    samples = [_strips(one.reader, starts) for one in opened]
+    columns = overscan.useful(_sections(group), opened[0].reader.shape)[1]
+    samples = [[strip[:, columns] for strip in _strips(one.rows, starts)] for one in opened]
     levels = np.array([[_trimmed_mean(strip) for strip in strips] for strips in samples])
     if _is_flat(group):
-        base = np.array([_base_levels(one.pedestal, starts) for one in opened])
+        base = np.array([_base_levels(one.pedestal, starts, columns) for one in opened])
         ceiling = _ceiling(group, opened[0].frame)
         noise = np.array(
             [np.median([suspects.pixel_noise(s, step=step) for s in strips]) for strips in samples]
@@ -459,11 +491,11 @@ def _judge_hot(samples: Sequence[Sequence[Floats]], step: int) -> Sequence[str |
     return [None] * len(samples) if ratios is None else suspects.judge_hot_pixels(ratios)
 
 
-def _base_levels(pedestal: Floats | None, starts: Sequence[int]) -> list[float]:
+def _base_levels(pedestal: Floats | None, starts: Sequence[int], columns: slice) -> list[float]:
     """Return the levels of what is subtracted from a flat, strip by strip, ADU."""
     if pedestal is None:
         return [0.0] * len(starts)
-    return [_trimmed_mean(pedestal[y : y + STRIP_ROWS]) for y in starts]
+    return [_trimmed_mean(pedestal[y : y + STRIP_ROWS, columns]) for y in starts]
 
 
 def judge_levels(levels: Doubles, *, noise_adu: float, rows: Sequence[int]) -> list[str | None]:
@@ -593,7 +625,7 @@ def _strip_starts(height: int) -> list[int]:
     return sorted({int(y) // 2 * 2 for y in np.linspace(0, last, STRIPS)})
 
 
-def _strips(reader: image_io.RowReader, starts: Sequence[int]) -> list[Floats]:
+def _strips(reader: image_io.RowReader | _Lowered, starts: Sequence[int]) -> list[Floats]:
     height = reader.shape[0]
     return [reader.to_float(reader.rows(y, min(height, y + STRIP_ROWS))) for y in starts]
 
@@ -614,7 +646,7 @@ def _flat_levels(opened: Sequence[_Opened], group: CalibrationSet) -> Doubles:
     """Return the levels (n, 1) or (n, 4) of the flats above their pedestals, ADU."""
     bayer = group.key.bayer_pattern is not None
     measured = np.array(
-        [flat.levels(one.reader, bayer=bayer, subtract=one.pedestal) for one in opened], np.float64
+        [flat.levels(one.rows, bayer=bayer, subtract=one.pedestal) for one in opened], np.float64
     )
     if not (measured > 0).all():
         raise IncompatibleFramesError("A flat of this set has no light in one of its colours.")
@@ -625,7 +657,7 @@ def _refuse_pedestal(group: CalibrationSet, opened: Sequence[_Opened], levels: D
     """Raise IncompatibleFramesError for flats of which the pedestal may be a large part."""
     ceiling = _ceiling(group, opened[0].frame)
     level = float(np.median(levels))
-    if ceiling is None or level >= UNKNOWN_PEDESTAL * ceiling:
+    if ceiling is None or level >= UNKNOWN_PEDESTAL * ceiling or _sections(group).bias:
         return
     if any(one.pedestal is None for one in opened):
         raise IncompatibleFramesError(
@@ -735,6 +767,7 @@ def _cards(
         Card("LKNOISE", round(found.noise_adu, 4), "[ADU] median error of the mean"),
         Card("LKSUBTR", subtract.name if subtract else None, "master subtracted first"),
         Card("LKSUBSHA", subtract.sha256[:16] if subtract else None, "its SHA-256, beginning"),
+        Card("LKOVER", True if _sections(group).bias else None, "overscan subtracted first"),
         Card("LKLEFT", len(built.inputs) - len(used), "frames left out"),
     ]
     cards += [
@@ -769,7 +802,7 @@ def _notes(
         return tuple(notes)
     used = [frame for frame in frames if frame.sha256 not in left_out]
     bare = sum(frame.sha256 not in lowered_by for frame in used)
-    if bare:
+    if bare and not _sections(group).bias:
         these = "these flats" if bare == len(used) else f"{bare} of {len(used)} flats"
         notes.append(
             f"There was no flat-dark, dark or bias to subtract from {these}: they correct "
@@ -800,6 +833,17 @@ def _flat_checks(
     return flat.checks(levels, saturation_adu=ceiling)
 
 
+def _sections(group: CalibrationSet) -> overscan.Sections:
+    return overscan.of_key(group.key.sections, mosaic=group.key.bayer_pattern is not None)
+
+
+def _overscan(reader: image_io.RowReader, sections: overscan.Sections) -> Floats | None:
+    """Return what is taken off a frame for its overscan; None without one."""
+    if sections.bias is None:
+        return None
+    return overscan.correction(reader.to_float(reader.rows(0, reader.shape[0])), sections)
+
+
 def _thin(ny: int) -> int:
     """Return the step between the rows by which masters of `ny` rows are compared."""
     return max(1, ny // COMPARED_ROWS)
@@ -823,7 +867,8 @@ def _compare(
         whole, cards = image_io.read_product(root / predecessor.path)
     except (ImageError, OSError):
         return (f"Its predecessor {predecessor.name} cannot be read: not compared.",)
-    old = whole[:: _thin(group.key.height)]
+    columns = overscan.useful(_sections(group), whole.shape)[1]
+    old, new = whole[:: _thin(group.key.height), columns], new[:, columns]
     if old.shape != new.shape:
         return (f"Its predecessor {predecessor.name} has another size: not compared.",)
     if _is_flat(group):

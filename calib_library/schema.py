@@ -137,6 +137,14 @@ def ages_pedestals_imports_overrides(db: Database) -> None:
         -- Masters made elsewhere have a set of their own, which no frame joins; their file's name.
         ALTER TABLE calibration_set ADD COLUMN imported TEXT;
 
+        -- Masters of frames with a BIASSEC still have their pedestal, which lights now lose with
+        -- their overscan: they fit nothing any more, and their sets are due.
+        UPDATE calibration_set SET changed = 1, refused = NULL
+            WHERE json_extract(key, '$.sections') LIKE '%;[%;%';
+        UPDATE master SET key = json_set(key, '$.sections',
+                json_extract(key, '$.sections') || ' (with its overscan level)')  -- overscan.KEPT
+            WHERE json_extract(key, '$.sections') LIKE '%;[%;%';
+
         -- Masters that a person chose, for one target or for one frame.
         CREATE TABLE master_choice (
             kind TEXT NOT NULL CHECK (kind IN ('bias', 'dark', 'flat')),

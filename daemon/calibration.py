@@ -11,8 +11,8 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, compare, defects, flat, match
-from calib_library.frame import FrameRecord, FrameType
+from calib_library import build, compare, defects, flat, match, overscan
+from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary, CalibrationSet, Choice
 from calib_library.match import MasterRecord
 from daemon.ledger.ledger import Explanation
@@ -182,9 +182,14 @@ class Calibrator:
             return choice
         subtract = choice.dark or choice.bias
         bayer = record.key.bayer_pattern is not None
+        light, pedestal = compare.edges(useful_pixels(pixels, record.key)), None
+        if subtract is not None:
+            pedestal = compare.edges(self._image(subtract))
+        elif sections_of(record.key).bias is not None:
+            pedestal = np.zeros_like(light)  # it went with the overscan
         wrong = compare.turned_around(
-            compare.edges(pixels),
-            compare.edges(self._image(subtract)) if subtract else None,
+            light,
+            pedestal,
             compare.edges(self._flat(choice.flat, bayer=bayer)),
             noise_adu=noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer),
         )
@@ -236,12 +241,16 @@ class Calibrator:
     def apply(
         self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
     ) -> calibrate.Calibrated:
-        """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired."""
+        """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired;
+        without the overscan, and trimmed to the useful part of the sensor.
+        """
         bayer = record.key.bayer_pattern is not None
         noise_adu = noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
         arrays = self.arrays(noise_adu, record, calibration)
+        sections = applied_sections(record, calibration)
         return calibrate.calibrate(
-            pixels,
+            pixels[overscan.useful(sections, pixels.shape)],
+            overscan_adu=useful_correction(pixels, sections),
             dark=arrays.dark,
             flat=arrays.flat,
             bad=arrays.bad,
@@ -262,14 +271,19 @@ class Calibrator:
         )
 
     def _image(self, master: MasterRecord) -> Image:
-        return self._images.get(("image", master.id), lambda: build.load_master(self._root, master))
+        return self._images.get(("image", master.id), lambda: self._load(master))
 
     def _flat(self, master: MasterRecord, *, bayer: bool) -> Image:
         # The master's own image is not kept: only its normal form is ever used.
         return self._images.get(
             ("flat", master.id),
-            lambda: flat.normalise(build.load_master(self._root, master), bayer=bayer),
+            lambda: flat.normalise(self._load(master), bayer=bayer),
         )
+
+    def _load(self, master: MasterRecord) -> Image:
+        """The useful part of a master."""
+        image = build.load_master(self._root, master)
+        return np.ascontiguousarray(image[overscan.useful(sections_of(master.key), image.shape)])
 
     def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot; 255
@@ -306,6 +320,38 @@ def _hot_step(noise_adu: float, record: FrameRecord) -> int:
     limit = 3.0 * noise_adu**2 * (record.e_per_adu or 1.0)
     step = math.floor(STEPS_PER_OCTAVE * math.log2(max(limit, 1.0)))
     return min(step, len(HOT_THRESHOLDS_ADU) - 1)
+
+
+def sections_of(key: CalibrationKey) -> overscan.Sections:
+    """The overscan and the useful part of a camera's frames."""
+    return overscan.of_key(key.sections, mosaic=key.bayer_pattern is not None)
+
+
+def applied_sections(record: FrameRecord, calibration: Calibration) -> overscan.Sections:
+    """The sections of a light, as its masters have them: they were made so."""
+    masters = (calibration.dark, calibration.bias, calibration.flat)
+    return sections_of(next((master.key for master in masters if master), record.key))
+
+
+def useful_correction(pixels: npt.NDArray[np.generic], sections: overscan.Sections) -> Image | None:
+    """What is taken off the useful part of raw (ny, nx) pixels for their overscan, ADU, (n, 1) or
+    (1, n); None where there is none.
+    """
+    levels = overscan.correction(pixels, sections)
+    if levels is None:
+        return None
+    rows, columns = overscan.useful(sections, pixels.shape)
+    return levels[rows] if levels.shape[1] == 1 else levels[:, columns]
+
+
+def useful_pixels(pixels: npt.NDArray[np.generic], key: CalibrationKey) -> npt.NDArray[np.generic]:
+    """The useful part of raw (ny, nx) pixels, without their overscan: a view where nothing is to
+    be taken off, else float32 ADU.
+    """
+    sections = sections_of(key)
+    part = pixels[overscan.useful(sections, pixels.shape)]
+    levels = useful_correction(pixels, sections)
+    return part if levels is None else part.astype(np.float32) - levels
 
 
 def sampled_rows(ny: int) -> slice:

@@ -20,7 +20,7 @@ from calib_library.errors import HeaderError, ImageError, IncompleteImageError
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary
 from daemon import explain, placing
-from daemon.calibration import Calibration, Calibrator
+from daemon.calibration import Calibration, Calibrator, useful_pixels
 from daemon.config import Config, WatchConfig
 from daemon.errors import FrameDeferredError, FrameQuarantinedError, FrameRejectedError
 from daemon.ledger import conditions
@@ -241,7 +241,7 @@ class Pipeline:
         members = self.stacks.members(stack.id)
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))
-        checked = self._selfcheck.look(loaded.pixels, record, light)
+        checked = self._selfcheck.look(useful_pixels(loaded.pixels, record.key), record, light)
         explanation.append(("Calibration check", list(checked.lines)))
         try:
             found = placing.place(
