@@ -828,6 +828,9 @@ _FAR_QUERIES: tuple[_Query, ...] = (
 _BY_OPTICS = (
     "(telescope <> :telescope COLLATE NOCASE) IS 1,"
     " (abs(focal_length_mm - :focal) > :focal_tolerance) IS 1,"
+    " (telescope IS NULL OR :telescope IS NULL) AND (focal_length_mm IS NULL OR :focal IS NULL)"
+    " AND coalesce(telescope, :telescope, focal_length_mm, :focal) IS NOT NULL,"
+    " (rotator_deg IS NULL) <> (:rotator IS NULL),"
     " (min(abs(rotator_deg - :rotator), abs(360 - abs(rotator_deg - :rotator))) > :turn) IS 1,"
 )
 _BY_NIGHT = " session <> :session, date_obs IS NULL, abs(date_obs - :date), id DESC"

@@ -215,7 +215,7 @@ def same_optics(
     focal_lengths_mm: tuple[float | None, float | None],
     rotators_deg: tuple[float | None, float | None],
 ) -> tuple[bool, bool, bool]:
-    """Whether telescope, focal length and rotator angle agree; unknown on a side agrees."""
+    """Whether telescope, focal length and rotator angle agree where both sides say them."""
     first, second = telescopes
     telescope = not first or not second or first.casefold() == second.casefold()
     a, b = focal_lengths_mm
@@ -299,11 +299,39 @@ def _flat_refusals(record: FrameRecord, master: MasterRecord, subject: str) -> I
     if not focal:
         theirs, ours = f"{master.focal_length_mm:g} mm", f"{record.focal_length_mm:g} mm"
         yield _differ("focal length", theirs, ours, subject)
+    # What only one side says is not equal; of telescope and focal length either one will do.
+    optics = _optics(record, master)
+    if not any(all(pair) for pair in optics.values()):
+        one_sided = [(field, pair) for field, pair in optics.items() if any(pair)]
+        for field, pair in one_sided[:1]:
+            yield _differ(field, *pair, subject)
+    if (master.rotator_deg is None) != (record.rotator_deg is None):
+        angles = _degrees(master.rotator_deg), _degrees(record.rotator_deg)
+        yield _differ("rotator angle", *angles, subject)
     if not rotator:
         yield (
             f"rotator at {master.rotator_deg:.1f}°, {subject} has {record.rotator_deg:.1f}°: "
             f"more than {ROTATOR_TOLERANCE_DEG:g}° apart"
         )
+
+
+def _optics(record: FrameRecord, master: MasterRecord) -> dict[str, tuple[str | None, str | None]]:
+    """Return what the master and the frame say of their optics, as a person reads it."""
+    return {
+        "telescope": (master.telescope or None, record.telescope or None),
+        "focal length": (
+            _millimetres(master.focal_length_mm),
+            _millimetres(record.focal_length_mm),
+        ),
+    }
+
+
+def _millimetres(length_mm: float | None) -> str | None:
+    return f"{length_mm:g} mm" if length_mm else None
+
+
+def _degrees(angle_deg: float | None) -> str | None:
+    return None if angle_deg is None else f"{angle_deg:.1f}°"
 
 
 def _merit(
@@ -396,6 +424,10 @@ def _notes(
     """Say what was taken on trust."""
     notes = []
     missing = [name for name, value in _hard_fields(master.key).items() if value is None]
+    if master.frame_type is FrameType.FLAT:
+        optics = _optics(record, master)
+        missing += [] if any(theirs for theirs, _ in optics.values()) else ["telescope"]
+        missing += ["rotator angle"] if master.rotator_deg is None else []
     if master.frame_type is not FrameType.FLAT and master.temperature_c is None:
         missing.append("temperature")
     if master.frame_type in {FrameType.DARK, FrameType.FLAT_DARK} and master.exposure_s is None:
@@ -413,7 +445,6 @@ def _notes(
             for name, a, b in (
                 ("telescope", master.telescope, record.telescope),
                 ("focal length", master.focal_length_mm, record.focal_length_mm),
-                ("rotator angle", master.rotator_deg, record.rotator_deg),
             )
             if (a is None) != (b is None)
         ]

@@ -122,7 +122,7 @@ def test_a_light_leak_in_the_darks_is_named(tmp_path):
 
 
 def test_flats_that_overcorrect_are_named(tmp_path):
-    """Flats of a telescope with a quarter of its vignetting more; with much more they are refused."""
+    """Flats of a telescope with a quarter more of vignetting; those of much more are refused."""
 
     def steeper(frame, plan):
         if frame.kind != FLAT:

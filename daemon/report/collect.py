@@ -129,9 +129,10 @@ def library(config: Config) -> LibraryReport:
                     filter=one.filter,
                     frames=one.n_frames,
                     needed=config.calibration.min_frames,
+                    refused=one.refused,
                 )
                 for one in found.sets()
-                if one.master is None
+                if one.master is None or one.refused
             ],
         )
 
