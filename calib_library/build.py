@@ -61,7 +61,13 @@ LONG_FLAT_S = 5.0
 UNKNOWN_PEDESTAL = 0.05
 """Flats below this part of full scale are not used without their pedestal."""
 BLOCKS = 4
-"""Parts of a strip, side by side."""
+"""Parts of a strip, side by side …"""
+BLOCK_PIXELS = 3000
+"""… of which so many pixels are enough for a level."""
+HOT_SAMPLE = 100_000
+"""Pixels of a frame, in whole strips, whose hot ones are compared."""
+NOISE_STRIPS = 4
+"""The noise is taken from every fourth strip."""
 FLAT_SHAPE = 0.3
 """Flats differ by flicker bands of 13 %; a strip that differs by more than this is damaged."""
 
@@ -440,7 +446,10 @@ def _judge(
         base = np.array([_base_levels(one.pedestal, starts, columns) for one in opened])
         ceiling = _ceiling(group, opened[0].frame)
         noise = np.array(
-            [np.median([suspects.pixel_noise(s, step=step) for s in strips]) for strips in samples]
+            [
+                np.median([suspects.pixel_noise(s, step=step) for s in strips[::NOISE_STRIPS]])
+                for strips in samples
+            ]
         )
         reasons = judge_flats(levels, base_adu=base, saturation_adu=ceiling, noise_adu=noise)
     else:
@@ -467,9 +476,14 @@ def _judge_blocks(
     """Judge darks once more by blocks of the strips: light leaks in at a side or a corner."""
     if not samples:
         return []
+    thin = max(1, samples[0][0].size // (BLOCKS * BLOCK_PIXELS))
     levels = np.array(
         [
-            [_trimmed_mean(b) for strip in strips for b in np.array_split(strip, BLOCKS, axis=1)]
+            [
+                _trimmed_mean(block[:, ::thin])
+                for strip in strips
+                for block in np.array_split(strip, BLOCKS, axis=1)
+            ]
             for strips in samples
         ]
     )
@@ -481,12 +495,18 @@ def _judge_hot(samples: Sequence[Sequence[Floats]], step: int) -> Sequence[str |
     """Judge darks by their hot pixels, which show a warm sensor and another exposure."""
     if not samples:
         return []
+    pixels = sum(strip.size for strip in samples[0])
+    some = slice(None, None, max(1, pixels // HOT_SAMPLE))
     noise = float(
         np.median(
-            [suspects.pixel_noise(strip, step=step) for strips in samples for strip in strips]
+            [
+                suspects.pixel_noise(strip, step=step)
+                for strips in samples
+                for strip in strips[some][::NOISE_STRIPS]
+            ]
         )
     )
-    joined = [np.concatenate(strips) for strips in samples]
+    joined = [np.concatenate(strips[some]) for strips in samples]
     ratios = suspects.hot_ratios(joined, noise_adu=noise, step=step)
     return [None] * len(samples) if ratios is None else suspects.judge_hot_pixels(ratios)
 

@@ -187,12 +187,12 @@ class Calibrator:
             pedestal = compare.edges(self._image(subtract))
         elif sections_of(record.key).bias is not None:
             pedestal = np.zeros_like(light)  # it went with the overscan
-        wrong = compare.turned_around(
-            light,
-            pedestal,
-            compare.edges(self._flat(choice.flat, bayer=bayer)),
-            noise_adu=noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer),
-        )
+        response = compare.edges(self._flat(choice.flat, bayer=bayer))
+        # The noise is measured only where there is something to hold against it.
+        wrong = compare.turned_around(light, pedestal, response, noise_adu=0.0)
+        if wrong is not None:
+            noise_adu = noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
+            wrong = compare.turned_around(light, pedestal, response, noise_adu=noise_adu)
         if wrong is None:
             return choice
         return dataclasses.replace(
