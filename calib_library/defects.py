@@ -4,22 +4,38 @@ Masks are (ny, nx): bool where they are results, uint8 (bit 1 is bad) inside the
 of the same colour are 2 px apart in a Bayer mosaic (`bayer=True`), else 1 px.
 """
 
-from collections.abc import Iterator
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.combine import LANES, sort_lanes, sorting_network
+from calib_library.combine import LANES, Rows, sort_lanes, sorting_network
+from calib_library.errors import IncompatibleFramesError
 from calib_library.kernels import kernel
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.int64]
 
 FLAT_FLOOR = 0.05
 """A normalised flat up to this is no measurement: the pixel is bad."""
 BAD = 1
 """Bit of a mask: the pixel's value is worthless."""
+TELEGRAPH_FRAMES = 20
+"""Darks below this number do not tell a pixel that jumps."""
+TELEGRAPH_FACTOR = 6.0
+"""Times the variance of a quiet pixel of the same level."""
+_TILE_BYTES = 32_000_000
+_LOW = 25.0
+"""Percentile of hot pixels that is taken for the quiet ones: three in four may jump …"""
+_LOW_SHARE = 0.75
+"""… and what a quiet pixel's own variance over twenty darks is there, over its true one."""
+_MOST_DRIFT = 0.1**2
+"""Dark current that changes by a tenth within a set: more than a degree, no set holds that."""
 _REACH = 3
 """A repair looks for good pixels up to so many same-colour steps away."""
 _BAND_ROWS = 256
@@ -75,13 +91,125 @@ def exceeded(
     return counts
 
 
-def telegraph_pixels(variance: Floats, *, model_variance: float, factor: float = 6.0) -> Mask:
+def telegraph_pixels(
+    variance: Floats, *, model_variance: float | Floats, factor: float = TELEGRAPH_FACTOR
+) -> Mask:
     """Find pixels that jump between levels: their variance over many darks exceeds the model's.
 
     `variance` (ny, nx), ADU², of single darks at each pixel, over 20 or more, the two highest and
-    the lowest dropped; `model_variance` ADU², of a quiet pixel under the same dropping.
+    the lowest dropped; `model_variance` ADU², of a quiet pixel under the same dropping: one for all
+    or (ny, nx).
     """
-    return np.asarray(variance > factor * model_variance, np.bool_)
+    return np.asarray(variance > np.float32(factor) * model_variance, np.bool_)
+
+
+def find_telegraph(
+    darks: Sequence[Rows], *, e_per_adu: float | None = None, factor: float = TELEGRAPH_FACTOR
+) -> Pixels:
+    """Find the telegraph pixels of a camera from 20 or more like darks, read by rows.
+
+    Returns their flat indices (n,) int64, ascending. The variance of each pixel, its two highest
+    and its lowest value dropped (cosmic rays), is compared with that of quiet pixels of its own
+    level, so that the shot noise of hot pixels, of glow, and a drift of temperature do not count.
+    `e_per_adu`: the camera's gain, where it was measured. Without it the shot noise is learnt from
+    the hot pixels, and where nearly all of these jump, they are taken for quiet.
+
+    Raises IncompatibleFramesError for fewer frames or different shapes.
+    """
+    if len(darks) < TELEGRAPH_FRAMES:
+        raise IncompatibleFramesError(
+            f"{len(darks)} darks do not tell which pixels jump; {TELEGRAPH_FRAMES} are needed"
+        )
+    if len({dark.shape for dark in darks}) > 1 or len(darks[0].shape) != 2:
+        raise IncompatibleFramesError("darks of different sizes cannot be compared")
+    ny, nx = darks[0].shape
+    mean, variance = np.empty((ny, nx), np.float32), np.empty((ny, nx), np.float32)
+    # As stored: the constant that plain rows lack is no matter where all lack the same.
+    plain = {(dark.plain, dark.bzero) for dark in darks} == {(True, darks[0].bzero)}
+    dtype = np.dtype(">i2") if plain else np.dtype(np.float32)
+    height = max(1, min(ny, _TILE_BYTES // (len(darks) * nx * dtype.itemsize)))
+    buffer = np.empty(len(darks) * height * nx, dtype)
+    step = 0.0
+    for y0 in range(0, ny, height):
+        y1 = min(y0 + height, ny)
+        tile = buffer[: len(darks) * (y1 - y0) * nx].reshape(-1, y1 - y0, nx)
+        for dark, rows in zip(darks, tile, strict=True):
+            np.copyto(rows, dark.rows(y0, y1), casting="unsafe")
+            if dark.plain and not plain:
+                np.add(rows, np.float32(dark.bzero), out=rows)
+        values = tile.view(np.int16).byteswap(inplace=True) if plain else tile
+        if y0 == 0:
+            step = _value_step(values[0])
+        _trimmed_moments(values, mean[y0:y1], variance[y0:y1])
+    quiet = quiet_noise(mean, variance, least=step**2 / 12, e_per_adu=e_per_adu)
+    found = [
+        nx * y0
+        + np.flatnonzero(
+            telegraph_pixels(
+                variance[y0 : y0 + height],
+                model_variance=quiet.variance(mean[y0 : y0 + height]),
+                factor=factor,
+            )
+        )
+        for y0 in range(0, ny, height)
+    ]
+    return np.concatenate(found)
+
+
+class QuietNoise(NamedTuple):
+    """The variance of a quiet pixel: v0 + shot · D + drift · D², D its ADU above `level`."""
+
+    level: float
+    """ADU, of the middle pixel."""
+    v0: float
+    """ADU²."""
+    shot: float
+    """ADU: the inverse of the gain."""
+    drift: float
+    """The square of the dark current's relative change from dark to dark, of the temperature."""
+
+    def variance(self, mean: Floats) -> Floats:
+        """Return that of each pixel of the mean dark `mean` (ny, nx), ADU²."""
+        above = np.maximum(mean - np.float32(self.level), np.float32(0))
+        per_adu = np.float32(self.shot) + np.float32(self.drift) * above
+        return np.asarray(np.float32(self.v0) + above * per_adu, np.float32)
+
+
+def quiet_noise(
+    mean: Floats, variance: Floats, *, least: float, e_per_adu: float | None = None
+) -> QuietNoise:
+    """Measure the variance of quiet pixels from a dark's mean and variance (ny, nx), ADU, ADU².
+
+    Of hot pixels, 10 σ above the middle, the lower quarter shows the slope; of the hottest tenth of
+    them what the slope leaves shows the drift. v0 is at least `least`, ADU². Where the gain is
+    known, the slope is no more than its inverse.
+    """
+    thin = max(1, round((mean.size / 4_000_000) ** 0.5))
+    level = float(np.median(mean[::thin, ::thin]))
+    v0 = max(float(np.median(variance[::thin, ::thin])), least)
+    hot = mean > level + 10 * math.sqrt(v0)
+    above = mean[hot].astype(np.float64) - level
+    excess = variance[hot] - v0
+    if len(above) == 0:
+        return QuietNoise(level, v0, 0.0, 0.0)
+    shot = max(0.0, float(np.percentile(excess / above, _LOW))) / _LOW_SHARE
+    if e_per_adu is not None:
+        shot = min(shot, 1 / e_per_adu)
+    hottest = above >= np.percentile(above, 90)
+    rest = (excess - shot * above)[hottest] / above[hottest] ** 2
+    drift = max(0.0, float(np.percentile(rest, _LOW))) / _LOW_SHARE
+    return QuietNoise(level, v0, shot, min(drift, _MOST_DRIFT))
+
+
+def pack_pixels(pixels: Pixels) -> bytes:
+    """Write flat indices (n,) as few bytes: little-endian uint32, differences, deflated."""
+    steps = np.diff(pixels, prepend=0).astype("<u4")
+    return zlib.compress(steps.tobytes())
+
+
+def unpack_pixels(packed: bytes) -> Pixels:
+    """Read what `pack_pixels` wrote."""
+    return np.cumsum(np.frombuffer(zlib.decompress(packed), "<u4"), dtype=np.int64)
 
 
 def _surroundings(image: Floats, *, bayer: bool) -> Iterator[tuple[slice, Floats]]:
@@ -125,6 +253,49 @@ def _robust_sigma(values: Floats) -> float:
     if sample.size == 0:
         return 0.0
     return 1.4826 * float(np.median(np.abs(sample - np.median(sample))))
+
+
+def _value_step(sample: npt.NDArray[Any]) -> float:
+    """The step of the values, 1 or that of a padded converter; 0 for values that are no integers.
+
+    A row is enough: a step that is taken too large only makes the test less sharp.
+    """
+    values = np.unique(sample)
+    if not np.array_equal(values, np.rint(values)) or len(values) < 2:
+        return 0.0
+    return float(np.gcd.reduce(np.diff(values).astype(np.int64)))
+
+
+@kernel(parallel=True)
+def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> None:
+    """Mean and sample variance of `tile` (n, rows, nx) over n, two highest and the lowest dropped.
+
+    Sums are about the first value, so that float32 is enough for the values themselves.
+    """
+    n, height, nx = tile.shape
+    kept = n - 3
+    for y in numba.prange(height):
+        first = tile[0, y]
+        total = np.zeros(nx, np.float64)
+        squares = np.zeros(nx, np.float64)
+        high = np.full(nx, -np.inf, np.float32)
+        second = np.full(nx, -np.inf, np.float32)
+        low = np.full(nx, np.inf, np.float32)
+        for k in range(n):
+            row = tile[k, y]
+            for x in range(nx):
+                v = np.float32(np.float32(row[x]) - np.float32(first[x]))
+                total[x] += v
+                squares[x] += np.float64(v) * np.float64(v)
+                second[x] = max(second[x], min(high[x], v))
+                high[x] = max(high[x], v)
+                low[x] = min(low[x], v)
+        for x in range(nx):
+            a, b, c = np.float64(high[x]), np.float64(second[x]), np.float64(low[x])
+            shift = (total[x] - a - b - c) / kept
+            rest = squares[x] - a * a - b * b - c * c - kept * shift * shift
+            mean[y, x] = np.float64(first[x]) + shift
+            variance[y, x] = max(0.0, rest) / (kept - 1)
 
 
 @kernel()

@@ -79,13 +79,15 @@ def normalise(master: Floats, *, bayer: bool) -> Floats:
     level = levels(master, bayer=bayer)
     if not (level > 0).all():
         raise ValueError("the flat has no light in its centre")
-    flat = master.astype(np.float32)
-    if bayer:
-        for phase, value in enumerate(level):
-            flat[phase // 2 :: 2, phase % 2 :: 2] /= np.float32(value)
-    else:
-        flat /= np.float32(level[0])
-    flat[~((flat > FLAT_FLOOR) & np.isfinite(flat))] = 0.0
+    ny, nx = master.shape
+    flat = np.empty((ny, nx), np.float32)
+    # The levels of the phases of two rows, or of all pixels: (2, nx).
+    phases = np.resize(level, (2, 2)) if bayer else np.full((2, 2), level[0])
+    scale = np.tile(phases.astype(np.float32), (1, nx // 2 + 1))[:, :nx]
+    for y in range(0, ny, 2):
+        rows = flat[y : y + 2]
+        np.divide(master[y : y + 2], scale[: len(rows)], out=rows)
+        rows[~((rows > FLAT_FLOOR) & np.isfinite(rows))] = 0.0
     return flat
 
 

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sqlite_utils import Database
 
@@ -22,6 +22,10 @@ from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.match import MasterRecord, Match
 from calib_library.schema import transaction
+from calib_library.sensor_record import Measured, SensorRecord
+
+if TYPE_CHECKING:
+    from calib_library.restore import FoundMaster
 
 BIAS_GROUPING_C = 5.0
 """Biases this close in temperature are one set, °C."""
@@ -31,6 +35,9 @@ RETRY_S = 6 * 3600.0
 """A build that failed is tried again after this, s: the disk may have been away."""
 MASTERS_FOLDER = "masters"
 """Inside the library's folder."""
+_KNOWN_DIGITS = 16
+"""Digits of a frame's SHA-256 in a master's header."""
+_UNSEEN = b"(not seen since the database was lost)"
 BUILD_ORDER = (FrameType.BIAS, FrameType.FLAT_DARK, FrameType.DARK, FrameType.FLAT)
 """What a flat needs is built before it."""
 
@@ -208,7 +215,7 @@ class CalibrationLibrary:
         if reason:
             raise LibraryError(f"{path.name} cannot be filed: {reason}.")
         with transaction(self.db):
-            known = self.frame(sha256)
+            known = self.frame(sha256) or self._seen_again(record, sha256, path)
             if known:
                 if known.path != path and not known.path.exists():
                     self._update("calibration_frame", known.id, {"path": os.fsencode(path)})
@@ -343,7 +350,106 @@ class CalibrationLibrary:
         values = {"refused": reason, "refused_at": _seconds(now) if now else None}
         self._update("calibration_set", set_id, values)
 
+    def rebuild_due(self, set_id: int) -> None:
+        """Have the master of a set built again from its frames: its file is gone."""
+        self._update("calibration_set", set_id, {"changed": 1, "refused": None})
+
     # --- masters ---------------------------------------------------------------------------------
+
+    def restore(self, found: Sequence["FoundMaster"]) -> int:
+        """Register masters again whose rows were lost with the database, by what their headers say;
+        returns how many. Into a library without sets only.
+
+        Their frames become rows that know the beginning of the frame's hash and no path; filing
+        such a frame again completes its row.
+        """
+        with transaction(self.db):
+            if self.sets():
+                raise LibraryError("Masters are restored into an empty library only.")
+            newest = {(one.set_id, one.generation): one for one in _by_age(found)}
+            for one in sorted(newest.values(), key=lambda one: (one.set_id, one.generation)):
+                self._restore(one)
+            for one in newest.values():
+                self.db.execute(
+                    "UPDATE master SET subtracted = (SELECT id FROM master WHERE"
+                    " substr(sha256, 1, 16) = ?) WHERE path = ?",
+                    [one.subtracted, str(one.path)],
+                )
+        return len(newest)
+
+    def _restore(self, one: "FoundMaster") -> None:
+        """Register one master, the newest so far of its set."""
+        identity = _identity(one.record, one.session)
+        built = _seconds(one.built_at)
+        if not self._sets("id = ?", [one.set_id]):
+            self._insert("calibration_set", {"id": one.set_id, **identity, "last_filed_at": built})
+        [(master_id,)] = self.db.execute("SELECT coalesce(max(id), 0) + 1 FROM master")
+        self.db.execute(
+            "UPDATE master SET superseded_by = ? WHERE set_id = ? AND superseded_by IS NULL",
+            [master_id, one.set_id],
+        )
+        self._insert(
+            "master",
+            {
+                **identity,
+                "id": master_id,
+                "set_id": one.set_id,
+                "generation": one.generation,
+                "temperature_c": _real(one.record.temperature_c),
+                "frames": len(one.inputs),
+                "date_obs": _seconds(one.date_obs) if one.date_obs else None,
+                "path": str(one.path),
+                "sha256": one.sha256,
+                "built_at": built,
+                "version": one.version,
+                "notes": "[]",
+            },
+        )
+        for sha256 in one.inputs:
+            known = self.frame(sha256)
+            frame_id = (
+                known.id
+                if known
+                else self._insert(
+                    "calibration_frame",
+                    {
+                        "sha256": sha256,
+                        "path": _UNSEEN,
+                        "set_id": one.set_id,
+                        "record": one.record.to_json(),
+                        "temperature_c": _real(one.record.temperature_c),
+                        "date_obs": _seconds(one.date_obs) if one.date_obs else None,
+                        "filed_at": built,
+                    },
+                )
+            )
+            self.db.execute(
+                "INSERT INTO master_input (master, frame) VALUES (?, ?)", [master_id, frame_id]
+            )
+        self._recount(one.set_id)
+        self.db.execute(
+            "UPDATE calibration_set SET temperature_c = ? WHERE id = ?",
+            [_real(one.record.temperature_c), one.set_id],
+        )
+
+    def _seen_again(self, record: FrameRecord, sha256: str, path: Path) -> FiledFrame | None:
+        """Complete the row of a frame of which a restored master told only the hash's beginning."""
+        known = self.frame(sha256[:_KNOWN_DIGITS])
+        if known is None:
+            return None
+        self._update(
+            "calibration_frame",
+            known.id,
+            {
+                "sha256": sha256,
+                "path": os.fsencode(path),
+                "record": record.to_json(),
+                "temperature_c": _real(record.temperature_c),
+                "date_obs": _seconds(record.date_obs) if record.date_obs else None,
+            },
+        )
+        self._recount(known.set_id)
+        return self.frame(sha256)
 
     def next_generation(self, set_id: int) -> int:
         """Return the generation that the next master of this set will have."""
@@ -631,6 +737,100 @@ class CalibrationLibrary:
                 {"accepted": 1, "refused": None, "refused_at": None},
             )
 
+    def keep_telegraph(self, master_id: int, *, pixels: bytes, found: int, frames: int) -> None:
+        """Keep the telegraph pixels (`defects.pack_pixels`) that a dark's frames showed.
+
+        Joins the caller's transaction: that which registers the master, so that what a master
+        does to a light never changes.
+        """
+        with transaction(self.db):
+            row = {"master": master_id, "frames": frames, "found": found, "pixels": pixels}
+            self._insert("telegraph", row)
+
+    def telegraph(self, master_id: int) -> bytes | None:
+        """Return what `keep_telegraph` kept with this master; None for one of too few frames."""
+        row = self.db.execute(
+            "SELECT pixels FROM telegraph WHERE master = ?", [master_id]
+        ).fetchone()
+        return bytes(row[0]) if row else None
+
+    # --- cameras ---------------------------------------------------------------------------------
+
+    def unmeasured(self) -> tuple[CalibrationKey, str] | None:
+        """Return the key and row order of a camera that has flats and biases (or flat-darks), of
+        which a master was built since it was last measured.
+        """
+        row = self.db.execute(
+            "SELECT key FROM master WHERE superseded_by IS NULL GROUP BY key"
+            " HAVING sum(frame_type = 'flat') AND sum(frame_type IN ('bias', 'flat-dark'))"
+            " AND max(built_at) > coalesce("
+            "  (SELECT max(measured_at) FROM sensor WHERE sensor.key = master.key), 0)"
+            " LIMIT 1"
+        ).fetchone()
+        return _split_key(row[0]) if row else None
+
+    def masters_of(self, key: CalibrationKey, row_order: str) -> list[MasterRecord]:
+        """Return the masters in use of one camera setting, newest first."""
+        rows = self._rows(
+            "master",
+            "superseded_by IS NULL AND key = ?",
+            [_join_key(key, row_order)],
+            order_by="built_at DESC, id DESC",
+        )
+        return [_master(row) for row in rows]
+
+    def add_sensor(self, measured: SensorRecord) -> None:
+        """Keep one measurement of a camera; earlier ones stay."""
+        found = measured.sensor
+        with transaction(self.db):
+            self._insert(
+                "sensor",
+                {
+                    "key": _join_key(measured.key, measured.row_order),
+                    "camera": measured.key.camera,
+                    "gain_setting": _real(measured.key.gain),
+                    "readout_mode": measured.key.readout_mode,
+                    "measured_at": _seconds(measured.measured_at),
+                    "gain": _real(found.gain.value) if found else None,
+                    "gain_error": _real(found.gain.error) if found else None,
+                    "read_noise": _real(found.read_noise.value) if found else None,
+                    "read_noise_error": _real(found.read_noise.error) if found else None,
+                    "details": measured.details(),
+                },
+            )
+
+    def gain(self, key: CalibrationKey, row_order: str) -> Measured | None:
+        """Return the gain, e-/ADU, that was measured last of one camera setting."""
+        row = self.db.execute(
+            "SELECT gain, gain_error FROM sensor WHERE key = ? AND gain IS NOT NULL"
+            " ORDER BY measured_at DESC, id DESC LIMIT 1",
+            [_join_key(key, row_order)],
+        ).fetchone()
+        return Measured(*row) if row else None
+
+    def sensors(
+        self, key: CalibrationKey | None = None, row_order: str = "TOP-DOWN"
+    ) -> list[SensorRecord]:
+        """Return what was measured of one camera setting (None: of all), the newest first."""
+        rows = self._rows(
+            "sensor",
+            "1" if key is None else "key = ?",
+            [] if key is None else [_join_key(key, row_order)],
+            order_by="measured_at DESC, id DESC",
+        )
+        found = []
+        for row in rows:
+            its_key, its_order = _split_key(row["key"])
+            found.append(
+                SensorRecord.restore(
+                    row["details"],
+                    key=its_key,
+                    row_order=its_order,
+                    measured_at=_when(row["measured_at"]),
+                )
+            )
+        return found
+
     def orphans(self) -> list[Path]:
         """Return master files that no row speaks of: left by a crash between writing and commit.
 
@@ -855,6 +1055,10 @@ def _dark_queries(record: FrameRecord, kind: FrameType) -> tuple[_Query, ...]:
         ("key = :key AND exposure_s > :high", "exposure_s", _NEAR),
         ("key = :key AND exposure_s IS NULL", "id DESC", _FAR),
     )
+
+
+def _by_age(found: "Sequence[FoundMaster]") -> "list[FoundMaster]":
+    return sorted(found, key=lambda one: one.built_at)
 
 
 def _unfit(record: FrameRecord) -> str | None:

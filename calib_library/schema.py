@@ -118,6 +118,55 @@ def create_tables(db: Database) -> None:
 
 
 @MIGRATIONS()
+def add_sensor(db: Database) -> None:
+    """Keep what was measured of each camera in each of its settings, with its history."""
+    db.executescript("""
+        CREATE TABLE sensor (
+            id INTEGER PRIMARY KEY,
+            key TEXT NOT NULL,              -- of the frames, as in calibration_set
+            camera TEXT,
+            gain_setting REAL,
+            readout_mode TEXT,
+            measured_at REAL NOT NULL,
+            gain REAL,                      -- e-/ADU; NULL where it could not be measured
+            gain_error REAL,
+            read_noise REAL,                -- e-
+            read_noise_error REAL,
+            details TEXT NOT NULL           -- SensorRecord.details()
+        ) STRICT;
+        CREATE INDEX sensor_key ON sensor (key, measured_at);
+        """)
+
+
+@MIGRATIONS()
+def add_telegraph(db: Database) -> None:
+    """Keep which pixels of a camera jump: found with a dark master, never changed after."""
+    db.executescript("""
+        CREATE TABLE telegraph (
+            master INTEGER PRIMARY KEY REFERENCES master (id),
+            frames INTEGER NOT NULL,        -- darks that told
+            found INTEGER NOT NULL,         -- pixels
+            pixels BLOB NOT NULL            -- defects.pack_pixels
+        ) STRICT;
+        """)
+
+
+@MIGRATIONS()
+def create_identity(db: Database) -> None:
+    """Create the one row that says which library this is: the folder's marker has the same id."""
+    db.executescript("CREATE TABLE library (id TEXT NOT NULL) STRICT;")
+
+
+def identify(db: Database, *, proposed: str) -> str:
+    """Return the library's id; where it has none yet, `proposed` becomes it."""
+    with transaction(db):
+        for (known,) in db.conn.execute("SELECT id FROM library"):
+            return str(known)
+        db.conn.execute("INSERT INTO library (id) VALUES (?)", (proposed,))
+    return proposed
+
+
+@MIGRATIONS()
 def ages_pedestals_imports_overrides(db: Database) -> None:
     """Date the sets, say what was subtracted from each input, know imports and choices by hand."""
     db.executescript("""
@@ -175,8 +224,9 @@ def require(db: Database, root: Path) -> None:
         )
 
 
-def connect(path: Path, *, readonly: bool = False) -> Database:
-    """Open the database; the connection belongs to the calling thread.
+def connect(path: Path, *, readonly: bool = False, any_thread: bool = False) -> Database:
+    """Open the database; the connection belongs to the calling thread, or with `any_thread` to
+    whoever holds a lock on it.
 
     The one writer gets WAL and `synchronous=FULL`: what a transaction committed survives a power
     cut. A reader sees a consistent state while the writer works, and cannot write.
@@ -186,7 +236,10 @@ def connect(path: Path, *, readonly: bool = False) -> Database:
     mode = "ro" if readonly else "rwc"
     try:
         connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_S
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            check_same_thread=not any_thread,
         )
         try:
             db = Database(connection)
@@ -228,6 +281,27 @@ def transaction(db: Database) -> Iterator[None]:
         raise
 
 
+def verdict(path: Path) -> str:
+    """Look whether a database file is whole: `ok`, or what is wrong with it. Does not write.
+
+    Raises sqlite3.OperationalError where it cannot be read now.
+    """
+    try:
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            for statement in ("PRAGMA quick_check", "PRAGMA foreign_key_check"):
+                for row in connection.execute(statement):
+                    if row != ("ok",):
+                        return " ".join(map(str, row))
+            if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                return "it is empty"
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "ok"
+
+
 def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
     """Copy the database while it is in use, check the copy, keep the `keep` newest; return it.
 
@@ -246,9 +320,9 @@ def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
             verdict = target.execute("PRAGMA quick_check").fetchone()[0]
         if verdict != "ok":
             raise LibraryError(f"The copy of the database is not sound: {verdict}.")
-        _sync(unfinished)
+        sync(unfinished)
         unfinished.replace(copy)
-        _sync(folder)
+        sync(folder)
     except sqlite3.Error as error:
         raise LibraryError(f"The database could not be copied: {error}.") from error
     finally:
@@ -258,7 +332,8 @@ def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
     return copy
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk before going on. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

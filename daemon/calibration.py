@@ -287,7 +287,7 @@ class Calibrator:
 
     def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot; 255
-        for those that the flat shows to be dead.
+        for those that jump from dark to dark and those that the flat shows to be dead.
         """
         dark, flat_field = calibration.dark, calibration.flat
         if dark is None and flat_field is None:
@@ -304,6 +304,11 @@ class Calibrator:
         bad: Mask | None = None
         if dark is not None:
             bad = defects.exceeded(self._image(dark), HOT_THRESHOLDS_ADU, bayer=bayer)
+            jumping = self._library.telegraph(dark.id)
+            if jumping is not None:
+                whole = np.zeros((dark.key.height, dark.key.width), np.bool_)
+                whole.reshape(-1)[defects.unpack_pixels(jumping)] = True
+                bad[whole[overscan.useful(sections_of(dark.key), whole.shape)]] = 255
         if flat_field is not None:
             cold = defects.cold_pixels(self._flat(flat_field, bayer=bayer), bayer=bayer)
             bad = np.zeros(cold.shape, np.uint8) if bad is None else bad

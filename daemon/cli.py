@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -109,7 +109,7 @@ def run(*, config: ConfigOption = None, until_idle: bool = False) -> int:
     settings = _load(config)
     from daemon import service
 
-    return service.run(settings, until_idle=until_idle)
+    return service.run(settings, until_idle=until_idle, reread=lambda: _load(config))
 
 
 @app.command
@@ -131,7 +131,8 @@ def status(*, config: ConfigOption = None, watch: bool = False, json: JsonFlag =
 
 library_app = App(
     name="library",
-    help="Show the masters; choose one by hand, take in one made elsewhere.",
+    help="Show the masters; choose one by hand, take in one made elsewhere; what was measured of"
+    " the cameras; what is missing.",
 )
 app.command(library_app)
 
@@ -271,6 +272,82 @@ def import_(
     return _order(settings, "import", [0], words=given)
 
 
+@library_app.command
+def sensor(*, config: ConfigOption = None, json: JsonFlag = False) -> int:
+    """Show each camera's gain, read noise, linearity and dark current, with errors and history."""
+    settings = _load(config)
+    from daemon.report import cameras
+
+    return _show(lambda: cameras.gather(settings), json=json, render=cameras.render)
+
+
+@library_app.command
+def advice(
+    *,
+    config: ConfigOption = None,
+    nights: int = 7,
+    goal: float = 1.0,
+    exposure: float | None = None,
+    filter_name: Annotated[str | None, Parameter(name="--filter")] = None,
+    temperature: float | None = None,
+    lights: int = 50,
+    dithered: bool = False,
+    camera: str | None = None,
+    sky: float | None = None,
+    shots: Path | None = None,
+    json: JsonFlag = False,
+) -> int:
+    """Tell how much noise the masters add to the stacks, which are missing, and what to take.
+
+    Parameters
+    ----------
+    nights
+        For the lights of so many nights.
+    goal
+        How much noise one master may add, in percent.
+    exposure
+        For a plan instead: the exposure of its lights, in seconds.
+    filter_name
+        Their filter.
+    temperature
+        Their temperature, in °C; without it that of the last lights.
+    lights
+        How many they are.
+    dithered
+        They will be dithered.
+    camera
+        A part of the camera's name; without it the one used last.
+    sky
+        Sky in one of them, in electrons a pixel; without it as the last lights had it.
+    shots
+        Write what is to be taken to this file: .csv, or .esq for Ekos.
+    """
+    settings = _load(config)
+    from calib_library.errors import LibraryError
+    from daemon.report import advising, collect
+    from daemon.report.shots import write
+
+    if goal <= 0 or nights < 1 or lights < 1 or (exposure is not None and exposure <= 0):
+        _complain("--goal, --nights, --lights and --exposure must be more than 0")
+        return Exit.USAGE
+    if shots is not None and shots.suffix not in {".csv", ".esq"}:
+        _complain(f"{shots}: the list is written as .csv or as .esq")
+        return Exit.USAGE
+    plan = None
+    if exposure is not None:
+        plan = advising.Plan(exposure, filter_name, temperature, lights, dithered, camera, sky)
+    try:
+        found = advising.gather(settings, nights=nights, goal=goal / 100, plan=plan)
+        written = [] if shots is None else write(found.shots, shots)
+    except (advising.NoAdviceError, collect.NoLibraryError, LibraryError, OSError) as error:
+        _complain(str(error))
+        return Exit.PROBLEM
+    code = _show(lambda: found, json=json, render=advising.render)
+    for path in written:
+        _complain(f"written: {path}")
+    return code
+
+
 @app.command
 def explain(frame: str, /, *, config: ConfigOption = None, json: JsonFlag = False) -> int:
     """Tell why a frame was treated as it was: its header, its masters, its quality, its stack.
@@ -365,6 +442,50 @@ def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> in
     for warning in configuration.warnings(settings):
         _complain(f"note: {warning}")
     sys.stdout.write(f"{config} is written. Now: lightkeeper run --config {config}\n")
+    return Exit.OK
+
+
+@app.command
+def doctor(*, config: ConfigOption = None) -> int:
+    """Look at database, products, disk, folders, limits and clock; say what to do where one is ill.
+
+    The exit code is 1 where something is.
+    """
+    settings = _load(config)
+    from daemon import doctor as examination
+
+    ill = 0
+    for finding in examination.examine(settings, now=time.time()):
+        ill += not finding.good
+        sys.stdout.write(examination.text(finding) + "\n")
+    return Exit.PROBLEM if ill else Exit.OK
+
+
+@app.command
+def rebuild(*, config: ConfigOption = None, from_files: bool = False) -> int:
+    """Make a lost or damaged database again, from its newest sound backup or from the files.
+
+    Nothing is deleted: what the new database does not speak of is set aside.
+
+    Parameters
+    ----------
+    from_files
+        Do without the backups: masters are known by their headers, frames are found again.
+    """
+    settings = _load(config)
+    from daemon import rebuild as rebuilding
+
+    made = rebuilding.rebuild(
+        settings.library.path, from_files=from_files, now=dt.datetime.now(dt.UTC)
+    )
+    for problem in made.problems:
+        _complain(f"note: {problem}")
+    source = f"the backup {made.backup}" if made.backup else "the masters' files"
+    aside = f" What there was is in {made.aside}." if made.aside else ""
+    sys.stdout.write(
+        f"The database is made again from {source}: {made.masters} masters.{aside} Frames and "
+        "stacks are found and made again: lightkeeper run\n"
+    )
     return Exit.OK
 
 
@@ -567,14 +688,21 @@ def _complain(sentence: str) -> None:
     sys.stderr.write(f"{sentence.encode('utf-8', 'backslashreplace').decode()}\n")
 
 
-def _show(make: "Callable[[], Report | None]", *, json: bool, none: str = "") -> int:
+def _show(
+    make: Callable[[], Any],
+    *,
+    json: bool,
+    none: str = "",
+    render: Callable[..., Any] | None = None,
+) -> int:
     """Print a report; where there is none, the sentence says so and the exit code is 1."""
+    from calib_library.errors import LibraryError
     from daemon.report.collect import NoLibraryError
     from daemon.report.status import render_text, to_json
 
     try:
         report = make()
-    except NoLibraryError as error:
+    except (NoLibraryError, LibraryError) as error:
         _complain(str(error))
         return Exit.PROBLEM
     if report is None:
@@ -583,7 +711,8 @@ def _show(make: "Callable[[], Report | None]", *, json: bool, none: str = "") ->
     if json:
         sys.stdout.write(to_json(report) + "\n")
     else:
-        Console(highlight=False).print(render_text(report, now=dt.datetime.now(dt.UTC)))
+        made = (render or render_text)(report, now=dt.datetime.now(dt.UTC))
+        Console(highlight=False).print(made)
     return Exit.OK
 
 

@@ -164,6 +164,10 @@ class LibraryConfig(_Section):
 
     path: Folder
     """The folder for the database, masters, stacks, previews and status.log."""
+    keep_calibrated_days: int = Field(default=0, ge=0, le=100_000)
+    """Days after which a calibrated light's file is deleted; 0: never."""
+    keep_old_masters_days: int = Field(default=0, ge=0, le=100_000)
+    """Days after which a superseded master that no stack needs is deleted; 0: never."""
 
 
 class WatchConfig(_Section):
@@ -509,6 +513,11 @@ _EXAMPLE = """\
 # Everything that Lightkeeper writes goes here: the database, masters, stacks, previews and
 # status.log. On a local disk, and never inside a watched folder.
 path = @library@
+
+# Days after which calibrated lights, and superseded masters that no stack needs, are deleted;
+# 0 keeps them for ever.
+keep_calibrated_days = 0
+keep_old_masters_days = 0
 
 # A folder in which the camera's program writes frames, with all its subfolders. It is only read.
 # There may be several: repeat [[watch]].

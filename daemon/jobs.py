@@ -5,6 +5,7 @@ The jobs are triggers and cost nothing; the work is done by the worker and the i
 
 import datetime as dt
 from collections.abc import Callable
+from typing import TypeAlias
 
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, JobExecutionEvent
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -12,11 +13,14 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from daemon.config import ServiceConfig
+from daemon.inbox import Request
 from daemon.log import StatusLog
-from daemon.worker import Request
 
 MASTERS_S = 30.0
 HOUSEKEEPING_S = 6 * 3600.0
+Clock: TypeAlias = BackgroundScheduler
+"""What `schedule` starts; `shutdown(wait=False)` ends it."""
+
 BACKUP_AFTER_S = 600
 """The backup follows the end of the night after so long (s)."""
 
@@ -27,7 +31,7 @@ def schedule(
     rescan: Callable[[], None],
     request: Callable[[Request], None],
     log: StatusLog,
-) -> BackgroundScheduler:
+) -> Clock:
     """Start the clock; `shutdown(wait=False)` ends it.
 
     APScheduler's defaults drop a job that is a second late: here a late job still runs, once.

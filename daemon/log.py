@@ -103,11 +103,14 @@ class StatusLog:
         kept: int = KEPT,
         now: Callable[[], dt.datetime] = _now,
         environ: Mapping[str, str] = os.environ,
+        present: Callable[[], bool] = lambda: True,
     ) -> None:
         """Log to `path` (None: no file), whose folder must exist, and to `stream` (stderr).
 
-        `now` returns local time.
+        `now` returns local time. While `present` says no, `path` is not where it belongs (its disk
+        is not mounted), and nothing is written there.
         """
+        self._present = present
         self._path, self._max_bytes, self._kept, self._now = path, max_bytes, kept, now
         self._stream = sys.stderr if stream is None else stream
         self._journal = _is_journal(self._stream, environ)
@@ -158,6 +161,9 @@ class StatusLog:
             missing = f"{self._lost} lines could not be written"
             lines.insert(0, f"{stamp}  {'LOG':<{_KIND_WIDTH}}warning: {missing}\n")
         data = "".join(lines).encode()
+        if not self._present():
+            self._lost += 1
+            return
         try:
             self._rotate(path, len(data))
             # Opened anew each time: another program may have moved the file away.

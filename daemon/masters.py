@@ -1,17 +1,26 @@
 """Building the masters whose sets are complete and quiet, and what follows from a new one."""
 
+import contextlib
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from calib_library import build
+import numpy as np
+import numpy.typing as npt
+
+from calib_library import build, defects, image_io
 from calib_library.errors import LibraryError
-from calib_library.library import CalibrationSet
+from calib_library.frame import FrameType
+from calib_library.library import BuiltMaster, CalibrationSet, FiledFrame
+from daemon import storage
 from daemon.calibration import REFUSED_FLAT
 from daemon.explain import describe
 from daemon.ledger.stacks import Member
 from daemon.pipeline import Pipeline
 
 Beat = Callable[[str], None]
+
+TELEGRAPH_MOST = 60
+"""Darks in which jumping pixels are looked for: more tell no more."""
 
 
 def build_due(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float, beat: Beat) -> int:
@@ -44,6 +53,8 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
     except (LibraryError, OSError) as error:
+        if storage.kind_of(error) in storage.EVERYBODYS:
+            raise
         pipeline.log.error("MASTER", f"{label} could not be built: {error}")
         # The lights that wait for it go on with what there is; the set is tried again when
         # another frame joins it.
@@ -51,16 +62,52 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             pipeline.library.build_failed(one.id, str(error), now)
             pipeline.ledger.release_waiting([one.id])
         return False
+    jumping = _telegraph(pipeline, one, frames, made, label=label)
     with pipeline.ledger.transaction():
         master = pipeline.library.register(made, now)
+        if jumping is not None:
+            pipeline.library.keep_telegraph(
+                master.id,
+                pixels=defects.pack_pixels(jumping),
+                found=len(jumping),
+                frames=min(made.frames, TELEGRAPH_MOST),
+            )
         released = pipeline.ledger.release_waiting([one.id])
         stale = mark_changed(pipeline, f"a better master has come: {master.path}")
     for reason in made.notes:
         pipeline.log.warning("MASTER", f"{label}: {reason}")
-    follows = [f"{released} waiting lights go on"] if released else []
+    follows = [] if jumping is None else [f"{len(jumping)} pixels jump (telegraph noise)"]
+    follows += [f"{released} waiting lights go on"] if released else []
     follows += [f"{stale} stacks will be made again with it"] if stale else []
     pipeline.log.info("MASTER", "; ".join([f"{label}: {master.path}", *follows]))
     return True
+
+
+def _telegraph(
+    pipeline: Pipeline,
+    one: CalibrationSet,
+    frames: Sequence[FiledFrame],
+    made: BuiltMaster,
+    *,
+    label: str,
+) -> npt.NDArray[np.int64] | None:
+    """The pixels that jump from dark to dark, where the master has enough frames to tell."""
+    used = {entry.sha256 for entry in made.inputs if entry.left_out is None}
+    if one.frame_type is not FrameType.DARK or len(used) < defects.TELEGRAPH_FRAMES:
+        return None
+    gain = pipeline.library.gain(one.key, one.row_order)
+    try:
+        with contextlib.ExitStack() as stack:
+            return defects.find_telegraph(
+                [
+                    stack.enter_context(image_io.RowReader(frame.path))
+                    for frame in [f for f in frames if f.sha256 in used][-TELEGRAPH_MOST:]
+                ],
+                e_per_adu=gain.value if gain else None,
+            )
+    except (LibraryError, OSError) as error:
+        pipeline.log.warning("MASTER", f"{label}: its jumping pixels were not looked for: {error}")
+        return None
 
 
 def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:

@@ -209,6 +209,7 @@ class Pipeline:
     ) -> State:
         """Calibrate, measure, register and stack one light."""
         began = time.perf_counter()
+        identity = self._with_gain(identity)
         record = identity.record
         choice = self.calibrator.choose(
             record,
@@ -279,6 +280,9 @@ class Pipeline:
         member = found.member
         explanation.append(explain.place(found))
 
+        # Before the commit: after it, a death would leave the frame without this file for good.
+        if self.config.lights.keep_calibrated:
+            self._keep(frame, identity, light)
         # The live image first: if it fails, nothing is recorded and the frame is tried again. If
         # the commit fails, the image is forgotten and made again from the members.
         with self.live.adding(stack, members) as image:
@@ -297,8 +301,6 @@ class Pipeline:
                     stack_id=stack.id,
                     explanation=explanation,
                 )
-        if self.config.lights.keep_calibrated:
-            self._keep(frame, identity, light)
         flags = f" ({', '.join(member.flags)})" if member.flags else ""
         self.log.info(
             "STACKED",
@@ -317,6 +319,23 @@ class Pipeline:
                 self.log.info("CHECK", f"over: {one.kind} of {one.subject}")
             else:
                 self.log.warning("CHECK", one.sentence)
+
+    def _with_gain(self, identity: Identity) -> Identity:
+        """Where the header has no e-/ADU, that which was measured of the camera. It is recorded
+        with the frame, so that a replay uses the same.
+        """
+        record = identity.record
+        if record.e_per_adu is not None:
+            return identity
+        gain = self.library.gain(record.key, record.row_order)
+        if gain is None:
+            return identity
+        record = dataclasses.replace(
+            record,
+            e_per_adu=gain.value,
+            sources={**record.sources, "e_per_adu": "the camera as it was measured"},
+        )
+        return dataclasses.replace(identity, record=record)
 
     def _keep(self, frame: Frame, identity: Identity, light: Light) -> None:
         """Write the calibrated light as a file of its own, replacing what an earlier calibration

@@ -1,29 +1,32 @@
-"""The composition root: lock, log, threads, signals, supervision, start and stop."""
+"""The composition root: library, lock, log, threads, signals, supervision, start and stop."""
 
 import contextlib
 import datetime as dt
-import fcntl
 import json
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 import calib_library
 from calib_library import schema
-from calib_library.library import CalibrationLibrary
-from daemon import jobs, orders
-from daemon.config import Config
-from daemon.errors import AlreadyRunningError, FatalError
+from calib_library.errors import LibraryError
+from calib_library.library import MASTERS_FOLDER
+from daemon import jobs, orders, storage
+from daemon.config import Config, ConfigError
+from daemon.errors import FatalError
+from daemon.inbox import Inbox
 from daemon.intake.intake import Intake, Timing, Watched
 from daemon.ledger.ledger import KnownFiles, Ledger
+from daemon.lock import Lock
 from daemon.log import StatusLog
-from daemon.report.collect import HEARTBEAT_NAME, LOCK_NAME
+from daemon.report.collect import HEARTBEAT_NAME
 from daemon.sdnotify import Notifier
+from daemon.storage import Kind, Storage, StorageError, Trouble
 from daemon.worker import Worker
 
 LOG_NAME = "status.log"
@@ -41,46 +44,66 @@ GRACE_S = 60.0
 HURRIED_GRACE_S = 5.0
 """`--until-idle` waits so long (s) for a file that is not whole."""
 
-STOP_LIMIT_S = 60.0
-"""s that the worker gets to finish the frame at hand and to write the stacks."""
+STOP_LIMIT_S = 45.0
+"""s that worker and intake get together to finish the frame at hand and to write the stacks; less
+than the unit's TimeoutStopSec. What is not written then is made again at the next start."""
 
 IDLE_LOOKS = 3
 """`--until-idle` ends when nothing was left to do at so many looks in a row."""
 
+PERIOD_S = 5.0
+"""Between two looks at the threads (s), where the watchdog does not ask for more."""
+
+ROOM_EVERY_S = 600.0
+"""Between two looks at the room on the library's disk (s)."""
+
+Reread = Callable[[], Config]
+"""Reads the configuration again; raises ConfigError."""
+
 
 def run(
-    config: Config, *, until_idle: bool = False, not_before: threading.Event | None = None
+    config: Config,
+    *,
+    until_idle: bool = False,
+    not_before: threading.Event | None = None,
+    reread: Reread | None = None,
 ) -> int:
     """Run the service until SIGTERM or SIGINT, or until there is nothing left to do.
 
     With `until_idle` and `not_before`, it does not end before that event is set: somebody else
-    still writes frames. Returns the exit code: 0, or 1 where something fatal happened. Raises
-    AlreadyRunningError where another instance holds the library.
+    still writes frames. On SIGHUP the configuration is read again by `reread`. Returns the exit
+    code: 0, or 1 where something fatal happened. Raises FatalError where it cannot begin
+    (AlreadyRunningError: another instance holds the library).
     """
     root = config.library.path
-    try:
-        new = not root.exists() or not any(root.iterdir())
-        root.mkdir(parents=True, exist_ok=True)
-        (root / LOCK_NAME).touch()
-    except OSError as error:
-        raise FatalError(
-            f"the library folder {root} cannot be written ({error.strerror}): make it, or give it "
-            "to the user that runs Lightkeeper"
-        ) from error
-    with _lock(root):
-        log = StatusLog(root / LOG_NAME)
+    signals = Signals()
+    notifier = Notifier.from_environment()
+    lock = Lock(root)
+    opened = _open_when_there(
+        root, lock, stopping=signals.stopping, notifier=notifier, wait=not until_idle
+    )
+    if opened is None:
+        return 0
+    library, new = opened
+    with lock:  # taken already
+        log = StatusLog(root / LOG_NAME, present=library.present)
         _bridge(log)
-        database = root / schema.DATABASE_NAME
-        _prepare(database, root)
         if new:
             log.info("LIBRARY", f"a new library was begun in {root}")
-        log.info(
-            "START",
-            f"Lightkeeper {calib_library.__version__} watches "
-            + ", ".join(str(watch.path) for watch in config.watch),
+        log.info("START", _watches(config))
+        service = Service(
+            config,
+            library=library,
+            lock=lock,
+            log=log,
+            notifier=notifier,
+            signals=signals,
+            reread=reread,
+            until_idle=until_idle,
+            not_before=not_before,
         )
         try:
-            code = _supervise(config, database, log, until_idle=until_idle, not_before=not_before)
+            code = service.run()
         except FatalError as error:
             log.error("FATAL", str(error))
             code = 1
@@ -91,153 +114,433 @@ def run(
 def carry_out(config: Config, asked: Sequence[orders.Order]) -> int:
     """Do what is asked where no daemon runs; returns the exit code.
 
-    Raises AlreadyRunningError where one does.
+    Raises FatalError (AlreadyRunningError where a daemon runs).
     """
     root = config.library.path
-    with _lock(root):
-        log = StatusLog(root / LOG_NAME)
+    with Lock(root):
+        try:
+            library, _ = open_library(root)
+        except StorageError as error:
+            raise FatalError(str(error)) from error
+        log = StatusLog(root / LOG_NAME, present=library.present)
         for order in asked:
             orders.leave(root, order)
         log.info("START", f"Lightkeeper {calib_library.__version__} does what was asked")
-        worker = Worker(config=config, database=root / schema.DATABASE_NAME, log=log)
+        worker = Worker(config=config, storage=library, log=log, inbox=Inbox())
         worker.hurry()
         worker.start()
         while worker.is_alive() and not worker.idle:
             time.sleep(0.1)
         worker.stop()
         worker.join()
+        if worker.trouble is not None:
+            log.error("DISK", worker.trouble.text)
         return 1 if worker.error is not None else 0
 
 
-def _supervise(
-    config: Config,
-    database: Path,
-    log: StatusLog,
-    *,
-    until_idle: bool,
-    not_before: threading.Event | None,
-) -> int:
-    notifier = Notifier.from_environment()
-    stopping = _signals()
-    worker = Worker(config=config, database=database, log=log)
-    intake = Intake(
-        [Watched(watch.path, watch.settle_s) for watch in config.watch],
-        arrived=worker.arrived,
-        unusable=worker.unusable,
-        known=KnownFiles(database),
-        event=log.event,
-        ignore=(config.library.path,),
-        timing=Timing(
-            grace_s=HURRIED_GRACE_S if until_idle else GRACE_S,
-            scan_s=config.service.rescan_s,
-        ),
-        # An archive needs no events; a camera that is still at work does.
-        watch=not until_idle or not_before is not None,
-    )
-    worker.start()
-    intake.start()
-    scheduler = jobs.schedule(config.service, rescan=intake.rescan, request=worker.request, log=log)
-    quiet = 0
-    period = min(notifier.watchdog_interval_s or 5.0, 0.2 if until_idle else 5.0)
-    ready = False
+# --- the library ---------------------------------------------------------------------------------
+
+
+def open_library(root: Path) -> tuple[Storage, bool]:
+    """Make or migrate the library's tables, mark its folder; the second value: it is new.
+
+    Raises StorageError where its disk is in trouble, FatalError where a person must act.
+    """
+    database = root / schema.DATABASE_NAME
+    absent = storage.missing(root, database=database)
+    if absent is not None:
+        raise StorageError(absent)
+    new = not database.exists()
+    marked = storage.read_marker(root)
+    if marked and not database.exists() and _has_products(root):
+        raise FatalError(
+            f"the database of the library {root} is gone, its masters and stacks are there: copy "
+            f"the newest file of {root / 'backup'} to {database}, or let `lightkeeper rebuild` "
+            "make a new one from the files"
+        )
     try:
-        while not stopping.wait(period):
-            if not worker.is_alive() or not intake.is_alive():
-                break
-            if not ready and worker.started.is_set() and intake.wait_started(0.0):
-                ready = notifier.ready() or True
-            problems = _problems(worker, intake)
-            notifier.status("; ".join([worker.doing, *problems]))
-            _heartbeat(config.library.path, worker, problems)
-            if not problems:
-                notifier.watchdog()
-            if until_idle and (not_before is None or not_before.is_set()):
-                if intake.idle():
-                    worker.hurry()
-                quiet = quiet + 1 if worker.started.is_set() and _idle(intake, worker) else 0
-                if quiet >= IDLE_LOOKS:
-                    break
-    finally:
-        notifier.stopping()
-        scheduler.shutdown(wait=False)
-        intake.stop(STOP_LIMIT_S)
-        worker.stop()
-        worker.join(STOP_LIMIT_S)
-    if intake.failure is not None:
-        log.error("FATAL", f"the intake has ended: {intake.failure}")
-    failed = worker.error is not None or intake.failure is not None or worker.is_alive()
-    return 1 if failed else 0
-
-
-def _problems(worker: Worker, intake: Intake) -> list[str]:
-    """Why systemd should not be told that all is well."""
-    problems = []
-    silent = time.monotonic() - worker.beat_at
-    if silent > HEARTBEAT_LIMIT_S:
-        problems.append(f"the worker has been silent for {silent:.0f} s ({worker.doing})")
-    silent = intake.silent_s()
-    if silent > INTAKE_LIMIT_S:
-        problems.append(f"the intake has been silent for {silent:.0f} s")
-    return problems
-
-
-def _heartbeat(root: Path, worker: Worker, problems: Sequence[str]) -> None:
-    """Leave word for `lightkeeper status` of what happens now."""
-    said = {
-        "pid": os.getpid(),
-        "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "doing": worker.doing,
-        "since": worker.doing_since.isoformat(timespec="seconds"),
-        "problems": list(problems),
-    }
-    # A convenience that is written often: replaced whole, but not worth an fsync.
-    temporary = root / f".{HEARTBEAT_NAME}.tmp"
-    temporary.write_text(json.dumps(said, indent=1))
-    temporary.replace(root / HEARTBEAT_NAME)
-
-
-def _idle(intake: Intake, worker: Worker) -> bool:
-    # The intake first: what it hands over shows at the worker.
-    return intake.idle() and worker.idle
-
-
-def _signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set (only where this is the main thread)."""
-    stopping = threading.Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopping.set()
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-    return stopping
-
-
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Hold the library's lock; the kernel releases it however the process ends."""
-    descriptor = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunningError(
-                f"another Lightkeeper works on {root} already: stop it first "
-                "(systemctl stop lightkeeper), or give this one another library"
+        _check_whole(database)
+        db = schema.connect(database)
+        with contextlib.closing(db.conn):
+            schema.apply(db)
+            Ledger.prepare(db)
+            id_ = schema.identify(db, proposed=marked or storage.new_id())
+        return storage.establish(root, id_), new
+    except Exception as error:
+        kind = storage.kind_of(error)
+        if kind is not None:
+            raise StorageError(storage.describe(kind, root, error)) from error
+        if isinstance(error, LibraryError):
+            raise FatalError(
+                f"{error} Copy the newest file of {root / 'backup'} over it, or let `lightkeeper "
+                "rebuild` make a new one from the library's files."
             ) from error
-        yield
-    finally:
-        os.close(descriptor)
+        raise
 
 
-def _prepare(database: Path, root: Path) -> None:
-    """Make or migrate the tables before any thread opens the database."""
-    db = schema.connect(database)
-    CalibrationLibrary(db, root)
-    schema.apply(db)
-    Ledger.prepare(db)
-    db.conn.close()
+def _check_whole(database: Path) -> None:
+    """Raise LibraryError where the database is damaged, before anything is written to it."""
+    if database.exists() and database.stat().st_size:
+        wrong = schema.verdict(database)
+        if wrong != "ok":
+            raise LibraryError(f"The database {database} is damaged ({wrong}).")
+
+
+def _has_products(root: Path) -> bool:
+    masters = (root / MASTERS_FOLDER).glob("Master*.fits")
+    return next(masters, None) is not None or next(root.glob("stacks/**/*.fits"), None) is not None
+
+
+def _begin(root: Path, lock: Lock) -> tuple[Storage, bool]:
+    """Make the folder, take the lock, open the library. Raises as `open_library`."""
+    absent = storage.missing(root, database=root / schema.DATABASE_NAME)
+    if absent is not None:
+        raise StorageError(absent)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    except OSError as error:
+        kind = storage.kind_of(error)
+        if kind is not None:
+            raise StorageError(storage.describe(kind, root, error)) from error
+        raise FatalError(
+            f"the library folder {root} cannot be written ({error.strerror}): make it, or give it "
+            "to the user that runs Lightkeeper"
+        ) from error
+    return open_library(root)
+
+
+def _open_when_there(
+    root: Path, lock: Lock, *, stopping: threading.Event, notifier: Notifier, wait: bool
+) -> tuple[Storage, bool] | None:
+    """Open the library as soon as its disk is there and well; None where it was told to stop.
+
+    Until then nothing is written and nothing is lost: the frames lie in their folders. Without
+    `wait` that is a FatalError.
+    """
+    journal = StatusLog(None)
+    said = ""
+    while True:
+        try:
+            return _begin(root, lock)
+        except StorageError as error:
+            lock.release()
+            if not wait:
+                raise FatalError(str(error)) from error
+            if str(error) != said:
+                said = str(error)
+                journal.error("DISK", f"waiting: {said}")
+        except BaseException:
+            lock.release()
+            raise
+        # Started as far as that is possible: systemd must not take the waiting for a failure.
+        notifier.ready()
+        notifier.status(f"waiting: {said}")
+        notifier.watchdog()
+        if stopping.wait(min(notifier.watchdog_interval_s or PERIOD_S, PERIOD_S)):
+            notifier.stopping()
+            return None
+
+
+# --- supervision ---------------------------------------------------------------------------------
+
+
+class Signals:
+    """What SIGTERM, SIGINT and SIGHUP ask for (only where this is the main thread)."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.reload = threading.Event()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._stop)
+            signal.signal(signal.SIGHUP, self._reload)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.stopping.set()
+
+    def _reload(self, _number: int, _frame: FrameType | None) -> None:
+        self.reload.set()
+
+
+class Service:
+    """The threads of a running service, watched over by the thread that calls `run`.
+
+    The worker is replaced where the library's disk was in trouble (as after a crash, it goes on
+    from what was committed) and where the configuration was read again; what arrives meanwhile is
+    kept in the inbox.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        library: Storage,
+        lock: Lock,
+        log: StatusLog,
+        notifier: Notifier,
+        signals: Signals,
+        reread: Reread | None,
+        until_idle: bool,
+        not_before: threading.Event | None,
+    ) -> None:
+        self._config = config
+        self._library = library
+        self._lock = lock
+        self._log = log
+        self._notifier = notifier
+        self._signals = signals
+        self._reread = reread
+        self._until_idle = until_idle
+        self._not_before = not_before
+        self._inbox = Inbox()
+        self._known = KnownFiles(library.root / schema.DATABASE_NAME)
+        self._worker = self._new_worker()
+        self._intake = self._new_intake()
+        self._trouble: Trouble | None = None
+        self._trouble_at = 0.0
+        self._said: str | None = None
+        """The trouble that was told, until the work goes on."""
+        self._room_at = float("-inf")
+        self._low: str | None = None
+
+    def run(self) -> int:
+        """Supervise until something ends; returns the exit code."""
+        self._worker.start()
+        self._intake.start()
+        self._clock = self._schedule()
+        period = min(
+            self._notifier.watchdog_interval_s or PERIOD_S, 0.2 if self._until_idle else PERIOD_S
+        )
+        quiet, ready = 0, False
+        try:
+            while not self._signals.stopping.wait(period):
+                self._look_at_the_disk()
+                if not self._intake.is_alive() or not (self._worker.is_alive() or self._trouble):
+                    break
+                begun = self._worker.started.is_set() or self._trouble is not None
+                if not ready and begun and self._intake.wait_started(0.0):
+                    ready = self._notifier.ready() or True
+                if self._signals.reload.is_set():
+                    self._signals.reload.clear()
+                    self._reload()
+                self._tell()
+                if self._may_end():
+                    quiet = quiet + 1 if self._idle() else 0
+                    if quiet >= IDLE_LOOKS:
+                        break
+        finally:
+            self._notifier.stopping()
+            self._stop()
+        return self._verdict()
+
+    # -- parts ------------------------------------------------------------------------------
+
+    def _new_worker(self, *, innocent: int | None = None) -> Worker:
+        return Worker(
+            config=self._config,
+            storage=self._library,
+            log=self._log,
+            inbox=self._inbox,
+            innocent=innocent,
+        )
+
+    def _new_intake(self) -> Intake:
+        watched = [Watched(watch.path, watch.settle_s) for watch in self._config.watch]
+
+        def unusable(path: Path, reason: str, stat: os.stat_result) -> None:
+            roots = (watch.path for watch in watched if path.is_relative_to(watch.path))
+            self._inbox.refused(next(roots, path.parent), path, reason, stat)
+
+        return Intake(
+            watched,
+            arrived=self._inbox.arrived,
+            unusable=unusable,
+            known=self._known,
+            event=self._log.event,
+            ignore=(self._library.root,),
+            timing=Timing(
+                grace_s=HURRIED_GRACE_S if self._until_idle else GRACE_S,
+                scan_s=self._config.service.rescan_s,
+            ),
+            # An archive needs no events; a camera that is still at work does.
+            watch=not self._until_idle or self._not_before is not None,
+        )
+
+    def _schedule(self) -> jobs.Clock:
+        return jobs.schedule(
+            self._config.service,
+            rescan=self._intake.rescan,
+            request=self._inbox.request,
+            log=self._log,
+        )
+
+    def _stop(self) -> None:
+        """End all threads, within STOP_LIMIT_S."""
+        self._clock.shutdown(wait=False)
+        end = time.monotonic() + STOP_LIMIT_S
+        self._worker.stop()
+        self._intake.stop(STOP_LIMIT_S / 4)
+        if self._worker.ident is not None:  # it was started
+            self._worker.join(max(0.0, end - time.monotonic()))
+
+    def _verdict(self) -> int:
+        if self._intake.failure is not None:
+            self._log.error("FATAL", f"the intake has ended: {self._intake.failure}")
+        if self._worker.is_alive():
+            self._log.error(
+                "STOP",
+                f"the worker ({self._worker.doing}) did not end within {STOP_LIMIT_S:.0f} s and is "
+                "left behind; nothing is lost",
+            )
+        worker_failed = self._worker.error is not None and self._worker.trouble is None
+        if self._until_idle and self._worker.trouble is not None:
+            self._log.error("DISK", self._worker.trouble.text)
+            worker_failed = True
+        failed = worker_failed or self._worker.is_alive() or self._intake.failure is not None
+        return 1 if failed else 0
+
+    # -- what is told -----------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Tell systemd, and leave word for `lightkeeper status`, of what happens now."""
+        problems = self._problems()
+        notes = [note for note in (self._trouble and self._trouble.text, self._low) if note]
+        doing = "paused" if self._trouble else self._worker.doing
+        self._notifier.status("; ".join([doing, *problems, *notes]))
+        if not problems:
+            self._notifier.watchdog()
+        if not self._library.present():
+            return
+        said = {
+            "pid": os.getpid(),
+            "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "doing": doing,
+            "since": self._worker.doing_since.isoformat(timespec="seconds"),
+            "problems": [*problems, *notes],
+        }
+        # A convenience that is written often: replaced whole, but not worth an fsync; and not
+        # worth a word where the disk refuses it: that is told already.
+        temporary = self._library.root / f".{HEARTBEAT_NAME}.tmp"
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(said, indent=1))
+            temporary.replace(self._library.root / HEARTBEAT_NAME)
+
+    def _problems(self) -> list[str]:
+        """Why systemd should not be told that all is well."""
+        problems = []
+        silent = time.monotonic() - self._worker.beat_at
+        if self._trouble is None and silent > HEARTBEAT_LIMIT_S:
+            problems.append(f"the worker has been silent for {silent:.0f} s ({self._worker.doing})")
+        silent = self._intake.silent_s()
+        if silent > INTAKE_LIMIT_S:
+            problems.append(f"the intake has been silent for {silent:.0f} s")
+        return problems
+
+    def _may_end(self) -> bool:
+        return self._until_idle and (self._not_before is None or self._not_before.is_set())
+
+    def _idle(self) -> bool:
+        # The intake first: what it hands over shows at the worker.
+        if self._intake.idle():
+            self._worker.hurry()
+        return self._worker.started.is_set() and self._intake.idle() and self._worker.idle
+
+    # -- the library's disk -----------------------------------------------------------------
+
+    def _look_at_the_disk(self) -> None:
+        """Pause where the worker ended with the disk's trouble, go on when that is over."""
+        if self._trouble is not None:
+            self._try_again(self._trouble)
+        elif not self._worker.is_alive() and self._worker.trouble and not self._until_idle:
+            self._pause(self._worker.trouble)
+        elif self._said and self._worker.steps:
+            self._said = None
+            self._log.info("DISK", "the library can be written again: the work goes on")
+        now = time.monotonic()
+        if now - self._room_at >= ROOM_EVERY_S and self._trouble is None:
+            self._room_at = now
+            low = storage.low_room(self._library.root, now=time.time())
+            if low and not self._low:
+                self._log.warning("DISK", low)
+            self._low = low
+
+    def _pause(self, trouble: Trouble) -> None:
+        self._trouble, self._trouble_at = trouble, time.monotonic()
+        # Nothing of the library stays open, so that its disk can be unmounted and repaired.
+        self._known.away(away=True)
+        self._lock.release()
+        if self._said is None:
+            self._log.error("DISK", f"paused: {trouble.text}")
+        self._said = trouble.text
+
+    def _try_again(self, trouble: Trouble) -> None:
+        if not self._library.over(trouble, time.monotonic() - self._trouble_at):
+            return
+        try:
+            self._lock.take()
+        except OSError:  # gone again this very moment
+            return
+        innocent = None if trouble.kind is Kind.FAULTY else self._worker.at_hand
+        self._trouble = None
+        self._known.away(away=False)
+        self._worker = self._new_worker(innocent=innocent)
+        self._worker.start()
+
+    # -- the configuration ------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        """Read the configuration again and go on with it; with mistakes the old one stays."""
+        if self._reread is None:
+            return
+        self._notifier.reloading()
+        try:
+            config = self._reread()
+        except ConfigError as error:
+            for problem in error.problems:
+                self._log.error("CONFIG", problem)
+            self._log.error("CONFIG", "the configuration has mistakes: the old one stays in force")
+        else:
+            self._take_over(config)
+        self._notifier.ready()
+
+    def _take_over(self, config: Config) -> None:
+        """Replace the parts that are made of the configuration. The frame at hand is finished."""
+        if config == self._config:
+            self._log.info("CONFIG", "read again: nothing has changed")
+            return
+        if config.library.path != self._config.library.path:
+            self._log.warning(
+                "CONFIG",
+                f"another library ({config.library.path}) is taken at the next start only "
+                "(systemctl restart lightkeeper); everything else is taken now",
+            )
+            config = config.model_copy(update={"library": self._config.library})
+        changed = [
+            name for name in type(config).model_fields
+            if getattr(config, name) != getattr(self._config, name)
+        ]  # fmt: skip
+        self._clock.shutdown(wait=False)
+        self._intake.stop(STOP_LIMIT_S / 4)
+        self._worker.stop()
+        while self._worker.is_alive() and not self._signals.stopping.is_set():
+            self._worker.join(1.0)
+            if not self._problems():
+                self._notifier.watchdog()
+        self._config = config
+        if self._worker.error is None and self._trouble is None:
+            self._worker = self._new_worker()
+            self._worker.start()
+        self._intake = self._new_intake()
+        self._intake.start()
+        self._clock = self._schedule()
+        self._log.info("CONFIG", f"read again; changed: {', '.join(changed)}. {_watches(config)}")
+
+
+def _watches(config: Config) -> str:
+    return f"Lightkeeper {calib_library.__version__} watches " + ", ".join(
+        str(watch.path) for watch in config.watch
+    )
 
 
 def _bridge(log: StatusLog) -> None:

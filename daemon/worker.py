@@ -2,26 +2,23 @@
 stacks again, writes products. It owns the only writing connection to the database.
 """
 
+import contextlib
 import datetime as dt
-import os
-import queue
 import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from enum import StrEnum
-from pathlib import Path
 
 from calib_library import image_io, schema
 from calib_library.errors import HeaderError, ImageError
-from daemon import masters, orders, remake, warmup
+from daemon import heal, masters, orders, remake, retention, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
     FrameQuarantinedError,
     FrameRejectedError,
 )
+from daemon.inbox import Inbox, Request
 from daemon.intake.intake import Arrival
 from daemon.ledger.ledger import Explanation, Frame, Identity
 from daemon.ledger.states import State
@@ -29,6 +26,7 @@ from daemon.log import StatusLog
 from daemon.parts import MEGABYTE, Parts, compose
 from daemon.pipeline import night_of
 from daemon.stack.store import Growing
+from daemon.storage import Storage, Trouble
 
 ARRIVALS_AT_ONCE = 200
 """Recorded in one go before a frame is worked on: a burst must not hold back the work."""
@@ -36,76 +34,69 @@ ARRIVALS_AT_ONCE = 200
 RETRY_S = 30.0
 
 
-class Request(StrEnum):
-    """What other threads may ask of the worker; each is idempotent."""
-
-    MASTERS = "masters"
-    END_OF_NIGHT = "end of the night"
-    BACKUP = "backup"
-    HOUSEKEEPING = "housekeeping"
-
-
 class Worker(threading.Thread):
-    """Runs until `stop`. An error that is not one frame's ends it, and is kept in `error`."""
+    """Runs until `stop`. An error that is not one frame's ends it, and is kept in `error`.
 
-    def __init__(self, *, config: Config, database: Path, log: StatusLog) -> None:
-        super().__init__(name="worker")
+    Where the library's disk is in trouble it ends as if it were killed, and `trouble` tells: the
+    next worker, when the disk is well, goes on from what was committed.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        storage: Storage,
+        log: StatusLog,
+        inbox: Inbox,
+        innocent: int | None = None,
+    ) -> None:
+        """`innocent`: the frame whose attempt ended with the disk's trouble; it does not count."""
+        # A daemon thread: one that is wedged must not keep the process from ending.
+        super().__init__(name="worker", daemon=True)
         self._config = config
-        self._database = database
+        self._storage = storage
         self._log = log
-        self._arrivals: queue.SimpleQueue[tuple[Arrival, str | None]] = queue.SimpleQueue()
-        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._wake = threading.Event()
+        self._inbox = inbox
+        self._innocent = innocent
         self._stopping = threading.Event()
         self._reconsidered = False
         self._prepared = False
+        self._unmeasured = True
         self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()
         """Set once the tables are ready and the first frame could be taken."""
         self.error: BaseException | None = None
+        self.trouble: Trouble | None = None
+        """Of the library's disk, where that ended it."""
+        self.at_hand: int | None = None
+        """The frame that is being worked on."""
+        self.steps = 0
+        """Pieces of work that were done without trouble."""
         self.beat_at = time.monotonic()
         """When the worker last showed that it is alive (monotonic s)."""
         self.doing = "starting"
         self.doing_since = self._now()
-        self.idle = False
-        """Nothing is left to do at the moment."""
+        self._nothing_to_do = False
 
     # -- called by other threads ------------------------------------------------------------
 
-    def arrived(self, arrival: Arrival) -> None:
-        """A file is complete."""
-        self.idle = False
-        self._arrivals.put((arrival, None))
-        self._wake.set()
-
-    def unusable(self, path: Path, reason: str, stat: os.stat_result) -> None:
-        """A file is no image, or is not complete after the time of grace."""
-        self.idle = False
-        root = next(
-            (watch.path for watch in self._config.watch if path.is_relative_to(watch.path)),
-            path.parent,
-        )
-        arrival = Arrival(root, path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        self._arrivals.put((arrival, reason))
-        self._wake.set()
-
-    def request(self, request: Request) -> None:
-        """Ask for something; it is done when the worker comes to it."""
-        self._requests.put(request)
-        self._wake.set()
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to do at the moment."""
+        return self._inbox.empty() and self._nothing_to_do
 
     def hurry(self) -> None:
         """All frames are there: wait for no more before a master is built."""
         if not self._hurried.is_set():
             self._hurried.set()
-            self.idle = False
-            self._wake.set()
+            self._nothing_to_do = False
+            self._inbox.wake.set()
 
     def stop(self) -> None:
         """Finish the frame at hand, write what is not written, and end."""
         self._stopping.set()
-        self._wake.set()
+        self._inbox.wake.set()
 
     # -- the thread -------------------------------------------------------------------------
 
@@ -114,35 +105,43 @@ class Worker(threading.Thread):
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001 — kept for the supervisor, who ends with it
-            self.error = error
-            self._log.error("FATAL", f"the worker has ended: {error}")
-            traceback.print_exc()
+            self.error, self.trouble = error, self._storage.trouble(error)
+            if self.trouble is None:
+                self._log.error("FATAL", f"the worker has ended: {error}")
+                traceback.print_exc()
 
     def _work(self) -> None:
-        db = schema.connect(self._database)
-        parts = compose(self._config, db, self._log, quiet_s=self._quiet_s, beat=self._beat)
-        self._parts = parts
-        void = self._parts.ledger.release_claims()
+        db = schema.connect(self._storage.root / schema.DATABASE_NAME)
+        # Closed whatever happens: an open file would keep a lost disk from being unmounted.
+        with contextlib.closing(db.conn):
+            parts = compose(self._config, db, self._log, quiet_s=self._quiet_s, beat=self._beat)
+            with contextlib.closing(parts.pipeline.reader):
+                self._parts = parts
+                self._loop()
+
+    def _loop(self) -> None:
+        void = self._parts.ledger.release_claims(innocent=self._innocent)
         if void:
             self._log.info("RESUME", f"{void} frames were being worked on when it stopped")
-        self._sweep()
+        heal.heal(self._parts)
+        heal.sweep(self._parts)
         self.started.set()
         self._beat("preparing the kernels")
         warmup.kernels(lambda: self._beat("preparing the kernels"))
         while not self._stopping.is_set():
+            self._storage.check()
             self._requests_now()
             busy = self._step()
-            self.idle = not busy and self._arrivals.empty() and self._requests.empty()
-            if self.idle:
+            self.steps += 1
+            self._nothing_to_do = not busy and self._inbox.empty()
+            if self._nothing_to_do:
                 self._beat("waiting for frames")
-                self._wake.wait(1.0)
-                self._wake.clear()
+                self._inbox.wake.wait(1.0)
+                self._inbox.wake.clear()
         self._beat("stopping: writing the stacks")
         self._parts.publisher.tick(self._now(), flush=True)
         if self._hurried.is_set():
             self._parts.publisher.colour()
-        self._parts.pipeline.reader.close()
-        db.conn.close()
 
     def _step(self) -> bool:
         """One piece of work, the most urgent first. False where there is none."""
@@ -152,12 +151,16 @@ class Worker(threading.Thread):
             return True
         # Masters go before lights: once no more calibration frames are queued, what is complete
         # is built, and the lights that come after get it.
-        if not self._parts.ledger.calibration_pending() and self._build_masters(now):
+        if not self._parts.ledger.calibration_pending() and (
+            self._build_masters(now) or self._measure()
+        ):
             return True
         frame = self._parts.ledger.claim(now)
         if frame is not None:
             following = self._parts.ledger.next_path(now)
-            self._parts.pipeline.reader.ahead(following)
+            if frame.attempts == 1:
+                # Otherwise the one before may have died of the frame that was read ahead of it.
+                self._parts.pipeline.reader.ahead(following)
             self._attempt(frame, now)
             self._parts.publisher.tick(self._now(), backlog=following is not None)
             return True
@@ -185,6 +188,15 @@ class Worker(threading.Thread):
         self._reconsidered = True
         return orders.reconsider(self._parts) > 0
 
+    def _measure(self) -> bool:
+        """Measure a camera of which new masters were built: lights after it may need its gain."""
+        if not self._unmeasured:
+            return False
+        self._unmeasured = sensors.measure_next(
+            self._parts.pipeline, now=self._now(), beat=self._beat
+        )
+        return self._unmeasured
+
     def _catch_up(self) -> bool:
         """Bring a stack into memory whose product lacks frames, the publisher does the rest; replay
         one from which a frame was taken out, so that it is exact again.
@@ -204,6 +216,7 @@ class Worker(threading.Thread):
     def _build_masters(self, now: dt.datetime) -> bool:
         quiet_s = self._quiet_s()
         built = masters.build_due(self._parts.pipeline, now=now, quiet_s=quiet_s, beat=self._beat)
+        self._unmeasured |= built > 0
         return built + masters.release(self._parts.pipeline, now=now, quiet_s=quiet_s) > 0
 
     def _quiet_s(self) -> float:
@@ -221,12 +234,8 @@ class Worker(threading.Thread):
 
     def _take_arrivals(self) -> bool:
         taken = False
-        for _ in range(ARRIVALS_AT_ONCE):
-            try:
-                arrival, unusable = self._arrivals.get_nowait()
-            except queue.Empty:
-                break
-            taken = True
+        for arrival, unusable in self._inbox.arrivals(ARRIVALS_AT_ONCE):
+            taken, self._nothing_to_do = True, False
             self._take(arrival, unusable)
         return taken
 
@@ -262,6 +271,7 @@ class Worker(threading.Thread):
             )
             self._log.error("FAILED", f"given up after {most} attempts", frame=frame.name)
             return
+        self.at_hand = frame.id
         try:
             self._parts.pipeline.process(frame, now=now)
         except FrameRejectedError as error:
@@ -274,8 +284,11 @@ class Worker(threading.Thread):
             self._defer(frame, error, now)
         except sqlite3.Error:
             raise  # the database is everybody's, not this frame's
-        except Exception as error:  # noqa: BLE001 — recorded with the frame; the night goes on
+        except Exception as error:
+            if self._storage.concerns_all(error):
+                raise
             self._retry(frame, error, now)
+        self.at_hand = None
 
     def _defer(self, frame: Frame, error: FrameDeferredError, now: dt.datetime) -> None:
         if not frame.path.exists():
@@ -328,22 +341,10 @@ class Worker(threading.Thread):
         if product is not None:
             self._parts.publisher.settle(product, growing)
 
-    def _sweep(self) -> None:
-        """Delete products that no row points at: their transaction never came."""
-        root = self._config.library.path
-        used = self._parts.stacks.product_paths()
-        if not used:
-            return  # a new or a lost database: nothing is known to be an orphan
-        for path in (root / "stacks").rglob("*_v[0-9][0-9][0-9][0-9]*.fits"):
-            if str(path.relative_to(root)) not in used:
-                path.unlink()
-        for orphan in self._parts.library.orphans():
-            orphan.unlink(missing_ok=True)
-
     # -- requests ---------------------------------------------------------------------------
 
     def _requests_now(self) -> None:
-        for request in self._asked():
+        for request in self._inbox.requests():
             self._beat(f"{request}")
             if request is Request.MASTERS:
                 self._build_masters(self._now())
@@ -352,7 +353,8 @@ class Worker(threading.Thread):
             elif request is Request.BACKUP:
                 self._backup()
             elif request is Request.HOUSEKEEPING:
-                self._sweep()
+                heal.sweep(self._parts)
+                retention.clear(self._parts, now=self._now())
 
         for path, order in orders.waiting(self._parts.root):
             if order is None:
@@ -362,18 +364,11 @@ class Worker(threading.Thread):
                 orders.carry_out(self._parts, order, now=self._now())
             path.unlink(missing_ok=True)
 
-    def _asked(self) -> Iterator[Request]:
-        seen: set[Request] = set()
-        while not self._requests.empty():
-            request = self._requests.get()
-            if request not in seen:
-                seen.add(request)
-                yield request
-
     def _end_of_night(self) -> None:
         """Whatever waits goes on, every stack is written, the night is summed up."""
         now = self._now()
         masters.build_due(self._parts.pipeline, now=now, quiet_s=0.0, beat=self._beat)
+        self._unmeasured = True
         self._parts.ledger.release_waiting()
         orders.reconsider(self._parts)
         self._parts.publisher.tick(now, flush=True)

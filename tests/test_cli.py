@@ -183,7 +183,7 @@ def test_run_calls_the_service_and_returns_its_code(
 ) -> None:
     calls = []
 
-    def run(settings: Config, *, until_idle: bool) -> int:
+    def run(settings: Config, *, until_idle: bool, reread: object) -> int:
         calls.append((settings, until_idle))
         return 1 if until_idle else 0
 
@@ -204,7 +204,7 @@ def test_what_is_fatal_is_a_sentence_and_a_code(
     code: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(settings: Config, *, until_idle: bool) -> int:
+    def run(settings: Config, *, until_idle: bool, reread: object) -> int:
         raise error
 
     service.run = run  # type: ignore[attr-defined]

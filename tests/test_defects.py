@@ -4,15 +4,21 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from calib_library.combine import ArrayRows
 from calib_library.defects import (
     cold_pixels,
     exceeded,
+    find_telegraph,
     harmful_pixels,
     hot_pixels,
     local_median,
+    pack_pixels,
+    quiet_noise,
     repair,
     telegraph_pixels,
+    unpack_pixels,
 )
+from calib_library.errors import IncompatibleFramesError
 
 
 def planted(shape, fraction, seed):
@@ -80,6 +86,97 @@ def test_cold_pixels_are_those_that_differ_from_their_colour(bayer):
 def test_telegraph_pixels_exceed_the_model():
     variance = np.array([[59.0, 61.0]], np.float32)
     assert telegraph_pixels(variance, model_variance=10.0).tolist() == [[False, True]]
+
+
+def darks(n, shape, seed, *, read=3.0, jump=0.0, jumping=None, dark=0.0, step=1):
+    """Darks of 1 e-/ADU: Gaussian read noise, Poisson dark charge, jumps half of the time, rays."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(n):
+        frame = 500 + rng.normal(0, read, shape) + rng.poisson(np.broadcast_to(dark, shape))
+        if jumping is not None:
+            frame = frame + jump * jumping * (rng.random(shape) < 0.5)
+        rays = rng.random(shape) < 2e-3
+        frame += rays * rng.uniform(100, 3000, shape)
+        frames.append(ArrayRows((np.rint(frame / step) * step).astype(np.uint16)))
+    return frames
+
+
+@pytest.mark.parametrize("step", [1, 16])
+def test_jumping_pixels_are_found_and_hot_ones_and_cosmic_rays_are_not(step):
+    """A jump of 9 σ half of the time has a variance of 81/4 + 1 = 21 times the quiet one's."""
+    shape, read = (200, 300), 3.0 * step
+    jumping = planted(shape, 0.003, 1)
+    hot = planted(shape, 0.01, 2) & ~jumping
+    charge = np.where(hot, 3000.0, 0.0)
+    found = find_telegraph(
+        darks(24, shape, 3, read=read, jump=9 * read, jumping=jumping, dark=charge, step=step)
+    )
+    mask = np.zeros(shape, np.bool_)
+    mask.reshape(-1)[found] = True
+    assert not (mask & ~jumping).any()
+    assert mask.sum() >= 0.95 * jumping.sum()
+
+
+def test_darks_stored_in_different_ways_are_the_same_darks():
+    jumping = planted((100, 150), 0.005, 11)
+    taken = darks(20, (100, 150), 12, jump=40.0, jumping=jumping)
+    expected = find_telegraph(taken, e_per_adu=1.0)
+    assert len(expected) > 0.9 * jumping.sum()
+    floats = [ArrayRows(dark.pixels.astype(np.float32)) for dark in taken]
+    signed = [ArrayRows(dark.pixels.astype(np.int16)) for dark in taken]
+    assert np.array_equal(find_telegraph(floats, e_per_adu=1.0), expected)
+    for mixed in (floats[:7] + signed[7:14] + taken[14:], signed[:9] + taken[9:]):
+        assert np.array_equal(find_telegraph(mixed, e_per_adu=1.0), expected)
+
+
+def test_a_jump_within_the_noise_is_no_defect():
+    # Half of the time 3 σ higher: 9/4 + 1 = 3.25 times the variance.
+    jumping = planted((200, 300), 0.01, 4)
+    found = find_telegraph(darks(30, (200, 300), 5, jump=9.0, jumping=jumping))
+    assert len(found) < 0.05 * jumping.sum()
+
+
+def test_fewer_than_twenty_darks_do_not_tell():
+    with pytest.raises(IncompatibleFramesError, match="20 are needed"):
+        find_telegraph(darks(19, (20, 30), 6))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.01])
+def test_the_quiet_variance_is_read_noise_shot_noise_and_drift(drift):
+    """In darks of 1 e-/ADU it is read noise², the charge, and (1 % of the charge)²: 9 + D + …
+
+    Half of the hot pixels jump besides.
+    """
+    rng = np.random.default_rng(7)
+    shape = (400, 500)
+    charge = np.where(planted(shape, 0.05, 8), 50.0 + rng.exponential(3000, shape), 0.0)
+    truth = 9.0 + charge + (drift * charge) ** 2
+    variance = truth * rng.chisquare(20, shape) / 20
+    variance[planted(shape, 0.5, 10) & (charge > 0)] *= 30
+    mean = (500 + charge).astype(np.float32)
+    found = quiet_noise(mean, variance.astype(np.float32), least=1 / 12)
+    assert found.level == pytest.approx(500)
+    assert found.v0 == pytest.approx(9, rel=0.05)
+    ratio = found.variance(mean) / truth
+    # A quarter too small or twice too large at most, well within the factor 6.
+    assert ratio.min() > 0.75
+    assert ratio.max() < 2
+
+
+def test_darks_without_hot_pixels_have_one_variance():
+    flat = np.full((50, 60), 500.0, np.float32)
+    found = quiet_noise(flat, np.full((50, 60), 4.0, np.float32), least=1 / 12)
+    assert (found.v0, found.shot, found.drift) == (4.0, 0.0, 0.0)
+    assert quiet_noise(flat, np.zeros((50, 60), np.float32), least=1 / 12).v0 == 1 / 12
+
+
+def test_pixels_are_packed_small_and_whole():
+    pixels = np.flatnonzero(planted((2000, 3000), 0.001, 9))
+    packed = pack_pixels(pixels)
+    assert len(packed) < 3 * len(pixels)
+    assert np.array_equal(unpack_pixels(packed), pixels)
+    assert unpack_pixels(pack_pixels(pixels[:0])).size == 0
 
 
 def test_repair_uses_only_good_neighbours():

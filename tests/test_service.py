@@ -12,10 +12,11 @@ import pytest
 from daemon import jobs, service
 from daemon.config import ServiceConfig
 from daemon.errors import AlreadyRunningError, FatalError
+from daemon.inbox import Inbox, Request
+from daemon.lock import Lock
 from daemon.log import StatusLog
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
-from daemon.worker import Request
 from tests.nights import Outcome, config_for, run
 
 COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
@@ -80,7 +81,7 @@ def test_a_second_instance_is_refused(watched):
     config = config_for(watched)
     config.library.path.mkdir()
     with (
-        service._lock(config.library.path),
+        Lock(config.library.path),
         pytest.raises(AlreadyRunningError, match="stop it first"),
     ):
         service.run(config, until_idle=True)
@@ -127,13 +128,16 @@ def test_the_end_of_the_night_builds_writes_and_copies(tmp_path, capfd):
         write_frame(tmp_path / "in", frame)
     config = config_for(tmp_path, extra="[lights]\nkeep_calibrated = true")
     run(config)
+    library, _ = service.open_library(config.library.path)
+    inbox = Inbox()
     worker = Worker(
         config=config,
-        database=config.library.path / "lightkeeper.db",
+        storage=library,
         log=StatusLog(config.library.path / "status.log"),
+        inbox=inbox,
     )
-    worker.request(Request.END_OF_NIGHT)
-    worker.request(Request.BACKUP)
+    inbox.request(Request.END_OF_NIGHT)
+    inbox.request(Request.BACKUP)
     worker.start()
     log = config.library.path / "status.log"
     wait_for(lambda: "BACKUP" in log.read_text())

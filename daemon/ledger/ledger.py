@@ -9,12 +9,15 @@ import dataclasses
 import datetime as dt
 import json
 import os
+import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlite_utils
 
+from calib_library.errors import LibraryError
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.schema import connect, transaction
 from daemon.ledger import schema
@@ -196,9 +199,16 @@ class Ledger:
 
     # -- the queue --------------------------------------------------------------------------
 
-    def release_claims(self) -> int:
-        """After a crash nobody works on anything: every claim is void. Returns how many were."""
+    def release_claims(self, *, innocent: int | None = None) -> int:
+        """After a crash nobody works on anything: every claim is void. Returns how many were.
+
+        The last attempt at the frame `innocent` ended for no fault of its own: it is not counted.
+        """
         with self.transaction():
+            self.db.conn.execute(
+                "UPDATE frame SET attempts = attempts - 1 WHERE id = ? AND claimed_at IS NOT NULL",
+                (innocent,),
+            )
             return self.db.conn.execute(
                 "UPDATE frame SET claimed_at = NULL WHERE claimed_at IS NOT NULL"
             ).rowcount
@@ -326,7 +336,11 @@ class Ledger:
     def release_waiting(self, set_ids: Iterable[int] | None = None) -> int:
         """Let lights that wait for these sets (None: for any) be worked on; returns how many."""
         with self.transaction():
-            query = "UPDATE frame SET state = 'new', waits_for = NULL WHERE state = 'waiting'"
+            # To wait was no attempt that failed.
+            query = (
+                "UPDATE frame SET state = 'new', waits_for = NULL, attempts = 0 "
+                "WHERE state = 'waiting'"
+            )
             if set_ids is None:
                 return self.db.conn.execute(query).rowcount
             return sum(
@@ -445,19 +459,44 @@ class Ledger:
 class KnownFiles:
     """Which versions of which files the ledger has: asked by the intake's thread.
 
-    It has its own read-only connection, opened at the first question in the thread that asks.
+    It has its own read-only connection, opened at the first question.
+    While the library's disk is in trouble nothing is known: what is delivered twice is recorded
+    once all the same.
     """
 
     def __init__(self, database: Path) -> None:
         self._database = database
         self._db: sqlite_utils.Database | None = None
+        self._away = False
+        self._lock = threading.Lock()
+
+    def away(self, *, away: bool) -> None:
+        """Let go of the database, so that its disk can be unmounted; or come back to it. For any
+        thread.
+        """
+        with self._lock:
+            self._away = away
+            self._close()
 
     def __call__(self, path: Path, size: int, mtime_ns: int) -> bool:
         """Is this version of the file recorded?"""
-        if self._db is None:
-            self._db = connect(self._database, readonly=True)
-        rows = self._db.query(
-            "SELECT 1 FROM frame WHERE path = ? AND size = ? AND mtime_ns = ?",
-            (os.fsencode(path), size, mtime_ns),
-        )
-        return next(iter(rows), None) is not None
+        with self._lock:
+            if self._away:
+                return False
+            try:
+                if self._db is None:
+                    self._db = connect(self._database, readonly=True, any_thread=True)
+                rows = self._db.query(
+                    "SELECT 1 FROM frame WHERE path = ? AND size = ? AND mtime_ns = ?",
+                    (os.fsencode(path), size, mtime_ns),
+                )
+                return next(iter(rows), None) is not None
+            except (LibraryError, sqlite3.Error):
+                # The worker meets the same trouble, and says what it is.
+                self._close()
+                return False
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None

@@ -339,6 +339,22 @@ class Stacks:
                 (stack.id,),
             )
 
+    def lost_product(self, stack: Stack) -> None:
+        """The written product is gone: the stack is behind, and is written again."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                "UPDATE stack SET path = NULL, published_frames = 0, published_exposure_s = 0 "
+                "WHERE id = ?",
+                (stack.id,),
+            )
+
+    def lost_final(self, stack: Stack) -> None:
+        """The exact stack is gone: it is made again at the next end of a night."""
+        with transaction(self.db):
+            self.db.conn.execute(
+                "UPDATE stack SET final_path = NULL, final_frames = 0 WHERE id = ?", (stack.id,)
+            )
+
     def finished(self, stack: Stack, *, path: str, generation: int, frames: int) -> None:
         """Point the stack at its exact image, which lies on disk, whole, already."""
         with transaction(self.db):

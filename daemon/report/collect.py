@@ -232,3 +232,14 @@ def _frame(frame: Frame) -> FrameStatus:
         note=frame.reason or measured,
         done=frame.done_at,
     )
+
+
+def open_library(config: Config) -> CalibrationLibrary:
+    """The calibration library to read from; use it in a `with`.
+
+    Raises NoLibraryError, and LibraryError where an older version made it.
+    """
+    root = config.library.path
+    if not (root / schema.DATABASE_NAME).exists():
+        raise NoLibraryError(f"there is no library in {root} yet: start `lightkeeper run` first")
+    return CalibrationLibrary.open(root, readonly=True)

@@ -11,12 +11,18 @@ from pathlib import PurePath
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-_HEADING = "bold"
-_FAINT = "dim"
+from daemon.report.layout import FAINT as _FAINT
+from daemon.report.layout import HEADING as _HEADING
+from daemon.report.layout import cell as _cell
+from daemon.report.layout import indented as _indented
+from daemon.report.layout import line as _line
+from daemon.report.layout import printable
+from daemon.report.layout import section as _section
+from daemon.report.layout import table as _table
+
 _PROBLEM = "bold red"
 
 
@@ -144,7 +150,7 @@ class StackReport:
 Report = StackReport | StatusReport | LibraryReport | Explanation
 
 
-def to_json(report: Report) -> str:
+def to_json(report: Any) -> str:  # noqa: ANN401 - any dataclass
     """Write the report as indented JSON: times in UTC with `Z`, numbers that are none as null."""
     return json.dumps(_plain(dataclasses.asdict(report)), indent=2, ensure_ascii=True)
 
@@ -336,11 +342,6 @@ def _explanation(report: Explanation) -> Group:
 # --- pieces --------------------------------------------------------------------------------------
 
 
-def printable(text: str) -> str:
-    """Replace what must not reach a terminal: control characters, undecodable bytes."""
-    return "".join(character if character.isprintable() else "�" for character in text)
-
-
 def local_time(when: dt.datetime | None, now: dt.datetime) -> str:
     """`03:12:45` on the local day of `now`, else `2026-11-20 23:50`; `-` for None."""
     if when is None:
@@ -362,34 +363,3 @@ def _inside(path: str | None, folder: str) -> str:
     """Leave out of a path the folder it is in."""
     pure = PurePath(path or "")
     return str(pure.relative_to(folder)) if folder and pure.is_relative_to(folder) else str(pure)
-
-
-def _table(*columns: str) -> Table:
-    """Make a table without lines; `>` after a column's name puts it to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=_FAINT)
-    for column in columns:
-        right = column.endswith(">")
-        table.add_column(
-            column.rstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
-        )
-    return table
-
-
-def _cell(text: str, *, style: str = "") -> Text:
-    return Text(printable(text), style=style)
-
-
-def _section(heading: str) -> list[RenderableType]:
-    return [Text(), Text(printable(heading), style=_HEADING)]
-
-
-def _line(name: str, text: str, *, style: str = "") -> Table:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=8, style=_HEADING)
-    grid.add_column(overflow="fold")
-    grid.add_row(name, _cell(text, style=style))
-    return grid
-
-
-def _indented(text: str, *, style: str = "") -> Padding:
-    return Padding(Text(printable(text), style=style, overflow="fold"), (0, 0, 0, 2))

@@ -1,0 +1,97 @@
+"""A lost database: what the masters' own headers say of them, as records to register again.
+
+A master's header carries its key, its set and generation, and the beginning of the hash of every
+frame in it, so that the frames are known when they are seen again, and none is counted twice.
+"""
+
+import dataclasses
+import datetime as dt
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath, PurePosixPath
+
+from calib_library import header, image_io
+from calib_library.errors import ImageError, LibraryError
+from calib_library.frame import FrameRecord
+from calib_library.library import MASTERS_FOLDER
+
+Value = str | int | float | bool | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FoundMaster:
+    """What one master's file tells."""
+
+    path: PurePosixPath
+    """Relative to the library's folder."""
+    sha256: str
+    """Of the file, hexadecimal."""
+    set_id: int
+    generation: int
+    record: FrameRecord
+    """As one of its frames would have it: the key, the mean temperature."""
+    session: str
+    """A flat's night; empty otherwise."""
+    date_obs: dt.datetime | None
+    """Mean start of the frames."""
+    inputs: tuple[str, ...]
+    """The first 16 digits of the SHA-256 of each frame in it."""
+    subtracted: str | None
+    """The same of the master that was subtracted first."""
+    built_at: dt.datetime
+    version: str
+
+
+def masters(root: Path) -> Iterator[FoundMaster | str]:
+    """Each master below `root`/masters, or a sentence where the file cannot be used."""
+    for path in sorted((root / MASTERS_FOLDER).glob("Master*.fits")):
+        try:
+            yield read(root, path)
+        except (LibraryError, OSError) as error:
+            yield f"{path.name} is left alone: {str(error).removeprefix(f'{path.name}: ')}"
+
+
+def read(root: Path, path: Path) -> FoundMaster:
+    """Read one master's file, checksum and all. Raises ImageError, HeaderError, OSError."""
+    loaded = image_io.load(path)  # verifies its checksum too
+    info = loaded.info
+    cards: Mapping[str, Value] = {card.keyword: card.value for card in info.cards}
+    numbers = sorted(name for name in cards if name.startswith("LKI") and name[3:].isdigit())
+    generation, set_id = cards.get("LKGEN"), cards.get("LKSET")
+    if not numbers or not isinstance(generation, int) or not isinstance(set_id, int):
+        raise ImageError(f"{path.name}: its header does not tell what it was made of")
+    storage = str(cards.get("LKSTORE", ""))
+    parsed = header.parse(info.cards, shape=info.shape, storage=storage, path=PurePath(path.name))
+    sections = cards.get("LKSECT")
+    record = dataclasses.replace(
+        parsed,
+        key=dataclasses.replace(
+            parsed.key, storage=storage, sections=None if sections is None else str(sections)
+        ),
+        stack_count=1,
+        is_master=False,
+        calibrated="",
+    )
+    subtracted = cards.get("LKSUBSHA")
+    return FoundMaster(
+        path=PurePosixPath(path.relative_to(root).as_posix()),
+        sha256=_digest(path),
+        set_id=set_id,
+        generation=generation,
+        record=record,
+        session=str(cards.get("LKNIGHT") or ""),
+        date_obs=_time(cards.get("LKMEAN")),
+        inputs=tuple(str(cards[name]) for name in numbers),
+        subtracted=None if subtracted is None else str(subtracted),
+        built_at=dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC),
+        version=str(cards.get("SWCREATE") or ""),
+    )
+
+
+def _time(value: Value) -> dt.datetime | None:
+    return None if value is None else dt.datetime.fromisoformat(str(value)).replace(tzinfo=dt.UTC)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
