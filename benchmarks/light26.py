@@ -1,10 +1,14 @@
 """How long a light takes, and how much memory, at 26 megapixels: file complete → stack updated.
 
-    python benchmarks/light26.py [--folder DIR] [--lights 12] [--shape 4176x6248] [--json FILE]
+    python benchmarks/light26.py [--folder DIR] [--lights 12] [--shape 4176x6248]
+        [--memory-mb 2500] [--json FILE]
 
 Simulated frames are written to DIR (a tmpfs by choice: the disk is not what is measured), the
 daemon's own parts work on them one by one, and each step is timed. Cold is the first light of the
-process (kernels from their cache, masters from disk); warm is the median of the others.
+process (kernels from their cache, masters from disk); warm is the median of the others. At the end
+the stack is dropped from memory and replayed from its raw frames, as after a restart, or when the
+memory went to another filter's stack; 200 frames are extrapolated: what the first of them cost,
+which were cleaned of cosmic rays each by itself, and the median of the others for all the rest.
 """
 
 import argparse
@@ -20,15 +24,16 @@ from pathlib import Path
 
 from calib_library import image_io, schema
 from calib_library.frame import FrameType
-from daemon import masters, warmup
+from daemon import masters, remake, warmup
 from daemon.config import parse
 from daemon.ledger.ledger import Ledger
 from daemon.log import StatusLog
-from daemon.parts import compose
+from daemon.parts import MEGABYTE, Parts, compose
 from daemon.simulator.camera import make_camera
 from daemon.simulator.night import plan_night, take
 from daemon.simulator.sky import make_sky
 from daemon.simulator.writer import write_frame
+from daemon.stack.store import Growing
 
 
 def arguments() -> argparse.Namespace:
@@ -38,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lights", type=int, default=12)
     parser.add_argument("--calibration", type=int, default=20, help="darks and flats, each")
     parser.add_argument("--shape", default="4176x6248", help="rows x columns")
+    parser.add_argument("--memory-mb", type=int, default=2500, help="memory for growing stacks")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -61,7 +67,7 @@ def main() -> None:
         _, status = os.waitpid(child, 0)
         if status:
             raise SystemExit("the frames could not be generated")
-        figures = measure(folder, megapixels=ny * nx / 1e6)
+        figures = measure(folder, megapixels=ny * nx / 1e6, memory_mb=args.memory_mb)
     finally:
         shutil.rmtree(folder)
     for name, value in figures.items():
@@ -93,12 +99,12 @@ def generate(folder: Path, shape: tuple[int, int], *, lights: int, calibration: 
     print()
 
 
-def measure(folder: Path, *, megapixels: float) -> dict[str, float]:
+def measure(folder: Path, *, megapixels: float, memory_mb: int) -> dict[str, float]:
     """Let the daemon's parts work on the frames; figures by name."""
     (folder / "library").mkdir()
     config = parse(
         f'[library]\npath = "{folder / "library"}"\n[[watch]]\npath = "{folder / "in"}"\n'
-        "[stack]\nmemory_mb = 2500\n",
+        f"[stack]\nmemory_mb = {memory_mb}\n",
         base=folder,
     )
     database = config.library.path / schema.DATABASE_NAME
@@ -128,6 +134,7 @@ def measure(folder: Path, *, megapixels: float) -> dict[str, float]:
             )
         filed: list[float] = []
         lights: list[float] = []
+        processor: list[float] = []
         built = False
         while (frame := parts.ledger.claim(now)) is not None:
             is_light = frame.frame_type is FrameType.LIGHT
@@ -142,19 +149,51 @@ def measure(folder: Path, *, megapixels: float) -> dict[str, float]:
                 )
                 figures["memory after the masters, MB"] = peak_mb()
                 built = True
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             parts.pipeline.process(frame, now=dt.datetime.now(dt.UTC))
+            if is_light:
+                processor.append(time.process_time() - busy)
             (lights if is_light else filed).append(time.perf_counter() - began)
         figures["a calibration frame filed, median s"] = statistics.median(filed)
         figures["first light, cold, s"] = lights[0]
         figures["light, warm, median s"] = statistics.median(lights[1:])
         figures["light, warm, slowest s"] = max(lights[1:])
+        figures["light, warm, median CPU s"] = statistics.median(processor[1:])
         began = time.perf_counter()
         parts.publisher.tick(dt.datetime.now(dt.UTC), flush=True)
         figures["stack rendered and written, s"] = time.perf_counter() - began
         figures["peak memory, MB"] = peak_mb()
+        replayed(parts, figures)
+        figures["peak memory, replay included, MB"] = peak_mb()
         figures["frames stacked"] = float(parts.ledger.count_states().get(("stacked", "light"), 0))
     return figures
+
+
+def replayed(parts: Parts, figures: dict[str, float]) -> None:
+    """Drop the stack from memory and make it again from its raw frames, into `figures`."""
+    (stack,) = parts.stacks.all()
+    members = parts.stacks.members(stack.id)
+    parts.live.forget(stack.id)
+    growing = Growing(parts.config.stack.memory_mb * MEGABYTE)
+    cleaned: list[float] = []
+    others: list[float] = []
+    processor: list[float] = []
+    began, busy = time.perf_counter(), time.process_time()
+    for image, mask, member in remake.replay(parts.pipeline, stack, members, parts.beat):
+        growing.add(image, mask, member)
+        del image, mask
+        took = time.perf_counter() - began
+        if "cosmics cleaned" in member.flags:
+            cleaned.append(took)
+        else:
+            others.append(took)
+            processor.append(time.process_time() - busy)
+        began, busy = time.perf_counter(), time.process_time()
+    figures["a frame replayed, median s"] = statistics.median(others)
+    figures["a frame replayed, median CPU s"] = statistics.median(processor)
+    figures["a frame replayed and cleaned, median s"] = statistics.median(cleaned)
+    rest = 200 - len(cleaned)
+    figures["200 frames replayed, extrapolated s"] = sum(cleaned) + rest * statistics.median(others)
 
 
 if __name__ == "__main__":

@@ -808,6 +808,16 @@ class CalibrationLibrary:
         ).fetchone()
         return Measured(*row) if row else None
 
+    def sensor(self, key: CalibrationKey, row_order: str) -> SensorRecord | None:
+        """Return what was measured last of one camera setting, where it could be measured."""
+        rows = self._rows(
+            "sensor",
+            "id = (SELECT id FROM sensor WHERE key = ? AND gain IS NOT NULL"
+            " ORDER BY measured_at DESC, id DESC LIMIT 1)",
+            [_join_key(key, row_order)],
+        )
+        return next(map(_sensor, rows), None)
+
     def sensors(
         self, key: CalibrationKey | None = None, row_order: str = "TOP-DOWN"
     ) -> list[SensorRecord]:
@@ -818,18 +828,7 @@ class CalibrationLibrary:
             [] if key is None else [_join_key(key, row_order)],
             order_by="measured_at DESC, id DESC",
         )
-        found = []
-        for row in rows:
-            its_key, its_order = _split_key(row["key"])
-            found.append(
-                SensorRecord.restore(
-                    row["details"],
-                    key=its_key,
-                    row_order=its_order,
-                    measured_at=_when(row["measured_at"]),
-                )
-            )
-        return found
+        return [_sensor(row) for row in rows]
 
     def orphans(self) -> list[Path]:
         """Return master files that no row speaks of: left by a crash between writing and commit.
@@ -1191,6 +1190,13 @@ def _prospect(group: CalibrationSet) -> MasterRecord:
         superseded_by=None,
         version="",
         notes=(),
+    )
+
+
+def _sensor(row: Mapping[str, Any]) -> SensorRecord:
+    key, row_order = _split_key(row["key"])
+    return SensorRecord.restore(
+        row["details"], key=key, row_order=row_order, measured_at=_when(row["measured_at"])
     )
 
 

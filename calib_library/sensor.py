@@ -329,6 +329,8 @@ def _difference(
             second = second * ratio[:, None]
             signal[:, phase::step] = first + second * ratio[:, None]
         values, good, centres, sigma = _centred(first - second, quantum)
+        for row in range(step):
+            _level(values[row::step], good[row::step])
         residual[:, phase::step], kept[:, phase::step] = values, good
         shared.append(float(np.var(centres, ddof=1)) - sigma**2 / values.shape[1])
     return _Difference(residual, kept, signal, ratio2, max(0.0, float(np.mean(shared))))
@@ -359,6 +361,18 @@ def _centred(
     values[~good] = 0
     sigma = math.sqrt(float(np.square(values, dtype=np.float64).sum()) / max(1, int(good.sum())))
     return values, good, centres + shift, sigma
+
+
+def _level(values: Floats, good: npt.NDArray[np.bool_]) -> None:
+    """Take its mean off each patch of a plane's band (PATCH, columns), in place: the light of a
+    twilight moves from frame to frame.
+    """
+    starts = np.arange(0, values.shape[1], PATCH)
+    total = np.add.reduceat(values.sum(axis=0, dtype=np.float64), starts)
+    count = np.add.reduceat(good.sum(axis=0), starts)
+    mean = (total / np.maximum(1, count)).astype(np.float32)
+    values -= np.repeat(mean, PATCH)[: values.shape[1]]
+    values[~good] = 0
 
 
 def _start_sigma(values: Floats, quantum: int) -> float:
@@ -392,7 +406,8 @@ def _variances(
     density = math.exp(-(CLIP**2) / 2) / math.sqrt(2 * math.pi)
     share = 1 - 2 * CLIP * density / within
     columns = difference.residual.shape[1] // step
-    lost = 1 - 1 / columns  # the degree of freedom that a row's mean, or ratio, took
+    # The degrees of freedom that a row's mean, or ratio, and the patch's mean took.
+    lost = (1 - 1 / columns) * (1 - 1 / PATCH**2)
     variance = np.zeros(len(values))
     for _ in range(_TRUNCATION_PASSES):
         count = np.maximum(2, good.sum(axis=1))
@@ -546,7 +561,7 @@ def _lag_sums(one: _Difference, step: int) -> Doubles:
     variance = float(np.vdot(values, values)) / max(1, int(np.count_nonzero(kept)))
     # Pixels whose common mean was taken off are anticorrelated; in a mosaic neighbours have
     # different means.
-    lost = variance / values.shape[1] if step == 1 else 0.0
+    lost = variance * (1 / values.shape[1] + 2 / PATCH**2) if step == 1 else 0.0
     return np.array([across / n_across + lost + down / n_down, variance])
 
 

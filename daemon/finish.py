@@ -248,7 +248,8 @@ def _cards(
 
 def difference_to_live(root: Path, stack: Stack, frames: int, image: StackImage) -> float | None:
     """The rms of (growing stack − exact stack) / σ over the pixels that both cover, σ of the
-    exact one; None where the growing stack's product is not of `frames` frames, or cannot be read.
+    exact one; None where the growing stack's product is not of `frames` frames, is
+    of half the size, or cannot be read.
     """
     if stack.path is None or stack.published_frames != frames:
         return None
@@ -256,6 +257,8 @@ def difference_to_live(root: Path, stack: Stack, frames: int, image: StackImage)
         growing, cards = image_io.read_product(root / stack.path)
         coverage = image_io.read_extra(root / stack.path, "COVERAGE")
     except (ImageError, OSError):
+        return None
+    if growing.size != image.mean.size:
         return None
     growing = growing.reshape(image.mean.shape)
     values = {card.keyword: card.value for card in cards}

@@ -19,7 +19,6 @@ from daemon.ledger.stacks import Stack
 from daemon.ledger.states import State
 from daemon.light import quality
 from daemon.parts import MEGABYTE, Parts
-from daemon.stack import live
 
 FOLDER = "orders"
 FINISH_FROM_FRAMES = 3
@@ -160,16 +159,7 @@ def remove(parts: Parts, frame_id: int, *, now: dt.datetime) -> None:
     if again is None or growing.image is None:
         parts.live.forget(stack.id)
         return
-    image, mask = again
-    live.remove(
-        growing.image,
-        image,
-        member.matrix,
-        member.terms,
-        distortion=member.distortion,
-        mask=mask,
-    )
-    growing.removed(member)
+    growing.remove(*again, member)
 
 
 def readmit(parts: Parts, frame_id: int) -> None:

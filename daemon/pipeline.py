@@ -43,6 +43,11 @@ COSMICS_BELOW_FRAMES = 8
 STACKABLE = 1
 """Frames combined in a raw light."""
 
+HALF_SIZE = (
+    "the stack grows at half the size: [stack] memory_mb is too small for all its pixels. "
+    "The final stack is of full size"
+)
+
 
 def night_of(moment: dt.datetime) -> str:
     """The local date of the evening in whose night (noon to noon) a moment lies."""
@@ -77,7 +82,7 @@ class Pipeline:
         self.stacks = stacks
         self.live = live
         self.calibrator = calibrator
-        self._selfcheck = SelfCheck(calibrator)
+        self._selfcheck = SelfCheck(calibrator, library)
         self.reader = reader
         self.log = log
         self._watches: Mapping[Path, WatchConfig] = {watch.path: watch for watch in config.watch}
@@ -287,6 +292,8 @@ class Pipeline:
         # the commit fails, the image is forgotten and made again from the members.
         with self.live.adding(stack, members) as image:
             image.add(light.image, light.mask, member)
+            if image.halved and not members:
+                self.log.info("MEMORY", HALF_SIZE)
             with self.ledger.transaction():
                 if found.reference is not None:
                     self.stacks.set_reference(stack.target, stack.camera, found.reference)

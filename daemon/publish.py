@@ -125,6 +125,8 @@ class Publisher:
         folder = product.folder_of(stack)
         path = folder / f"{stem}_v{generation:04d}.fits"
         record, names = self._frames(members)
+        if growing.halved:
+            record = product.binned(record)
         cards = product.cards_for(
             stack,
             members,
@@ -213,6 +215,8 @@ class Publisher:
     def _settings(self, growing: Growing) -> str:
         depth = growing.depth
         kept = f"extremes {depth.high}/{depth.low}, " if depth else ""
+        if growing.halved:
+            kept += "half size, "
         return f"{kept}gate 4 sigma, cosmics {self._config.lights.clean_cosmics}"
 
     def colour(self) -> None:

@@ -40,6 +40,7 @@ def replay(
         found = pipeline.again(frame, member) if frame else None
         if found is not None:
             yield *found, member
+        del found  # a frame's memory is free before the next needs as much
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

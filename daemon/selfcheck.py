@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library.frame import FrameRecord
+from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator, noise_of, sampled_rows
 from daemon.ledger.conditions import Finding
 from daemon.light import residual, stars
@@ -23,6 +24,8 @@ LARGE_SCALE = 0.15
 """Of the amplifier's glow, or of the vignetting."""
 NOISE = 0.10
 """More noise after calibration than before it."""
+UNEXPLAINED = 0.2
+"""More noise than photons and the measured read noise make."""
 TOO_QUIET = 0.85
 """Noise over that of the sky's own photons."""
 COVERED_STARS = 3
@@ -55,8 +58,9 @@ class Checked:
 class SelfCheck:
     """Measures lights against the masters that were applied to them; keeps the last patterns."""
 
-    def __init__(self, calibrator: Calibrator) -> None:
+    def __init__(self, calibrator: Calibrator, library: CalibrationLibrary) -> None:
         self._calibrator = calibrator
+        self._library = library
         self._key = ""
         self._patterns = _Patterns(None, None, None, None)
 
@@ -81,17 +85,32 @@ class SelfCheck:
                 bayer=bayer,
             )
         # A debayered plane has less noise than its mosaic: only monochrome frames are compared.
-        added = None
-        if not bayer and any(light.calibration.ids().values()):
-            added = residual.added_noise(
-                raw[sample], light.image[0][sample], patterns.flat_rows, bayer=False
-            )
-        found = residual.Residuals(hot, glow, vignetting, added)
+        added = unexplained = None
+        if not bayer:
+            after = residual.sky_noise(light.image[0][sample], patterns.flat_rows, bayer=False)
+            if any(light.calibration.ids().values()):
+                added = residual.added_noise(after, raw[sample], bayer=False)
+            unexplained = self._unexplained(after, raw[sample], record)
+        found = residual.Residuals(hot, glow, vignetting, added, unexplained)
         strength = patterns.witnesses.strength_adu if patterns.witnesses else 0.0
         covered = _covered(found, record, light)
         # What a covered camera shows says nothing of its calibration.
         findings = () if covered else judge(found, record, light, strength_adu=strength)
         return Checked((_cover(covered, record, light), *findings), _lines(found), covered)
+
+    def _unexplained(
+        self, noise_adu: float, raw: npt.NDArray[np.generic], record: FrameRecord
+    ) -> float | None:
+        measured = self._library.sensor(record.key, record.row_order)
+        if measured is None or measured.sensor is None:
+            return None
+        return residual.unexplained_noise(
+            noise_adu,
+            raw,
+            e_per_adu=measured.sensor.gain.value,
+            read_noise_e=measured.sensor.read_noise.value,
+            offset_adu=measured.sensor.offset_adu,
+        )
 
     def _of(self, noise_adu: float, record: FrameRecord, light: Light) -> _Patterns:
         key = json.dumps(light.calibration.ids(), sort_keys=True)
@@ -130,6 +149,8 @@ def judge(
         findings.append(_vignetting(found.vignetting, flat))
     if found.added_noise is not None and (dark or flat):
         findings.append(_noise(found.added_noise, dark or flat))
+    if found.unexplained_noise is not None:
+        findings.append(_unexplained(found.unexplained_noise, camera))
     if record.e_per_adu and sky > 0 and noise > 0:
         findings.append(_gain(record.e_per_adu, camera, sky, noise))
     return tuple(findings)
@@ -212,6 +233,16 @@ def _noise(added: float, master: str) -> Finding:
     )
 
 
+def _unexplained(more: float, camera: str) -> Finding:
+    return Finding(
+        "noise",
+        camera,
+        more > UNEXPLAINED,
+        f"the lights of {camera} are {more:.0%} noisier than their sky and the measured read noise "
+        "make: interference from a cable or a supply, or masters of too few frames",
+    )
+
+
 def _gain(e_per_adu: float, camera: str, sky: float, noise: float) -> Finding:
     photons = math.sqrt(sky / e_per_adu)
     return Finding(
@@ -262,4 +293,8 @@ def _lines(found: residual.Residuals) -> tuple[str, ...]:
         )
     if found.added_noise is not None:
         lines.append(f"noise of neighbouring pixels: {found.added_noise:+.1%} by calibration")
+    if found.unexplained_noise is not None:
+        lines.append(
+            f"noise over that of sky and readout, as measured: {1 + found.unexplained_noise:.3f}"
+        )
     return tuple(lines)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from calib_library import combine, defects
 from daemon.light import calibrate, cosmic, debayer, quality, register, stars
-from daemon.stack import final, live
+from daemon.stack import final, halve, live
 
 SIDE_PX = 192
 STARS = 40
@@ -73,6 +73,7 @@ def _stack(
     beside = dataclasses.replace(found, x=found.x + 1.0)
     registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
     quality.background_plane(cells, cells, registration.matrix, 1.0, luminance.shape)
+    halve.image(image, mask)
     stack = live.LiveStack.empty(image.shape, high=3, low=2)
     for index in range(2):
         beat()

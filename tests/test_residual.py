@@ -124,7 +124,24 @@ def test_masters_of_too_few_frames_add_noise():
     raw = rng.normal(1000.0, 10.0, SHAPE).astype(np.float32)
     for n in (1, 20):
         dark = rng.normal(500.0, 10.0 / np.sqrt(n), SHAPE).astype(np.float32)
-        found = residual.added_noise(
-            raw, (raw - dark) / 0.7, np.full(SHAPE, 0.7, np.float32), bayer=False
-        )
+        flat_rows = np.full(SHAPE, 0.7, np.float32)
+        after = residual.sky_noise((raw - dark) / flat_rows, flat_rows, bayer=False)
+        found = residual.added_noise(after, raw, bayer=False)
         assert found == pytest.approx(np.sqrt(1 + 1 / n) - 1, abs=0.03)
+
+
+@pytest.mark.parametrize("interference_adu", [0.0, 15.0])
+def test_noise_is_held_against_what_the_camera_makes(interference_adu):
+    raw = light(-10.0).astype(np.float32)
+    image = raw - master(-10.0)
+    image += np.random.default_rng(6).normal(0.0, interference_adu, SHAPE).astype(np.float32)
+    after = residual.sky_noise(image, None, bayer=False)
+    more = residual.unexplained_noise(
+        after,
+        raw,
+        e_per_adu=0.8,
+        read_noise_e=2.2,
+        offset_adu=float(np.median(CAMERA.pedestal_adu)),
+    )
+    quiet = np.sqrt(float(np.median(raw - CAMERA.pedestal_adu)) / 0.8 + (2.2 / 0.8) ** 2)
+    assert more == pytest.approx(np.hypot(quiet, interference_adu) / quiet - 1, abs=0.04)

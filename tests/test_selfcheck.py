@@ -73,7 +73,9 @@ def test_a_right_calibration_is_silent_and_says_what_it_measured(tmp_path):
         "glow left",
         "vignetting left",
         "noise of neighbouring pixels",
+        "noise over that of sky and readout, as measured",
     ]
+    assert float(lines[-1].rpartition(" ")[2]) == pytest.approx(1.0, abs=0.06)
 
 
 def test_a_lying_thermometer_is_named_once(tmp_path):

@@ -99,6 +99,22 @@ def test_twilight_flats_of_different_levels_and_flicker_are_brought_to_one_level
     assert found.gain.value == pytest.approx(0.8, rel=0.005)
 
 
+@pytest.mark.parametrize("bayer", [False, True])
+def test_twilight_whose_gradient_turns_feigns_no_coupling(bayer):
+    """Between two flats the light of the left edge over that of the right one changes by 0.6 %."""
+    camera = Camera(17, colours=(0.6, 1, 1, 0.7) if bayer else None)
+    slope = 0.003 * np.linspace(-1, 1, SHAPE[1])
+    flats = []
+    for turn in (1, -1, 1, -1, 1, -1):
+        camera.flat, even = camera.flat * (1 + turn * slope), camera.flat
+        flats.append(camera.take(16_000))
+        camera.flat = even
+    found = sensor.measure(flats, camera.frames(6), bayer=bayer)
+    assert found.notes == ()
+    assert abs(found.coupling.value) < 4 * found.coupling.error
+    assert found.gain.value == pytest.approx(0.8, rel=0.005)
+
+
 def test_noise_of_whole_rows_is_told_apart():
     camera = Camera(7, read_noise=2.0)
     found = sensor.measure(

@@ -67,6 +67,8 @@ class Residuals:
     """Fraction of the flat's large-scale structure that is left; negative: over-corrected."""
     added_noise: float | None
     """Noise of neighbouring pixels after calibration over that before, less 1."""
+    unexplained_noise: float | None
+    """Noise of neighbouring pixels over what photons and the camera's read noise make, less 1."""
 
 
 def warm_pixels(dark: Floats, *, bayer: bool) -> Witnesses:
@@ -189,19 +191,38 @@ def coarse(cells: Floats) -> Floats:
     return np.asarray(np.median(blocks, axis=(1, 3)), np.float32)
 
 
-def added_noise(
-    raw: npt.NDArray[Any], calibrated: Floats, flat: Floats | None, *, bayer: bool
-) -> float | None:
-    """Noise of neighbouring pixels of a calibrated mosaic over the raw one's, less 1.
+def sky_noise(calibrated: Floats, flat: Floats | None, *, bayer: bool) -> float:
+    """Noise of one pixel, ADU, of a calibrated mosaic by the differences of neighbours.
 
-    All are (n, nx), the same rows of a frame, `calibrated` in ADU and divided by `flat`: what that
-    did to the noise is undone. A master of too few frames adds its own noise; a right one takes the
-    fixed pattern away, and the value is 0 or below. None where the raw frame has no noise to
-    compare with.
+    Both are (n, nx), the same rows of a frame; what dividing by `flat` did to the noise is undone.
+    """
+    return _neighbour_noise(calibrated if flat is None else calibrated * flat, bayer=bayer)
+
+
+def added_noise(after_adu: float, raw: npt.NDArray[Any], *, bayer: bool) -> float | None:
+    """The noise that calibration left, `sky_noise`, over that of the same raw rows (n, nx), less 1.
+
+    A master of too few frames adds its own noise; a right one takes the fixed pattern away, and the
+    value is 0 or below. None where the raw frame has no noise to compare with.
     """
     before = _neighbour_noise(raw, bayer=bayer)
-    after = _neighbour_noise(calibrated if flat is None else calibrated * flat, bayer=bayer)
-    return after / before - 1.0 if before > _LEAST_NOISE_ADU else None
+    return after_adu / before - 1.0 if before > _LEAST_NOISE_ADU else None
+
+
+def unexplained_noise(
+    after_adu: float,
+    raw: npt.NDArray[Any],
+    *,
+    e_per_adu: float,
+    read_noise_e: float,
+    offset_adu: float,
+) -> float | None:
+    """`sky_noise` over √(S/G + R²/G²), ADU, less 1: S the median of the raw rows (n, nx) above the
+    offset (algorithms, section 3). None below an offset that is another than the one measured.
+    """
+    level = float(np.median(raw)) - offset_adu
+    variance = level / e_per_adu + (read_noise_e / e_per_adu) ** 2
+    return after_adu / math.sqrt(variance) - 1.0 if variance > 0 else None
 
 
 def _neighbour_noise(sample: npt.NDArray[Any], *, bayer: bool) -> float:

@@ -1,15 +1,15 @@
 """Resampling a frame onto the reference grid: Lanczos-3, clamped where it would ring.
 
-The kernel is a table of 1024 sub-pixel phases. A plain normalised Lanczos-3 kernel misplaces a star
-by up to 0.02 px, because it does not reproduce a slope; here each phase gets the smallest change
-(least squares over its six taps) that makes its moments exact up to the second, so that flux,
-position and width of a star come through. At phase 0 the kernel is one pixel: a shift by whole
-pixels copies.
+The kernel is that of `lanczos`. A frame that is nearly upright, as almost every one of a night is,
+is resampled in two sweeps (`sweeps`); one that is turned farther, or bent by a distortion, pixel by
+pixel from 6×6 others, at three to four times the cost.
 
 Beside an edge that the sampling does not resolve (a hot pixel, a saturated core, a satellite trail)
 the kernel's lobes would draw dark and bright rings. There the value is held within the range of the
-four pixels around it, give or take the noise.
+pixels nearest to it, give or take the noise.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,28 @@ from numba import prange
 
 from calib_library.kernels import kernel
 from daemon.light import distortion as distortions
+from daemon.light.lanczos import (
+    BAD,
+    BAD_SHARE,
+    EDGE_CONTRAST,
+    PHASE_BITS,
+    PHASES,
+    RING_SHARE,
+    SHARES,
+    TABLE,
+    TAPS,
+)
+from daemon.light.sweeps import (
+    AREA,
+    BLOCK_COLUMNS,
+    BLOCK_ROWS,
+    MIRRORED,
+    NOT_UPRIGHT,
+    STEPS,
+    sweep_block,
+    sweeps_of,
+    unpacked,
+)
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -24,23 +46,8 @@ Matrix = npt.NDArray[np.float64]
 Place = npt.NDArray[np.int32]
 Bend = tuple[float, float, float, float, float, float, float]
 
-PHASE_BITS = 10
-PHASES = 1 << PHASE_BITS
-"""Positions are rounded to 1/1024 px, which misplaces a star by 0.0005 px at most."""
-TAPS = 6
 CLAMP_SIGMA = 1.0
 """How far, in σ of one pixel, a value may lie outside the range of its four nearest pixels."""
-RING_SHARE = np.float32(0.01)
-"""The share of an edge's height by which a value may lie farther out: what a star of FWHM 2.5 px
-shows of the kernel's own error around it. A hot pixel, unclamped, would draw rings of 13 %."""
-EDGE_CONTRAST = np.float32(5)
-"""How many times higher than the four nearest pixels (above the darkest of the 6×6) another pixel
-must stand for the value to be clamped. Beside the peak of a star none does."""
-BAD = np.uint8(1)
-"""Bit of the mask for pixels that must not be used."""
-BAD_SHARE = 0.1
-"""An output pixel of which more than this share of the kernel (sum of |weights|) falls on bad
-pixels is left out; below it they are replaced by the others."""
 MOST_BENT = 0.5
 """By how much of the matrix's own area a distortion may change a pixel's; beyond, it is out of its
 depth, and the frame covers nothing there."""
@@ -48,28 +55,30 @@ UNIT_PX = distortions.UNIT_PX
 NOT_BENT = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 BLOCK = 4
 """px, edge of the blocks in which the surroundings of bad pixels are marked."""
+CHUNK = 256
+"""Pixels of a mask that are looked at together."""
 
 
-def _lanczos_table() -> Image:
-    """Weights (PHASES, TAPS) f32 for pixels −2 … 3 relative to the one at or before the position.
+class Way(NamedTuple):
+    """How a frame comes onto the reference grid: what `warp_block` needs beside its pixels."""
 
-    L(d) = sinc(d) sinc(d/3), then corrected to Σw = 1, Σw·t = 0, Σw·t² = 0 with t the tap's
-    distance from the position.
-    """
-    phase = np.arange(PHASES)[:, None] / PHASES
-    distance = np.arange(-2, 4)[None, :] - phase
-    weights = np.sinc(distance) * np.sinc(distance / 3)
-    weights[0] = distance[0] == 0
-    moments = np.stack([distance**order for order in range(3)], axis=1)
-    wanted = np.array([1.0, 0.0, 0.0])
-    missing = wanted - np.einsum("pot,pt->po", moments, weights)
-    weights += np.einsum("pto,po->pt", np.linalg.pinv(moments), missing)
-    weights[0] = distance[0] == 0
-    return np.ascontiguousarray(weights, dtype=np.float32)
-
-
-TABLE = _lanczos_table()
-TABLE.setflags(write=False)
+    width: int
+    """px of a reference row."""
+    inverse: Matrix
+    bend: Matrix
+    sweeps: Matrix
+    """(8,) f64, a `sweeps.Sweeps`: a parallel kernel takes no records within a record."""
+    bad: Mask
+    """(ny, nx), bit 1 = bad. This and the next three are empty where no pixel is."""
+    near: Mask
+    """For each block of BLOCK×BLOCK kernel positions, whether a kernel there can touch one."""
+    first_bad: Place
+    """(ny + 1,), where the bad columns of each row begin."""
+    bad_columns: Place
+    """Row by row."""
+    table: Image
+    shares: Image
+    steps: Image
 
 
 def warp(
@@ -124,7 +133,7 @@ def warp_rows(
     is raised, as `warp`. Returns (planes, rows, width) f32.
     """
     _check_image(image)
-    inverse, bend = invert(matrix), distortions.checked(distortion)
+    way = way_of(matrix, distortion, mask, shape=(image.shape[1], image.shape[2]), width=width)
     shape = (image.shape[0], rows[1] - rows[0], width)
     if out is None:
         out = np.empty(shape, dtype=np.float32)
@@ -132,10 +141,25 @@ def warp_rows(
         raise ValueError(f"out is {out.shape} {out.dtype}, {shape} float32 is needed")
     if noise_adu is None:
         noise_adu = pixel_noise(image)
-    bad, near = bad_pixels(mask, shape=(image.shape[1], image.shape[2]))
-    tolerance = np.float32(CLAMP_SIGMA * noise_adu)
-    _warp_rows(image, inverse, bend, TABLE, tolerance, bad, near, rows[0], out)
+    _warp_rows(image, way, np.float32(CLAMP_SIGMA * noise_adu), rows[0], out)
     return out
+
+
+def way_of(
+    matrix: Matrix,
+    distortion: Matrix | None,
+    mask: Mask | None,
+    *,
+    shape: tuple[int, int],
+    width: int,
+) -> Way:
+    """The way of a frame of `shape` (ny, nx) onto a reference `width` px wide. Raises ValueError as
+    `invert`, `bad_pixels` and `distortion.checked`.
+    """
+    inverse, bend = invert(matrix), distortions.checked(distortion)
+    bad = bad_pixels(mask, shape=shape)
+    sweeps = NOT_UPRIGHT if bend.size else sweeps_of(inverse, width=width)
+    return Way(width, inverse, bend, np.array(sweeps), *bad, TABLE, SHARES, STEPS)
 
 
 def invert(matrix: Matrix) -> Matrix:
@@ -167,37 +191,69 @@ def pixel_noise(image: Image) -> float:
     return float(np.median(finite)) / (0.6745 * np.sqrt(2.0)) if finite.size else 0.0
 
 
-def bad_pixels(mask: Mask | None, *, shape: tuple[int, int]) -> tuple[Mask, Mask]:
-    """What the kernels need of a mask: the mask itself, and a flag per block of BLOCK×BLOCK
-    kernel positions which tells whether any kernel placed there can touch a bad pixel.
-
-    With no mask, or none bad, both are (0, 0), which the kernels take as "none". The mask's shape
-    must be `shape`, else ValueError. The mask is not changed.
+def bad_pixels(mask: Mask | None, *, shape: tuple[int, int]) -> tuple[Mask, Mask, Place, Place]:
+    """What `Way` says of the bad pixels. The mask is not changed; ValueError where
+    its shape is not `shape`.
     """
-    nothing = np.empty((0, 0), dtype=np.uint8)
+    none, nowhere = np.empty((0, 0), dtype=np.uint8), np.empty(0, dtype=np.int32)
     if mask is None:
-        return nothing, nothing
+        return none, none, nowhere, nowhere
     if mask.shape != shape or mask.dtype != np.uint8:
         raise ValueError(f"the mask is {mask.shape} {mask.dtype}, {shape} uint8 is needed")
-    near = np.empty((-(-shape[0] // BLOCK), -(-shape[1] // BLOCK)), dtype=np.uint8)
     mask = np.ascontiguousarray(mask)
-    _mark_blocks(mask, near)
-    return (mask, near) if near.any() else (nothing, nothing)
+    first = np.zeros(shape[0] + 1, dtype=np.int32)
+    _list_bad(mask, first, nowhere)
+    np.cumsum(first, out=first)
+    if not first[-1]:
+        return none, none, nowhere, nowhere
+    columns = np.empty(first[-1], dtype=np.int32)
+    _list_bad(mask, first, columns)
+    near = np.zeros((-(-shape[0] // BLOCK), -(-shape[1] // BLOCK)), dtype=np.uint8)
+    _mark_blocks(first, columns, near)
+    return mask, near, first, columns
 
 
 @kernel(parallel=True)
-def _mark_blocks(mask: Mask, near: Mask) -> None:
+def _list_bad(mask: Mask, first: Place, columns: Place) -> None:
+    """Write the number of bad pixels of row y to first[y + 1], or, with `columns`, their columns
+    from there on. Most pixels are good, and looked at by the chunk.
+    """
     height, width = mask.shape
-    rows, columns = near.shape
-    for row in prange(rows):
-        first_y = max(row * BLOCK - 2, 0)
-        last_y = min(row * BLOCK + BLOCK + 3, height)
-        for column in range(columns):
-            flags = np.uint8(0)
-            for y in range(first_y, last_y):
-                for x in range(max(column * BLOCK - 2, 0), min(column * BLOCK + BLOCK + 3, width)):
-                    flags |= mask[y, x]
-            near[row, column] = flags & BAD
+    for y in prange(height):
+        row = mask[y]
+        number = 0
+        for begin in range(0, width, CHUNK):
+            end = min(begin + CHUNK, width)
+            if not _flags(row[begin:end]) & BAD:
+                continue
+            for x in range(begin, end):
+                if row[x] & BAD:
+                    if columns.size:
+                        columns[first[y] + number] = x
+                    number += 1
+        if not columns.size:
+            first[y + 1] = number
+
+
+@kernel()
+def _flags(mask: Mask) -> np.uint8:
+    """All bits that are set in a piece of a row."""
+    flags = np.uint8(0)
+    for k in range(mask.size):
+        flags |= mask[k]
+    return flags
+
+
+@kernel()
+def _mark_blocks(first: Place, columns: Place, near: Mask) -> None:
+    """A kernel placed at (x, y) touches pixels x − 2 … x + 3, y − 2 … y + 3."""
+    rows, across = near.shape
+    for y in range(first.size - 1):
+        top, bottom = max(y - 3, 0) // BLOCK, min((y + 2) // BLOCK + 1, rows)
+        for k in range(first[y], first[y + 1]):
+            left = max(columns[k] - 3, 0) // BLOCK
+            right = min((columns[k] + 2) // BLOCK + 1, across)
+            near[top:bottom, left:right] = BAD
 
 
 def _check_image(image: Image) -> None:
@@ -208,24 +264,19 @@ def _check_image(image: Image) -> None:
 
 
 @kernel(parallel=True)
-def _warp_rows(
-    image: Image,
-    inverse: Matrix,
-    bend: Matrix,
-    table: Image,
-    tolerance: np.float32,
-    bad: Mask,
-    near: Mask,
-    first_row: int,
-    out: Image,
-) -> None:
-    planes, height, _ = out.shape
-    for row in prange(height):
-        for plane in range(planes):
-            warp_row(
-                image[plane], inverse, bend, table, tolerance, bad, near, first_row + row,
-                out[plane, row],
-            )  # fmt: skip
+def _warp_rows(image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image) -> None:
+    planes, height, width = out.shape
+    for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
+        y0 = band * BLOCK_ROWS
+        y1 = min(y0 + BLOCK_ROWS, height)
+        for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
+            x0, x1 = columns_of(way, block)
+            for plane in range(planes):
+                made = warp_block(
+                    image[plane], way, tolerance, first_row + y0, first_row + y1, block
+                )
+                for y in range(y0, y1):
+                    out[plane, y, x0:x1] = made[y - y0]
 
 
 @kernel(parallel=True)
@@ -244,29 +295,53 @@ def _split_coverage(image: Image, coverage: Mask) -> None:
 
 
 @kernel()
-def warp_row(
-    plane: Image,
-    inverse: Matrix,
-    bend: Matrix,
-    table: Image,
-    tolerance: np.float32,
-    bad: Mask,
-    near: Mask,
-    y: int,
-    out: Image,
-) -> None:
-    """Resample one plane (ny, nx) onto row `y` of the reference: `out` (width,), NaN where there
-    is nothing. For kernels; `inverse` from `invert`, `bend` from `distortion.checked`, `tolerance`
-    in ADU, `bad` and `near` from `bad_pixels`.
+def columns_of(way: Way, block: int) -> tuple[int, int]:
+    """First and one past the last reference column of a block of BLOCK_COLUMNS; a mirrored frame is
+    swept from the right.
+    """
+    begin = block * BLOCK_COLUMNS
+    end = min(begin + BLOCK_COLUMNS, way.width)
+    if way.sweeps[MIRRORED] > 0.0:
+        return way.width - end, way.width - begin
+    return begin, end
+
+
+@kernel()
+def warp_block(
+    plane: Image, way: Way, tolerance: np.float32, y0: int, y1: int, block: int
+) -> Image:
+    """One plane (ny, nx) resampled onto rows y0 … y1 of the reference and the columns of a block,
+    as `columns_of` gives them: (rows, columns) f32, NaN where there is nothing. For kernels;
+    `tolerance` in ADU. The bits do not depend on which rows are asked for together.
+    """
+    x0, x1 = columns_of(way, block)
+    out = np.empty((y1 - y0, x1 - x0), np.float32)
+    if way.sweeps[AREA] > 0.0:
+        begin = block * BLOCK_COLUMNS
+        sweep_block(
+            plane, unpacked(way.sweeps), tolerance, way.steps, way.shares, way.bad, way.first_bad,
+            way.bad_columns, y0, y1, begin, begin + x1 - x0, out,
+        )  # fmt: skip
+        return out
+    for y in range(y0, y1):
+        _warp_row(plane, way, tolerance, y, x0, out[y - y0])
+    return out
+
+
+@kernel()
+def _warp_row(plane: Image, way: Way, tolerance: np.float32, y: int, x0: int, out: Image) -> None:
+    """Resample one plane (ny, nx) onto row `y` of the reference from column x0 on, pixel by pixel:
+    `out` (columns,), NaN where there is nothing.
     """
     height, width = plane.shape
-    pixels = plane.ravel()
+    pixels = plane.reshape(-1)
     stride = np.uint64(width)
+    table, bad, near = way.table, way.bad, way.near
     masked = near.size > 0
     at_x = np.empty(out.size, np.int32)
     at_y = np.empty(out.size, np.int32)
     area = np.empty(out.size, np.float32)
-    _positions(inverse, bend, y, width, height, at_x, at_y, area)
+    _positions(way.inverse, way.bend, y, x0, width, height, at_x, at_y, area)
     for x in range(out.size):
         if at_x[x] < 0:
             out[x] = np.nan
@@ -292,14 +367,15 @@ def _positions(
     inverse: Matrix,
     bend: Matrix,
     y: int,
+    x0: int,
     width: int,
     height: int,
     at_x: Place,
     at_y: Place,
     area: Image,
 ) -> None:
-    """Where the pixels of row `y` lie in a frame of `width`×`height`, in 1/1024 px, −1 outside;
-    and the area of each in frame pixels.
+    """Where the pixels of row `y` from column x0 on lie in a frame of `width`×`height`, in
+    1/1024 px, −1 outside; and the area of each in frame pixels.
     """
     x_limit = float((width - 1) * PHASES)
     y_limit = float((height - 1) * PHASES)
@@ -311,7 +387,8 @@ def _positions(
     bent = bend.size > 0
     bend_x = _row_of(bend, 0, y) if bent else NOT_BENT
     bend_y = _row_of(bend, 1, y) if bent else NOT_BENT
-    for x in range(area.size):
+    for k in range(area.size):
+        x = x0 + k
         w = 1.0
         source_x = inverse[0, 0] * x + x_start
         source_y = inverse[1, 0] * x + y_start
@@ -334,9 +411,9 @@ def _positions(
         scaled_x = np.floor(source_x * PHASES + 0.5)
         scaled_y = np.floor(source_y * PHASES + 0.5)
         inside = inside and 0.0 <= scaled_x <= x_limit and 0.0 <= scaled_y <= y_limit
-        at_x[x] = int(scaled_x) if inside else -1
-        at_y[x] = int(scaled_y) if inside else -1
-        area[x] = abs(local)
+        at_x[k] = int(scaled_x) if inside else -1
+        at_y[k] = int(scaled_y) if inside else -1
+        area[k] = abs(local)
 
 
 @kernel()

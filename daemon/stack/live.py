@@ -25,7 +25,9 @@ from numba import prange
 
 from calib_library.kernels import kernel
 from daemon.light import warp
-from daemon.light.distortion import checked
+from daemon.light.sweeps import BLOCK_COLUMNS, BLOCK_ROWS
+from daemon.stack import settle
+from daemon.stack.settle import GATE_SIGMA
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -34,21 +36,12 @@ Count = npt.NDArray[np.uint16]
 Sums = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.int32]
 
-GATE_SIGMA = 3.5
-"""k of the gate. σ is measured before resampling, which takes a tenth or more off the noise, so
-that this is about 4 σ of the values compared."""
-CONTRAST_SHARE = 0.5
-"""s of the gate: the share of the largest difference to the eight neighbours."""
 SEEING_FLOOR = 0.05
 """Relative error of a source that even equal seeing leaves."""
 SHARPEST_SHARE = 0.25
 """A star of FWHM w stands above its sky by no more than 1 + w²/4 times its contrast, at its peak;
 more light than that is a nebula, to which the seeing does nothing. (A Moffat star of β = 3.5 needs
 w²/5.5 + 0.6.)"""
-CENTRE_VARIANCE = 1.5
-"""Variance of the centre in units of σ²/n: between a mean (1) and a median (π/2)."""
-EMPIRICAL_FROM = 8
-"""Settled values from which the measured spread counts."""
 MODEL_FREEDOM = 8.0
 """The noise model weighs as many values as this against the measured spread, in the variance."""
 
@@ -57,8 +50,6 @@ WEIGHT_UNITS = 512.0
 64 times it."""
 MAX_WEIGHT = 32767
 QUANTA_PER_SIGMA = 1024.0
-MAX_QUANTA = 2.0**32
-"""Values are held within ± 4 million σ, so that the integer sums cannot overflow."""
 MAX_INDEX = 65533
 CONTRAST_PER_SIGMA = 4.0
 """Resolution of the stored contrast: σ/4, up to 16 000 σ."""
@@ -75,8 +66,8 @@ class Depth(NamedTuple):
 
     high: int
     low: int
-    superpixel_needed: bool
-    """Not even the smallest fits: stack at half the resolution, as super-pixels or binned 2×2."""
+    half_size: bool
+    """Not even the shallowest fits: the stack is of half the size, a pixel of each 2×2."""
 
 
 def depth_for(shape: tuple[int, int, int], memory_bytes: int) -> Depth:
@@ -88,8 +79,8 @@ def depth_for(shape: tuple[int, int, int], memory_bytes: int) -> Depth:
         for high, low in ((3, 2), (3, 1), (2, 1)):
             needed = BYTES_FIXED + BYTES_WAITING * (high + low) + BYTES_RENDERED
             if needed * pixels <= memory_bytes * share:
-                return Depth(high, low, superpixel_needed=share > 1)
-    return Depth(2, 1, superpixel_needed=True)
+                return Depth(high, low, half_size=share > 1)
+    return Depth(2, 1, half_size=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -224,7 +215,7 @@ def add(
     _check_terms(terms, stack)
     if terms.index in stack.terms:
         raise ValueError(f"frame {terms.index} is in the stack already")
-    place = _place(stack, image, matrix, distortion, mask)
+    way = _way(stack, image, matrix, distortion, mask)
     sigmas = _plane_sigmas(image, terms)
     if not stack.quantum:
         stack.quantum = 2.0 ** np.floor(np.log2(min(sigmas) / QUANTA_PER_SIGMA))
@@ -233,7 +224,7 @@ def add(
     stack.terms[terms.index] = terms
     stack.sigmas[terms.index] = sigmas
     _add_rows(
-        image, *place, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
+        image, way, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
         stack.quantum, stack.contrast_unit, stack.low, stack.values, stack.frames, stack.total,
         stack.weight, stack.spread, stack.settled, stack.contrast,
     )  # fmt: skip
@@ -261,9 +252,9 @@ def remove(
     """
     if stack.terms.get(terms.index) != terms:
         raise ValueError(f"frame {terms.index} is not in the stack with these terms")
-    place = _place(stack, image, matrix, distortion, mask)
+    way = _way(stack, image, matrix, distortion, mask)
     _remove_rows(
-        image, *place, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
+        image, way, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
         stack.quantum, stack.contrast_unit, stack.values, stack.frames, stack.total,
         stack.weight, stack.spread, stack.settled, stack.contrast,
     )  # fmt: skip
@@ -308,18 +299,17 @@ def _check_terms(terms: FrameTerms, stack: LiveStack) -> None:
         raise ValueError(f"{len(terms.planes)} background planes for {stack.shape[0]} image planes")
 
 
-def _place(
+def _way(
     stack: LiveStack, image: Image, matrix: Matrix, distortion: Matrix | None, mask: Mask | None
-) -> tuple[Matrix, Matrix, Image, Mask, Mask]:
-    """What `warp_row` needs of a frame: inverse matrix, distortion, table, bad pixels and blocks
-    near them.
-    """
+) -> warp.Way:
+    """How a frame comes onto the stack's grid."""
     if image.ndim != 3 or image.shape[0] != stack.shape[0]:
         raise ValueError(f"an image of shape {image.shape} for a stack of {stack.shape}")
     if image.dtype != np.float32 or not image.flags.c_contiguous:
         raise ValueError(f"an image must be float32 in C order, not {image.dtype}")
-    bad, near = warp.bad_pixels(mask, shape=(image.shape[1], image.shape[2]))
-    return warp.invert(matrix), checked(distortion), warp.TABLE, bad, near
+    return warp.way_of(
+        matrix, distortion, mask, shape=(image.shape[1], image.shape[2]), width=stack.shape[2]
+    )
 
 
 def _plane_sigmas(image: Image, terms: FrameTerms) -> tuple[float, ...]:
@@ -416,192 +406,106 @@ def _refresh_contrast(stack: LiveStack) -> None:
     stack.contrast_due = frames + min(max(frames // 2, 1), 32)
 
 
-@kernel(inline=True)
-def _gate(
-    centre: float,
-    sky: float,
-    contrast: float,
-    variance: float,
-    per_adu: float,
-    seeing: float,
-    steep: float,
-    number: int,
-    empirical: float,
-) -> float:
-    """How far a value may lie from the centre, ADU."""
-    source = max(centre - sky, 0.0)
-    noise = (variance + source * per_adu) * (1.0 + CENTRE_VARIANCE / number)
-    slack = min(seeing * source, steep * contrast) + CONTRAST_SHARE * contrast
-    return float(GATE_SIGMA * np.sqrt(max(noise, empirical)) + slack)
-
-
-@kernel(inline=True)
-def _quanta(value: float, quantum: float) -> int:
-    return int(np.floor(min(max(value / quantum, -MAX_QUANTA), MAX_QUANTA) + 0.5))
-
-
-@kernel(inline=True)
-def _empirical(spread: float, weight: int, number: int) -> float:
-    """ADU², the spread of the settled values, 0 while they are few."""
-    if number < EMPIRICAL_FROM:
-        return 0.0
-    return spread / weight * number / (number - 1.0)
-
-
 @kernel(parallel=True)
 def _add_rows(
-    image: Image, inverse: Matrix, bend: Matrix, kernel_table: Image, bad: Mask, near: Mask,
-    number: int, scale: float, planes: Matrix, tolerances: Image,
+    image: Image, way: warp.Way, number: int, scale: float, planes: Matrix, tolerances: Image,
     table: Matrix, skies: Matrix, quantum: float, contrast_unit: float, low: int,
     values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
     contrast: Count,
 ) -> None:  # fmt: skip
+    """Block by block, so that a frame's registered pixels are used while they are in the cache."""
     depth, plane_count, height, width = values.shape
-    for y in prange(height):
-        row = np.empty(width, np.float32)
+    shares = table[:, 0].astype(np.float32)
+    frame = np.uint16(number)
+    for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
+        y0 = band * BLOCK_ROWS
+        y1 = min(y0 + BLOCK_ROWS, height)
+        scratch = np.empty((4, BLOCK_COLUMNS), np.float32)
+        names = np.empty(BLOCK_COLUMNS, np.uint16)
         for plane in range(plane_count):
-            warp.warp_row(
-                image[plane], inverse, bend, kernel_table, tolerances[plane], bad, near, y, row
-            )
-            offset = planes[plane, 0] + planes[plane, 2] * y
-            for x in range(width):
-                if np.isnan(row[x]):
-                    continue
-                value = np.float32(scale * row[x] + (offset + planes[plane, 1] * x))
-                frame = number
-                if frames[depth - 1, plane, y, x] == 0:
-                    k = depth - 1
-                    while k > 0 and (
-                        frames[k - 1, plane, y, x] == 0 or values[k - 1, plane, y, x] > value
+            variances = table[:, 4 + plane].astype(np.float32)
+            a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
+            for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
+                x0, x1 = warp.columns_of(way, block)
+                made = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
+                fresh, out = scratch[0, : x1 - x0], scratch[1, : x1 - x0]
+                away, share = scratch[2, : x1 - x0], scratch[3, : x1 - x0]
+                who = names[: x1 - x0]
+                for y in range(y0, y1):
+                    settle.scale_row(
+                        made[y - y0], scale, a + by * y + bx * x0, bx, way.steps, fresh
+                    )
+                    sums, weights = total[plane, y, x0:x1], weight[plane, y, x0:x1]
+                    squares, counts = spread[plane, y, x0:x1], settled[plane, y, x0:x1]
+                    settle.fill(values, frames, plane, y, x0, frame, fresh, out)
+                    settle.push(values, frames, plane, y, x0, low, frame, fresh, out, who)
+                    if settle.measure(
+                        out, who, sums, weights, quantum, shares, variances, away, share
                     ):
-                        values[k, plane, y, x] = values[k - 1, plane, y, x]
-                        frames[k, plane, y, x] = frames[k - 1, plane, y, x]
-                        k -= 1
-                    values[k, plane, y, x] = value
-                    frames[k, plane, y, x] = frame
-                    continue
-                if value > values[low, plane, y, x]:
-                    value, frame = _push_high(values, frames, plane, y, x, low, value, frame)
-                elif value < values[low - 1, plane, y, x]:
-                    value, frame = _push_low(values, frames, plane, y, x, low, value, frame)
-                count = settled[plane, y, x]
-                old = weight[plane, y, x]
-                share = table[frame, 0]
-                if count > 0:
-                    centre = total[plane, y, x] * quantum / old
-                    away = value - centre
-                    variance = table[frame, 4 + plane]
-                    # Most values lie within the gate's smallest possible width.
-                    if away * away > GATE_SIGMA * GATE_SIGMA * variance and abs(away) > _gate(
-                        centre, skies[plane], contrast[plane, y, x] * contrast_unit, variance,
-                        table[frame, 1], table[frame, 2], table[frame, 3], count + depth,
-                        _empirical(float(spread[plane, y, x]), old, count),
-                    ):  # fmt: skip
-                        continue
-                    spread[plane, y, x] += np.float32(share * away * away * old / (old + share))
-                total[plane, y, x] += int(share) * _quanta(float(value), quantum)
-                weight[plane, y, x] = old + int(share)
-                settled[plane, y, x] = count + 1
-
-
-@kernel()
-def _push_high(
-    values: Image,
-    frames: Count,
-    plane: int,
-    y: int,
-    x: int,
-    low: int,
-    value: np.float32,
-    frame: int,
-) -> tuple[np.float32, int]:
-    """Put a value among the high ones; returns the lowest of them and its frame, pushed out."""
-    out_value = values[low, plane, y, x]
-    out_frame = int(frames[low, plane, y, x])
-    k = low
-    while k + 1 < values.shape[0] and values[k + 1, plane, y, x] < value:
-        values[k, plane, y, x] = values[k + 1, plane, y, x]
-        frames[k, plane, y, x] = frames[k + 1, plane, y, x]
-        k += 1
-    values[k, plane, y, x] = value
-    frames[k, plane, y, x] = frame
-    return out_value, out_frame
-
-
-@kernel()
-def _push_low(
-    values: Image,
-    frames: Count,
-    plane: int,
-    y: int,
-    x: int,
-    low: int,
-    value: np.float32,
-    frame: int,
-) -> tuple[np.float32, int]:
-    """Put a value among the low ones; returns the highest of them and its frame, pushed out."""
-    k = low - 1
-    out_value = values[k, plane, y, x]
-    out_frame = int(frames[k, plane, y, x])
-    while k > 0 and values[k - 1, plane, y, x] > value:
-        values[k, plane, y, x] = values[k - 1, plane, y, x]
-        frames[k, plane, y, x] = frames[k - 1, plane, y, x]
-        k -= 1
-    values[k, plane, y, x] = value
-    frames[k, plane, y, x] = frame
-    return out_value, out_frame
+                        settle.judge(
+                            out, who, table, plane, skies[plane], contrast_unit, depth, weights,
+                            squares, counts, contrast[plane, y, x0:x1], away, share,
+                        )  # fmt: skip
+                    settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
 
 
 @kernel(parallel=True)
 def _remove_rows(
-    image: Image, inverse: Matrix, bend: Matrix, kernel_table: Image, bad: Mask, near: Mask,
-    number: int, scale: float, planes: Matrix, tolerances: Image,
+    image: Image, way: warp.Way, number: int, scale: float, planes: Matrix, tolerances: Image,
     table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
     values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
     contrast: Count,
 ) -> None:  # fmt: skip
     depth, plane_count, height, width = values.shape
     share = int(table[number, 0])
-    for y in prange(height):
-        row = np.empty(width, np.float32)
+    for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
+        y0 = band * BLOCK_ROWS
+        y1 = min(y0 + BLOCK_ROWS, height)
+        scratch = np.empty(BLOCK_COLUMNS, np.float32)
         for plane in range(plane_count):
-            warp.warp_row(
-                image[plane], inverse, bend, kernel_table, tolerances[plane], bad, near, y, row
-            )
-            offset = planes[plane, 0] + planes[plane, 2] * y
-            for x in range(width):
-                if np.isnan(row[x]):
-                    continue
-                found = _delete_waiting(values, frames, plane, y, x, number)
-                count = settled[plane, y, x]
-                if found or count == 0:
-                    continue
-                value = np.float32(scale * row[x] + (offset + planes[plane, 1] * x))
-                rest = weight[plane, y, x] - share
-                rest_total = total[plane, y, x] - share * _quanta(float(value), quantum)
-                if count > 1:
-                    if rest <= 0:
-                        continue
-                    centre = rest_total * quantum / rest
-                    away = value - centre
-                    without = np.float32(
-                        max(spread[plane, y, x] - share * away * away * rest / (rest + share), 0.0)
+            a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
+            for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
+                x0, x1 = warp.columns_of(way, block)
+                made = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
+                fresh = scratch[: x1 - x0]
+                for y in range(y0, y1):
+                    settle.scale_row(
+                        made[y - y0], scale, a + by * y + bx * x0, bx, way.steps, fresh
                     )
-                    if abs(away) > _gate(
-                        centre, skies[plane], contrast[plane, y, x] * contrast_unit,
-                        table[number, 4 + plane], table[number, 1], table[number, 2],
-                        table[number, 3], count - 1 + depth,
-                        _empirical(float(without), rest, count - 1),
-                    ):  # fmt: skip
-                        continue
-                    spread[plane, y, x] = without
-                elif rest != 0:
-                    continue
-                else:
-                    spread[plane, y, x] = 0
-                total[plane, y, x] = rest_total
-                weight[plane, y, x] = rest
-                settled[plane, y, x] = count - 1
+                    for x in range(x0, x1):
+                        value = fresh[x - x0]
+                        if np.isnan(value):
+                            continue
+                        found = _delete_waiting(values, frames, plane, y, x, number)
+                        count = settled[plane, y, x]
+                        if found or count == 0:
+                            continue
+                        rest = weight[plane, y, x] - share
+                        rest_total = total[plane, y, x] - int(
+                            share * settle.quanta(float(value), quantum)
+                        )
+                        if count > 1:
+                            if rest <= 0:
+                                continue
+                            centre = rest_total * quantum / rest
+                            away = value - centre
+                            lost = share * away * away * rest / (rest + share)
+                            without = np.float32(max(spread[plane, y, x] - lost, 0.0))
+                            if abs(away) > settle.gate(
+                                centre, skies[plane], contrast[plane, y, x] * contrast_unit,
+                                table[number, 4 + plane], table[number, 1], table[number, 2],
+                                table[number, 3], count - 1 + depth,
+                                settle.empirical(float(without), rest, count - 1),
+                            ):  # fmt: skip
+                                continue
+                            spread[plane, y, x] = without
+                        elif rest != 0:
+                            continue
+                        else:
+                            spread[plane, y, x] = 0
+                        total[plane, y, x] = rest_total
+                        weight[plane, y, x] = rest
+                        settled[plane, y, x] = count - 1
 
 
 @kernel()
@@ -717,20 +621,21 @@ def _render_rows(
                     sums = total[plane, y, x]
                     squares = float(spread[plane, y, x])
                     number = count + waiting
-                    empirical = _empirical(squares, weights, count)
+                    empirical = settle.empirical(squares, weights, count)
                     for i in range(waiting):
                         frame = frames[i, plane, y, x]
                         value = values[i, plane, y, x]
                         away = value - centre
                         least = table[frame, 4 + plane]
-                        if away * away > GATE_SIGMA * GATE_SIGMA * least and abs(away) > _gate(
+                        smallest = GATE_SIGMA * GATE_SIGMA * least
+                        if away * away > smallest and abs(away) > settle.gate(
                             centre, skies[plane], contrast[x], least,
                             table[frame, 1], table[frame, 2], table[frame, 3], number, empirical,
                         ):  # fmt: skip
                             continue
                         share = int(table[frame, 0])
                         squares += share * away * away
-                        sums += share * _quanta(float(value), quantum)
+                        sums += int(share * settle.quanta(float(value), quantum))
                         weights += share
                         count += 1
                     result = sums * quantum / weights

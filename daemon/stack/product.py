@@ -4,6 +4,7 @@ Files are immutable and carry their generation in the name; the ledger's pointer
 file lies on disk, whole. A link of constant name leads to the newest.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,6 +120,17 @@ def calstat(masters: Sequence[Mapping[str, int | None]]) -> str:
         for letter, kinds in steps.items()
         if all(any(one.get(kind) for kind in kinds) for one in masters)
     )
+
+
+def binned(record: FrameRecord) -> FrameRecord:
+    """A record of what the camera would have given at twice its binning, for a stack of half the
+    size: its scale is then told rightly.
+    """
+    key = dataclasses.replace(
+        record.key, xbinning=2 * record.key.xbinning, ybinning=2 * record.key.ybinning
+    )
+    size = record.pixel_size_um
+    return dataclasses.replace(record, key=key, pixel_size_um=None if size is None else 2 * size)
 
 
 def _camera_cards(record: FrameRecord) -> list[Card]:

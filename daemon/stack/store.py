@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.ledger.stacks import Member, Stack
-from daemon.stack import live
+from daemon.stack import halve, live
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
+Matrix = npt.NDArray[np.float64]
 Replay = Callable[[Stack, Sequence[Member]], Iterator[tuple[Image, Mask, Member]]]
 """Gives the calibrated (planes, ny, nx) image and the mask of each member again, in order."""
 
@@ -43,25 +44,40 @@ class Growing:
         if self.image is None:
             planes, ny, nx = image.shape
             self.depth = live.depth_for((planes, ny, nx), self.memory_bytes)
-            self.image = live.LiveStack.empty(image.shape, high=self.depth.high, low=self.depth.low)
-        live.add(
-            self.image,
-            image,
-            member.matrix,
-            member.terms,
-            distortion=member.distortion,
-            mask=mask,
-        )
+            shape = (planes, ny // 2, nx // 2) if self.halved else image.shape
+            self.image = live.LiveStack.empty(shape, high=self.depth.high, low=self.depth.low)
+        pixels, mask, matrix, terms, distortion = self._sized(image, mask, member)
+        live.add(self.image, pixels, matrix, terms, distortion=distortion, mask=mask)
         self.frames.append(member.frame_id)
         self.exposure_s += member.exposure_s or 0.0
         self.unpublished += 1
 
-    def removed(self, member: Member) -> None:
-        """Note that a frame was taken out of the image."""
+    def remove(self, image: Image, mask: Mask, member: Member) -> None:
+        """Take a frame out again, given what it was added with. ValueError where the stack is
+        empty.
+        """
+        if self.image is None:
+            raise ValueError("the stack is empty: nothing can be taken out of it")
+        pixels, mask, matrix, terms, distortion = self._sized(image, mask, member)
+        live.remove(self.image, pixels, matrix, terms, distortion=distortion, mask=mask)
         self.frames.remove(member.frame_id)
         self.exposure_s -= member.exposure_s or 0.0
         self.unpublished += 1
         self.exact = False
+
+    @property
+    def halved(self) -> bool:
+        """Whether there is no memory for all pixels: the image is of half the frames' size."""
+        return self.depth is not None and self.depth.half_size
+
+    def _sized(
+        self, image: Image, mask: Mask, member: Member
+    ) -> tuple[Image, Mask, Matrix, live.FrameTerms, Matrix | None]:
+        """A frame as it enters the image: pixels, mask, matrix, terms, distortion."""
+        if not self.halved:
+            return image, mask, member.matrix, member.terms, member.distortion
+        matrix, distortion = halve.place(member.matrix, member.distortion)
+        return *halve.image(image, mask), matrix, halve.terms(member.terms), distortion
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +104,7 @@ class LiveStacks:
             growing = Growing(self._memory_bytes)
             for image, mask, member in self._replay(stack, members):
                 growing.add(image, mask, member)
+                del image, mask  # free before the next frame needs as much
             # A member whose raw file is gone was left out with a word by `replay`; it stays a
             # member, so that it comes back with its file.
             growing.frames = wanted
