@@ -24,6 +24,7 @@ import sys
 import threading
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -44,9 +45,17 @@ BLOCK = 2880
 MAX_HEADER_BYTES = 4_000_000
 """All headers of one file together; real ones have 3 to 50 kB."""
 MAX_HDUS = 64
+MAX_STRING = 16_000
+"""bytes of a card with those that continue it; each more would copy all before it."""
 MAX_PIXELS = 1_000_000_000
 MAX_BYTES = 2**31
 """Largest file, and largest decompressed image, that is read at once."""
+MAX_REST = 2**26
+"""bytes behind the last part of a file that are read with it."""
+FREE_UNPACKED = 2**26
+"""bytes to which any compressed image may unpack; beyond them only in proportion to its size."""
+MAX_RATIO = 300
+"""Unpacked bytes for each compressed one. RICE can at best reach 205, and a frame 10."""
 TEMPORARY_PREFIX = ".lightkeeper-"
 """Unfinished products begin so (and end in `.tmp`); left over from a crash, they may be deleted."""
 
@@ -69,6 +78,7 @@ _STORED = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 _COMPRESSIONS = ("RICE_1", "RICE_ONE", "GZIP_1", "GZIP_2", "NOCOMPRESS")
 """What capture programs and fpack write. Damaged HCOMPRESS data make the decompressor overwrite
 memory and end the process; no camera program writes it, so it is refused."""
+_GZIP_COLUMNS = frozenset({"COMPRESSED_DATA", "GZIP_COMPRESSED_DATA"})
 _ASTROPY = threading.Lock()
 """`warnings.catch_warnings` is not safe across threads; astropy is called under this lock."""
 
@@ -93,6 +103,8 @@ class ImageInfo:
     bscale: float
     compressed: bool
     """Tile-compressed (`.fz`)."""
+    stream_limit: int
+    """bytes to which one gzip stream of a compressed image may unpack; 0: it has none."""
     plain: bool
     """16-bit, big-endian, uncompressed, BZERO 0 or 32768: rows can be read straight."""
 
@@ -136,13 +148,14 @@ def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | Non
     changed while it was read.
     """
     with _opened(path) as (file, status):
-        _check_magic(path, os.pread(file.fileno(), BLOCK, 0), status.st_size)
         size = status.st_size
+        _check_magic(path, os.pread(file.fileno(), BLOCK, 0), size)
         if size > MAX_BYTES:
             raise ImageError(
                 f"{path.name}: {size / 1e9:.1f} GB is more than the {MAX_BYTES / 1e9:.1f} GB that "
                 "one frame may have; move it out of the folder"
             )
+        _hdus(path, _reader(file.fileno()), size)  # before anything is allocated for its size
         raw = np.empty(size, np.uint8) if buffer is None or buffer.size < size else buffer[:size]
         digest = _read_and_hash(file, raw)
         after = os.fstat(file.fileno())
@@ -194,6 +207,7 @@ class RowReader:
         """ADU to add to plain rows: 32768 for unsigned data, 0 for signed."""
         return self.info.bzero
 
+    @np.errstate(over="ignore", invalid="ignore")  # a double beyond float32 becomes infinite
     def rows(self, y0: int, y1: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Rows y0 to y1 (exclusive) of a (ny, nx) image, into `out` where it is given.
 
@@ -349,6 +363,7 @@ def _stored(info: ImageInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     return raw[info.data_offset : end].view(dtype).reshape(info.shape)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an absurd scale: the pixels' inspection says so
 def _physical(info: ImageInfo, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Make stored pixels physical values in native order; in place where the dtype allows."""
     if info.bzero == 0 and info.bscale == 1 and info.bitpix != 64:
@@ -400,14 +415,42 @@ def _decompress(info: ImageInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]
         _astropy(info.path),
         fits.open(io.BytesIO(raw.data), do_not_scale_image_data=True, memmap=False) as hdus,
     ):
+        _check_streams(info, io.BytesIO(raw.data))
         pixels = np.ascontiguousarray(hdus[info.hdu].data)
         return _expected(info, pixels, info.shape)
+
+
+def _check_streams(info: ImageInfo, file: BinaryIO | Path) -> None:
+    """Refuse gzip streams that unpack to more than their tile holds: astropy unpacks all of it."""
+    if not info.stream_limit:
+        return
+    from astropy.io import fits  # noqa: PLC0415
+
+    with fits.open(file, disable_image_compression=True, memmap=False) as hdus:
+        table = hdus[info.hdu]
+        for name in _GZIP_COLUMNS & {str(name).upper() for name in table.columns.names}:
+            for stream in table.data[name]:
+                if _unpacks_beyond(np.asarray(stream).tobytes(), info.stream_limit):
+                    raise ImageError("a tile unpacks to more than the header says")
+
+
+def _unpacks_beyond(stream: bytes, limit: int) -> bool:
+    """Whether a gzip stream, of all its members, holds more than `limit` bytes."""
+    size = 0
+    while stream.startswith(b"\x1f\x8b"):
+        member = zlib.decompressobj(31)
+        size += len(member.decompress(stream, limit - size + 1))
+        if size > limit:
+            return True
+        stream = member.unused_data
+    return False
 
 
 def _open_section(info: ImageInfo, stack: contextlib.ExitStack) -> "fits.CompImageSection":
     from astropy.io import fits  # noqa: PLC0415
 
     with _astropy(info.path):
+        _check_streams(info, info.path)
         hdus = stack.enter_context(
             fits.open(info.path, do_not_scale_image_data=True, memmap=False, mode="readonly")
         )
@@ -504,10 +547,16 @@ def _info(path: Path, primary: _Hdu, image: _Hdu) -> ImageInfo:
     while len(axes) > 2 and axes[0] == 1:
         axes = axes[1:]
     pixels = math.prod(axes)
-    if pixels > MAX_PIXELS or pixels * abs(bitpix) // 8 > MAX_BYTES:
+    unpacked = pixels * abs(bitpix) // 8
+    if pixels > MAX_PIXELS or unpacked > MAX_BYTES:
         raise ImageError(
             f"{path.name}: declares more pixels than a frame can have; "
             "the header is damaged, or this is not a frame"
+        )
+    if compressed and unpacked > max(FREE_UNPACKED, MAX_RATIO * image.data_bytes):
+        raise ImageError(
+            f"{path.name}: claims to unpack to {unpacked / 1e6:.0f} MB from {image.data_bytes} "
+            "bytes; it is damaged, or this is not a frame"
         )
     if not (len(axes) == 2 or (len(axes) == 3 and axes[0] == 3)) or pixels == 0:
         size = " × ".join(str(n) for n in reversed(axes[-4:]))
@@ -533,6 +582,7 @@ def _info(path: Path, primary: _Hdu, image: _Hdu) -> ImageInfo:
         bzero=bzero,
         bscale=bscale,
         compressed=compressed,
+        stream_limit=_stream_limit(path, image) if compressed else 0,
         plain=not compressed and (unsigned or storage == "int16"),
     )
 
@@ -560,6 +610,22 @@ def _compressed_geometry(path: Path, hdu: _Hdu) -> tuple[int, tuple[int, ...]]:
         # A tile larger than the image would make the decompressor allocate what it claims.
         _integer(path, hdu.header, f"ZTILE{n + 1}", least=1, most=max(1, length), missing=1)
     return bitpix, tuple(reversed(axes))
+
+
+def _stream_limit(path: Path, hdu: _Hdu) -> int:
+    """Bytes of the largest tile as the widest type; 0 where no stream is one of gzip."""
+    fields = _integer(path, hdu.header, "TFIELDS", least=0, most=999)
+    columns = (hdu.value(f"TTYPE{n + 1}") for n in range(fields))
+    fallback = any(isinstance(c, str) and c.upper().startswith("GZIP") for c in columns)
+    if not fallback and not str(hdu.value("ZCMPTYPE")).startswith("GZIP"):
+        return 0
+    naxis = _integer(path, hdu.header, "ZNAXIS", least=1, most=9)
+    row = _integer(path, hdu.header, "ZNAXIS1", least=0)  # by default a tile is a row
+    tile = [
+        _integer(path, hdu.header, f"ZTILE{n + 1}", least=1, missing=1 if n else row)
+        for n in range(naxis)
+    ]
+    return 8 * math.prod(tile) + BLOCK
 
 
 def _bitpix(path: Path, header: _Header, keyword: str) -> int:
@@ -620,6 +686,11 @@ def _hdus(path: Path, read: Read, size: int) -> tuple[_Hdu, ...]:
             )
         hdus.append(hdu)
         offset = data_offset + _padded(hdu.data_bytes)
+    if size - offset > MAX_REST:
+        raise ImageError(
+            f"{path.name}: has {(size - offset) / 1e6:.0f} MB behind its image that no header "
+            "declares; it is not a frame"
+        )
     return tuple(hdus)
 
 
@@ -688,7 +759,7 @@ def _header(path: Path, read: Read, offset: int, budget: int) -> tuple[_Header, 
                 raise IncompleteImageError(
                     f"{path.name}: its header has no END yet; it may still be being written"
                 )
-            if keyword == b"CONTINUE" and images:
+            if keyword == b"CONTINUE" and images and len(images[-1]) < MAX_STRING:
                 images[-1] += image
             else:
                 images.append(image)

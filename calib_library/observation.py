@@ -17,6 +17,9 @@ from calib_library.cards import (
 )
 from calib_library.frame import Card
 
+_EARLIEST: Final = 1980
+_LATEST: Final = 2200
+"""Years; beyond these no camera's clock was set."""
 _COUNTED_IN_HOURS: Final = re.compile(r"dwarf[\s_-]*(?:ii|2)\b", re.IGNORECASE)
 
 
@@ -60,14 +63,14 @@ def date_obs(reader: Reader, exposure_s: float | None) -> dt.datetime | None:
     found, keyword = _date_found(reader)
     if found is None or keyword is None:
         return None
+    if not _EARLIEST <= found.year < _LATEST:
+        reader.warn(f"{keyword} says {found:%Y-%m-%d}: the camera's clock was not set.")
+        return None
     comment = reader.cards[keyword].comment.casefold()
     if re.search(r"\bend\b", comment) and exposure_s is not None:  # Dwarf 3
         found -= dt.timedelta(seconds=exposure_s)
     if re.search(r"\blocal\b", comment):
         reader.warn(f"{keyword} says in its comment that it is local time; it is read as UTC.")
-    if found.year < 1980:
-        reader.warn(f"{keyword} says {found:%Y-%m-%d}: the camera's clock was not set.")
-        return None
     return found
 
 

@@ -348,16 +348,17 @@ class Service:
     def _new_intake(self) -> Intake:
         watched = [Watched(watch.path, watch.settle_s) for watch in self._config.watch]
 
-        def unusable(path: Path, reason: str, stat: os.stat_result) -> None:
+        def unusable(path: Path, reason: str, stat: os.stat_result, final: bool) -> None:  # noqa: FBT001 — the intake's callback
             roots = (watch.path for watch in watched if path.is_relative_to(watch.path))
-            self._inbox.refused(next(roots, path.parent), path, reason, stat)
+            self._inbox.refused(next(roots, path.parent), path, reason, stat, final=final)
 
-        return Intake(
+        intake = Intake(
             watched,
             arrived=self._inbox.arrived,
             unusable=unusable,
             known=self._known,
             event=self._log.event,
+            full=self._inbox.full,
             ignore=(self._library.root,),
             timing=Timing(
                 grace_s=HURRIED_GRACE_S if self._until_idle else GRACE_S,
@@ -366,6 +367,8 @@ class Service:
             # An archive needs no events; a camera that is still at work does.
             watch=not self._until_idle or self._not_before is not None,
         )
+        self._inbox.forgotten = intake.again
+        return intake
 
     def _schedule(self) -> jobs.Clock:
         return jobs.schedule(

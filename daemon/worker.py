@@ -10,7 +10,6 @@ import time
 import traceback
 
 from calib_library import image_io, schema
-from calib_library.errors import HeaderError, ImageError
 from daemon import heal, masters, orders, remake, retention, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
@@ -18,7 +17,7 @@ from daemon.errors import (
     FrameQuarantinedError,
     FrameRejectedError,
 )
-from daemon.inbox import Inbox, Request
+from daemon.inbox import Inbox, Refusal, Request
 from daemon.intake.intake import Arrival
 from daemon.ledger.ledger import Explanation, Frame, Identity
 from daemon.ledger.states import State
@@ -29,9 +28,16 @@ from daemon.stack.store import Growing
 from daemon.storage import Storage, Trouble
 
 ARRIVALS_AT_ONCE = 200
-"""Recorded in one go before a frame is worked on: a burst must not hold back the work."""
+"""Recorded in one transaction before a frame is worked on: a burst must not hold back the work."""
+
+TAKING_S = 5.0
+"""After so long (s) of nothing but recording, one frame of tonight's is worked on between two
+batches. A burst is recorded whole before: only then is its order known."""
 
 RETRY_S = 30.0
+
+LONGEST_RETRY_S = 600.0
+"""What cannot be read is tried again for ever, but not more seldom than this (s)."""
 
 
 class Worker(threading.Thread):
@@ -62,6 +68,7 @@ class Worker(threading.Thread):
         self._reconsidered = False
         self._prepared = False
         self._unmeasured = True
+        self._taking_since: float | None = None
         self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()
@@ -146,23 +153,19 @@ class Worker(threading.Thread):
     def _step(self) -> bool:
         """One piece of work, the most urgent first. False where there is none."""
         now = self._now()
-        taken = self._take_arrivals()
-        if taken:
+        if self._take_arrivals():
+            self._taking_since = self._taking_since or time.monotonic()
+            if time.monotonic() - self._taking_since > TAKING_S:
+                self._work_on(self._parts.ledger.claim(now, tonight=True), now)
             return True
+        self._taking_since = None
         # Masters go before lights: once no more calibration frames are queued, what is complete
         # is built, and the lights that come after get it.
         if not self._parts.ledger.calibration_pending() and (
             self._build_masters(now) or self._measure()
         ):
             return True
-        frame = self._parts.ledger.claim(now)
-        if frame is not None:
-            following = self._parts.ledger.next_path(now)
-            if frame.attempts == 1:
-                # Otherwise the one before may have died of the frame that was read ahead of it.
-                self._parts.pipeline.reader.ahead(following)
-            self._attempt(frame, now)
-            self._parts.publisher.tick(self._now(), backlog=following is not None)
+        if self._work_on(self._parts.ledger.claim(now), now):
             return True
         stale = self._parts.stacks.stale()
         if stale:
@@ -179,6 +182,18 @@ class Worker(threading.Thread):
         doing = "preparing the kernels of the masters and of the end of the night"
         self._beat(doing)
         warmup.later(lambda: self._beat(doing))
+        return True
+
+    def _work_on(self, frame: Frame | None, now: dt.datetime) -> bool:
+        """Take a claimed frame to its end, while the next one is read. False without one."""
+        if frame is None:
+            return False
+        following = self._parts.ledger.next_path(now)
+        if frame.attempts == 1:
+            # Otherwise the one before may have died of the frame that was read ahead of it.
+            self._parts.pipeline.reader.ahead(following)
+        self._attempt(frame, now)
+        self._parts.publisher.tick(self._now(), backlog=following is not None)
         return True
 
     def _reconsider(self) -> bool:
@@ -233,18 +248,26 @@ class Worker(threading.Thread):
     # -- arrivals ---------------------------------------------------------------------------
 
     def _take_arrivals(self) -> bool:
-        taken = False
-        for arrival, unusable in self._inbox.arrivals(ARRIVALS_AT_ONCE):
-            taken, self._nothing_to_do = True, False
-            self._take(arrival, unusable)
-        return taken
+        """Record what has arrived, in one transaction: each costs a wait for the disk."""
+        arrived = self._inbox.arrivals(ARRIVALS_AT_ONCE)
+        if not arrived:
+            return False
+        self._nothing_to_do = False
+        with self._parts.ledger.transaction():
+            for arrival, refusal in arrived:
+                self._beat("taking files in")
+                self._take(arrival, refusal)
+        self._inbox.recorded(len(arrived))
+        return True
 
-    def _take(self, arrival: Arrival, unusable: str | None) -> None:
+    def _take(self, arrival: Arrival, refusal: Refusal | None) -> None:
         stat = (arrival.path, arrival.root, arrival.size, arrival.mtime_ns)
-        if unusable is None:
+        if refusal is None:
             self._parts.ledger.add(*stat, identity=self._identify(arrival), now=self._now())
-        elif self._parts.ledger.add_unusable(*stat, reason=unusable, now=self._now()):
-            self._log.warning("REJECTED", unusable, frame=arrival.path.name)
+            return
+        reason, final = refusal
+        if self._parts.ledger.add_unusable(*stat, reason=reason, now=self._now(), final=final):
+            self._log.warning("REJECTED", reason, frame=arrival.path.name)
 
     def _identify(self, arrival: Arrival) -> Identity | None:
         """What the header says, for the order of the queue. What is wrong with it is said when
@@ -253,7 +276,7 @@ class Worker(threading.Thread):
         try:
             info = image_io.probe(arrival.path)
             return self._parts.pipeline.identify(info, root=arrival.root, mtime_ns=arrival.mtime_ns)
-        except (ImageError, HeaderError, OSError):
+        except Exception:  # noqa: BLE001 — said, and bounded, when the frame's turn comes
             return None
 
     # -- frames -----------------------------------------------------------------------------
@@ -291,20 +314,29 @@ class Worker(threading.Thread):
         self.at_hand = None
 
     def _defer(self, frame: Frame, error: FrameDeferredError, now: dt.datetime) -> None:
-        if not frame.path.exists():
-            self._parts.ledger.forget(frame)
+        """Put a frame back that cannot be read now: tried again for ever, ever more seldom."""
+        try:
+            stat = frame.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            self._forget(frame)
             self._log.warning("GONE", "the file vanished before it was read", frame=frame.name)
             return
-        stat = frame.path.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (frame.size, frame.mtime_ns):
-            self._parts.ledger.forget(frame)  # the intake delivers the new version
+        except OSError:  # a share that does not answer: the file may well be there
+            stat = None
+        if stat and (stat.st_size, stat.st_mtime_ns) != (frame.size, frame.mtime_ns):
+            self._forget(frame)  # the intake delivers the new version
             return
+        age_s = (now - frame.seen_at).total_seconds()
+        delay_s = min(max(error.retry_s, age_s), LONGEST_RETRY_S)
         self._parts.ledger.defer(
-            frame, reason=str(error), until=now + dt.timedelta(seconds=error.retry_s)
+            frame, reason=str(error), until=now + dt.timedelta(seconds=delay_s), counted=False
         )
-        self._log.warning(
-            "DEFERRED", f"{error}; tried again in {error.retry_s:.0f} s", frame=frame.name
-        )
+        if str(error) != frame.reason:
+            self._log.warning("DEFERRED", f"{error}; it is tried again", frame=frame.name)
+
+    def _forget(self, frame: Frame) -> None:
+        self._parts.ledger.forget(frame)
+        self._inbox.forgotten(frame.path, frame.size, frame.mtime_ns)
 
     def _retry(self, frame: Frame, error: Exception, now: dt.datetime) -> None:
         """An error that nobody foresaw: tried again, a bounded number of times."""

@@ -10,7 +10,7 @@ import pytest
 
 from calib_library import schema
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
-from daemon.ledger.ledger import FRESH_NS, Identity, KnownFiles, Ledger
+from daemon.ledger.ledger import FRESH, Identity, KnownFiles, Ledger
 from daemon.ledger.states import State
 
 NOW = dt.datetime(2026, 11, 21, 2, 0, tzinfo=dt.UTC)
@@ -83,8 +83,8 @@ def test_one_version_of_a_file_is_recorded_once(ledger):
 
 
 def test_tonight_before_the_backlog_calibration_before_lights_then_as_exposed(ledger):
-    old = FRESH_NS / 3.6e12 + 1
-    add(ledger, "old_dark.fits", kind=FrameType.DARK, age_h=old)
+    old = FRESH.total_seconds() / 3600 + 1
+    add(ledger, "old_dark.fits", kind=FrameType.DARK, age_h=old, minute=-48 * 60)
     add(ledger, "light_2.fits", minute=2)
     add(ledger, "light_1.fits", minute=1)
     add(ledger, "dark.fits", kind=FrameType.DARK, minute=9)
@@ -111,6 +111,64 @@ def test_deferred_frames_come_back_in_time(ledger):
     ledger.defer(frame, reason="busy", until=NOW + dt.timedelta(seconds=30))
     assert ledger.claim(NOW) is None
     assert ledger.claim(NOW + dt.timedelta(seconds=31)).name == "a.fits"
+
+
+def test_what_was_exposed_tonight_goes_before_what_was_copied_today(ledger):
+    """An archive copied without its times looks new by its files alone."""
+    add(ledger, "copied_dark.fits", kind=FrameType.DARK, minute=-60 * 24 * 300)
+    add(ledger, "copied.fits", minute=-60 * 24 * 300)
+    assert ledger.claim(NOW, tonight=True) is None
+    add(ledger, "tonight.fits", minute=1)
+    names = [ledger.claim(NOW, tonight=True).name]
+    assert ledger.claim(NOW, tonight=True) is None
+    while (frame := ledger.claim(NOW)) is not None:
+        names.append(frame.name)
+    assert names == ["tonight.fits", "copied_dark.fits", "copied.fits"]
+
+
+def test_the_next_frame_is_not_searched_for(ledger):
+    """However long the queue is: every search goes by an index, and only few rows are sorted."""
+    plans = []
+    ledger.db.conn.set_trace_callback(plans.append)
+    add(ledger, "a.fits", age_h=100, minute=-60 * 24 * 300)
+    assert ledger.claim(NOW).name == "a.fits"
+    ledger.db.conn.set_trace_callback(None)
+    searches = [query for query in plans if "INDEXED BY" in query]
+    assert len(searches) == 3
+    for query in searches:
+        steps = [row[3] for row in ledger.db.conn.execute(f"EXPLAIN QUERY PLAN {query}")]
+        assert "USING INDEX frame_queue" in steps[0], steps
+        assert ("TEMP B-TREE" in str(steps)) == ("frame_queue_" in steps[0]), steps
+
+
+def test_an_attempt_that_was_not_the_frames_fault_does_not_count(ledger):
+    add(ledger, "a.fits")
+    for _ in range(10):
+        frame = ledger.claim(NOW)
+        assert frame.attempts == 1
+        ledger.defer(frame, reason="busy", until=NOW, counted=False)
+    ledger.defer(ledger.claim(NOW), reason="fault", until=NOW)
+    assert ledger.claim(NOW).attempts == 2
+
+
+def test_an_incomplete_file_is_known_only_once_it_is_whole(ledger, database):
+    version = (Path("/in/a.fits"), Path("/in"), 100, 5)
+    known = KnownFiles(database)
+    asked = (version[0], version[2], version[3])
+    reason = "has no END"
+    number = ledger.add_unusable(*version, reason=reason, now=NOW, final=False)
+    assert number is not None
+    assert ledger.add_unusable(*version, reason=reason, now=NOW, final=False) is None  # said once
+    assert not known(*asked)
+    assert ledger.claim(NOW) is None
+    assert ledger.add(*version, identity=None, now=NOW) == number
+    assert known(*asked)
+    assert ledger.add(*version, identity=None, now=NOW) is None
+    frame = ledger.claim(NOW)
+    assert (frame.id, frame.reason) == (number, None)
+    ledger.finish(frame, State.REJECTED, now=NOW, reason="cloud")
+    assert ledger.add(*version, identity=None, now=NOW) is None
+    assert known(*asked)
 
 
 def test_the_database_refuses_to_count_twice(ledger):

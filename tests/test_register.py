@@ -304,6 +304,26 @@ def test_a_clean_field_is_registered_to_a_hundredth_of_a_pixel():
     assert np.sqrt(np.mean(np.square(errors))) < 0.01
 
 
+def test_a_clean_field_is_registered_to_a_hundredth_of_a_pixel_from_its_pixels():
+    """Two exposures of 250 stars, of different seeing, found and measured as the daemon does."""
+    shape, errors = (900, 1200), []
+    for seed in range(2):
+        rng = np.random.default_rng([77, seed])
+        x, y = rng.uniform(20, 1180, 250), rng.uniform(20, 880, 250)
+        flux = 10 ** rng.uniform(3.3, 5.3, 250)
+        turn = similarity(0.3 + 180 * seed, (6.3, -4.7), shape=shape)
+        there = register.apply(turn, np.column_stack((x, y)))
+        frame = detect(exposed(rng, moffat(shape, x, y, flux, 3.0)))
+        reference = detect(exposed(rng, moffat(shape, *there.T, flux, 3.4)))
+        found = register.register(frame, reference, shape=shape)
+        grid = np.stack(np.meshgrid(np.linspace(0, 1199, 9), np.linspace(0, 899, 9)), axis=-1)
+        off = register.apply(found.matrix, grid.reshape(-1, 2)) - register.apply(
+            turn, grid.reshape(-1, 2)
+        )
+        errors.append(np.mean((off**2).sum(axis=1)))
+    assert np.sqrt(np.mean(errors)) < 0.007
+
+
 def test_below_a_hundred_matches_there_is_no_polynomial():
     turn = similarity(0.3, (12, -30), shape=BIG)
     lenses = ((8, 0), NO_LENS)

@@ -118,11 +118,12 @@ def test_incomplete_beyond_the_grace_time_is_reported_once_and_still_watched(wor
     assert [t for t, _ in said] == [60.0]
     refused = said[0][1]
     assert refused == Refused(
-        "not complete after 60 s: the header has no END; will look again if it changes",
+        "not complete after 60 s: the header has no END; "
+        "looked at again, at least every 10 minutes",
         world.stat,
         final=False,
     )
-    assert not world.settler.unsettled()  # it holds nothing up
+    assert world.settler.pending == 0  # it holds nothing up
     assert PATH in world.settler
     # It becomes whole without any change that stat shows: found within the longest backoff.
     world.verdict = Complete()
@@ -136,7 +137,7 @@ def test_a_change_after_the_report_starts_afresh_and_may_be_reported_again(world
     world.run(0.0, 100.0)
     world.stat = stat_of(size=300)
     world.settler.note(PATH, world.stat, 100.5)
-    assert world.settler.unsettled()
+    assert world.settler.pending
     said = world.run(100.5, 400.0)
     assert [(t, type(o)) for t, o in said] == [(160.5, Refused)]
 
@@ -199,7 +200,7 @@ def test_permission_denied_is_said_at_once_and_tried_until_it_is_granted(world):
     said = world.run(0.0, 300.0)
     assert [(t, type(o)) for t, o in said] == [(2.0, Blocked)]
     assert "read access" in said[0][1].reason
-    assert not world.settler.unsettled()
+    assert world.settler.pending == 0
     world.error = None
     assert [o for _, o in world.run(300.5, 1000.0)] == [Settled(world.stat)]
 

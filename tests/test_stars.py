@@ -80,6 +80,21 @@ def test_any_number_type_and_any_layout():
     assert measure_background(np.asfortranarray(image)).sigma_adu == expected.sigma_adu
 
 
+def test_noise_is_not_what_a_nebula_changes_by():
+    rng = np.random.default_rng(14)
+    y, x = np.mgrid[:256, :320]
+    image = (500 + 30 * np.sin(x / 8 + y / 11) + rng.normal(0, 10, x.shape)).astype(np.float32)
+    assert measure_background(image).sigma_adu == pytest.approx(10, rel=0.05)
+
+
+def test_noise_is_not_the_wings_of_stars():
+    rng = np.random.default_rng(15)
+    x, y = rng.uniform(0, 320, 200), rng.uniform(0, 256, 200)
+    scene = moffat((256, 320), x, y, rng.uniform(500, 20_000, 200), 3.5)
+    image = (500 + scene + rng.normal(0, 10, scene.shape)).astype(np.float32)
+    assert measure_background(image).sigma_adu == pytest.approx(10, rel=0.03)
+
+
 # Detection: positions, fluxes, widths.
 
 

@@ -35,6 +35,10 @@ from daemon.log import Event, Level
 _SLICE_S = 0.2  # of scanning before the other work has its turn
 _BATCH = 8  # files examined before the other work has its turn
 _HINTS = 50_000  # more than these are not kept: a scan is cheaper
+_WINDOW = 20_000  # with so many files on their way, old ones are left to a later scan
+_OLD_S = 12 * 3600.0  # of a file's age; younger ones are tonight's
+_LARGEST_MTIME_NS = 2**63 - 1  # what the database holds: the year 2262
+_FULL_S = 0.1  # between two looks whether files are taken again
 _TOGETHER_S = 2.0  # what vanishes within this time is told in one line
 _SAY_AGAIN_S = 600.0  # the same trouble with the watch is not told more often
 _SCAN_SHARE = 4.0  # a scan that takes long is repeated after this many times its own duration
@@ -95,6 +99,10 @@ def file_probe(path: Path) -> Verdict:
         return Incomplete(_reason(path, error))
     except ImageError as error:
         return Unusable(_reason(path, error))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 — one file, whatever it holds, must not end the night
+        return Unusable(f"cannot be read ({type(error).__name__}: {error}); move it out")
     if all(_STRUCTURE.fullmatch(card.keyword) for card in info.cards):
         # CFITSIO writes the data before the keywords: for a moment the file looks whole. A
         # program that never writes any keywords gets its frames taken after the grace time.
@@ -115,6 +123,8 @@ class _Scan:
     folder: Path | None
     """The one folder that is scanned; None: the whole root."""
     started: float
+    rest: bool = False
+    """Of an archive that an earlier scan did not take in whole."""
     repeat: bool = False
     """Another was asked for meanwhile."""
     files: int = 0
@@ -130,7 +140,8 @@ class Intake(threading.Thread):
     exception from a callback ends the thread and is kept in `failure`, for the service to see.
     `known` tells whether a file (path, size in bytes, mtime in ns) was taken in an earlier
     life; it is asked once for each version of a file. `unusable` gets the reason why a file as
-    it stands is no frame, once for each version.
+    it stands is no frame, once for each version, and whether that is final: a file that is only
+    incomplete stays under observation. While `full` holds nothing is delivered.
     """
 
     def __init__(
@@ -138,9 +149,10 @@ class Intake(threading.Thread):
         roots: Sequence[Watched],
         *,
         arrived: Callable[[Arrival], None],
-        unusable: Callable[[Path, str, os.stat_result], None],
+        unusable: Callable[[Path, str, os.stat_result, bool], None],
         known: Callable[[Path, int, int], bool],
         event: Event,
+        full: Callable[[], bool] = lambda: False,
         ignore: Sequence[Path] = (),
         probe: Probe = file_probe,
         timing: Timing = Timing(),
@@ -153,8 +165,10 @@ class Intake(threading.Thread):
         self.failure: BaseException | None = None
         self._roots = tuple(root.path for root in roots)
         self._arrived, self._unusable, self._known = arrived, unusable, known
+        self._full = full
         self._event, self._ignore, self._timing = event, tuple(ignore), timing
         self._clock, self._wall = clock, wall
+        self._begun = wall() - clock()
         self._settlers = {
             root.path: Settler(probe, settle_s=root.settle_s, grace_s=timing.grace_s)
             for root in roots
@@ -172,6 +186,7 @@ class Intake(threading.Thread):
         self._scans: collections.deque[_Scan] = collections.deque()
         self._seen: set[int] = set()  # hashes of (path, size, mtime): one small number a file
         self._scanned: set[Path] = set()
+        self._left: set[Path] = set()  # roots of which a scan left old files for later
         self._next_scan = dict.fromkeys(self._roots, float("-inf"))
         self._next_health = float("-inf")
         self._told: dict[object, tuple[str, float]] = {}
@@ -195,11 +210,13 @@ class Intake(threading.Thread):
             self._rescans.update(dict.fromkeys(self._roots))
             self._wake.notify()
 
-    def again(self, arrival: Arrival) -> None:
-        """Take a file back that turned out to change after all: it will be delivered again."""
+    def again(self, path: Path, size: int, mtime_ns: int) -> None:
+        """Take a version of a file back that was gone when it was wanted (a share that was away,
+        a folder moved to and fro): where it is found again, it is delivered again.
+        """
         with self._wake:
-            self._seen.discard(_key(arrival.path, arrival.size, arrival.mtime_ns))
-        self.hint(arrival.path)
+            self._seen.discard(_key(path, size, mtime_ns))
+        self.hint(path)
 
     def idle(self) -> bool:
         """Whether all folders have been scanned and no file is on its way to completeness.
@@ -254,13 +271,14 @@ class Intake(threading.Thread):
         self._begin_scans(now)
         self._started.set()
         self._scan_slice()
-        self._examine_batch()
+        full = self._full()
+        if not full:
+            self._examine_batch()
         if now >= self._tell_vanished_at:
             self._tell_vanished()
         with self._wake:
-            unsettled = any(settler.unsettled() for settler in self._settlers.values())
-            self._busy = bool(self._scans) or unsettled
-            timeout = self._rest()
+            self._busy = bool(self._scans or self._left or self._pending())
+            timeout = _FULL_S if full and not self._scans else self._rest()
             if timeout > 0 and not (self._hints or self._rescans or self._stopping):
                 self._wake.wait(timeout)
 
@@ -271,6 +289,9 @@ class Intake(threading.Thread):
         times = [self._next_health, self._tell_vanished_at, *self._next_scan.values()]
         times += [t for s in self._settlers.values() if (t := s.next_due()) is not None]
         return min(times) - self._clock()
+
+    def _pending(self) -> int:
+        return sum(settler.pending for settler in self._settlers.values())
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -292,15 +313,26 @@ class Intake(threading.Thread):
                 self._note(root, path, stat)
 
     def _note(self, root: Path, path: Path, stat: os.stat_result) -> bool:
-        """Show a file to the settler unless it was taken already. Returns whether it is new."""
+        """Show a file to the settler unless it was taken already. Returns whether it is new.
+
+        An old file is left alone while many are on their way, so that an archive of any size
+        takes a bounded memory.
+        """
         settler = self._settlers[root]
         key = _key(path, stat.st_size, stat.st_mtime_ns)
         if key in self._seen:
             settler.gone(path)
             return False
+        if abs(stat.st_mtime_ns) > _LARGEST_MTIME_NS:
+            text = f"{path}: its time of change cannot be right; set it with touch"
+            self._tell((path, "mtime"), "UNREADABLE", text, Level.WARNING)
+            return False
         new = path not in settler
         if new and self._known(path, stat.st_size, stat.st_mtime_ns):
             self._seen.add(key)
+            return False
+        if new and self._pending() >= _WINDOW and self._wall() - stat.st_mtime > _OLD_S:
+            self._left.add(root)
             return False
         settler.note(path, stat, self._clock(), quiet_s=self._quiet_s(root, stat))
         return new
@@ -312,8 +344,13 @@ class Intake(threading.Thread):
         """
         network = self._watch is not None and self._watch.mode(root) is Mode.SCAN
         limit = self._timing.network_quiet_s if network else self._timing.quiet_s
-        age = self._wall() - max(stat.st_mtime, stat.st_ctime)
+        age = self._age_s(stat)
         return age if age > limit else 0.0
+
+    def _age_s(self, stat: os.stat_result) -> float:
+        # The clock may have been set meanwhile, in either direction: the younger age is believed.
+        now = min(self._wall(), self._begun + self._clock())
+        return now - max(stat.st_mtime, stat.st_ctime)
 
     def _examine_batch(self) -> None:
         for root, settler in self._settlers.items():
@@ -325,7 +362,7 @@ class Intake(threading.Thread):
                     case Refused(reason, stat, final):
                         if final:
                             self._seen.add(_key(path, stat.st_size, stat.st_mtime_ns))
-                        self._unusable(path, reason, stat)
+                        self._unusable(path, reason, stat, final)
                     case Blocked(reason):
                         self._event("UNREADABLE", f"{path}: {reason}", level=Level.WARNING)
                     case Vanished():
@@ -352,18 +389,21 @@ class Intake(threading.Thread):
     def _begin_scans(self, now: float) -> None:
         with self._wake:
             asked, self._rescans = self._rescans, {}
+        rest: set[Path] = set()
+        if self._left and not self._scans and self._pending() < _WINDOW // 2:
+            rest, self._left = self._left, rest
         for root in self._roots:
-            if root in asked or now >= self._next_scan[root]:
+            if root in asked or root in rest or now >= self._next_scan[root]:
                 under_way = next(
                     (s for s in self._scans if s.folder is None and s.root == root), None
                 )
                 if under_way is not None:  # it has passed places where something is new by now
                     under_way.repeat = True
                 else:
-                    self._begin_scan(root)
+                    self._begin_scan(root, rest=root in rest)
                 self._next_scan[root] = float("inf")  # set when it has ended
 
-    def _begin_scan(self, root: Path, *, folder: Path | None = None) -> None:
+    def _begin_scan(self, root: Path, *, folder: Path | None = None, rest: bool = False) -> None:
         def on_folder(entered: Folder) -> None:
             current.inodes.add(entered.id[1])
             if entered.linked and self._watch is not None:
@@ -376,7 +416,7 @@ class Intake(threading.Thread):
                 self._tell(path, "SCAN", text, Level.WARNING)
 
         found = scan(root, self._ignore, folder=folder, on_folder=on_folder, on_error=on_error)
-        current = _Scan(root, found, folder, self._clock())
+        current = _Scan(root, found, folder, self._clock(), rest)
         if folder is None:
             self._scans.append(current)
         else:  # small, and probably tonight's: it does not wait for the archive
@@ -399,6 +439,10 @@ class Intake(threading.Thread):
         elif self._watch is not None and self._watch.unwatched(current.root, current.inodes):
             # watchdog 6 does not watch a folder that was moved in from outside.
             self._watch.follow(current.root, current.folder)
+            if self._watch.unwatched(current.root, current.inodes):
+                # The kernel's watches are used up: from now on the scans go often.
+                with self._wake:
+                    self._rescans[current.root] = None
 
     def _end_scan(self, current: _Scan) -> None:
         root, now = current.root, self._clock()
@@ -423,6 +467,8 @@ class Intake(threading.Thread):
             self._scanned.add(root)
             text = f"{root}: {current.files} files, {current.new} not known yet ({took:.1f} s)"
             self._event("SCAN", text)
+        elif current.rest:
+            self._event("SCAN", f"{root}: {current.new} more files of the archive")
         elif current.new and not often:
             self._event("SCAN", f"{root}: found {current.new} files that no event had told of")
 

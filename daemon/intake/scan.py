@@ -96,8 +96,9 @@ def scan(
     on_folder: Callable[[Folder], None] = _say_nothing,
     on_error: Callable[[Path, OSError], None] = _say_nothing,
 ) -> Iterator[Found]:
-    """Every file below `root` (or below `folder` in it) that may be a frame, in no special order.
+    """Every file below `root` (or below `folder` in it) that may be a frame.
 
+    Of the folders in a folder the one that changed last comes first: tonight's before the archive.
     Symlinks are followed; a folder is entered once, so a loop ends. Folders in `ignore` (the
     daemon's own) are not entered, by whatever path. A file that disappears meanwhile is left
     out. `on_folder` gets each folder entered, `on_error` each that cannot be read.
@@ -114,10 +115,11 @@ def scan(
             entered.add(identity)
             with os.scandir(here) as entries:
                 on_folder(Folder(here, identity, linked))
+                folders: list[tuple[int, Path]] = []
                 for entry in entries:
                     kind = None if ignored_name(entry.name) else _kind(entry)
                     if kind == "folder":
-                        pending.append((here / entry.name, False))
+                        folders.append((entry.stat().st_mtime_ns, here / entry.name))
                     elif kind == "link":
                         # Last: a folder that is also below the root gets its plain path.
                         pending.insert(0, (here / entry.name, True))
@@ -125,6 +127,7 @@ def scan(
                         found = _regular(entry, here)
                         if found is not None:
                             yield found
+                pending.extend((path, False) for _, path in sorted(folders))
         except OSError as error:
             on_error(here, error)
 

@@ -113,10 +113,6 @@ class _Candidate:
     reported: bool = False
     """The caller has been told that this signature is no good."""
 
-    def start_afresh(self, signature: Signature, now: float) -> None:
-        self.signature, self.since = signature, now
-        self.delay, self.reported = 0.0, False
-
 
 class Settler:
     """Files on their way to completeness. Not thread-safe: it belongs to one thread.
@@ -139,6 +135,7 @@ class Settler:
         self._waiting: list[tuple[float, int, Path]] = []  # by the time of the next look
         self._ready: list[tuple[int, int, Path]] = []  # due already: newest mtime first
         self._tickets = itertools.count()
+        self._pending = 0
 
     def __len__(self) -> int:
         """Files under observation."""
@@ -147,9 +144,10 @@ class Settler:
     def __contains__(self, path: Path) -> bool:
         return path in self._candidates
 
-    def unsettled(self) -> bool:
-        """Whether there is a file under observation of which nothing has been reported yet."""
-        return any(not candidate.reported for candidate in self._candidates.values())
+    @property
+    def pending(self) -> int:
+        """Files under observation of which nothing has been reported yet."""
+        return self._pending
 
     def note(self, path: Path, stat: os.stat_result, now: float, *, quiet_s: float = 0.0) -> None:
         """Take a file under observation, or learn that a known one has changed.
@@ -161,15 +159,19 @@ class Settler:
         candidate = self._candidates.get(path)
         if candidate is None:
             candidate = self._candidates[path] = _Candidate(signature, now - quiet_s)
+            self._pending += 1
         elif candidate.signature != signature:
-            candidate.start_afresh(signature, now)
+            self._start_afresh(candidate, signature, now)
         else:
             return
         self._schedule(path, candidate, candidate.since + self._settle_s)
 
     def gone(self, path: Path) -> bool:
         """Forget a file. Returns whether it was under observation."""
-        return self._candidates.pop(path, None) is not None
+        candidate = self._candidates.pop(path, None)
+        if candidate is not None:
+            self._pending -= not candidate.reported
+        return candidate is not None
 
     def due(self, now: float, limit: int | None = None) -> list[Path]:
         """Return the files to `examine` now, newest mtime first, at most `limit`.
@@ -225,7 +227,7 @@ class Settler:
         """Whether the file has not stood still long enough; if so it is scheduled again."""
         signature = Signature.of(stat)
         if signature != candidate.signature:
-            candidate.start_afresh(signature, now)
+            self._start_afresh(candidate, signature, now)
         if now - candidate.since >= self._settle_s:
             return False
         self._schedule(path, candidate, candidate.since + self._settle_s)
@@ -256,7 +258,7 @@ class Settler:
                     return None
                 sentence = (
                     f"not complete after {self._grace_s:g} s: {reason}; "
-                    "will look again if it changes"
+                    f"looked at again, at least every {BACKOFF_LIMIT_S / 60:g} minutes"
                 )
                 return Refused(sentence, stat, final=False)
 
@@ -288,8 +290,14 @@ class Settler:
         else:
             candidate.delay = max(self._settle_s, _SHORTEST_WAIT_S)
         candidate.reported = candidate.reported or report
+        self._pending -= first
         self._schedule(path, candidate, now + candidate.delay)
         return first
+
+    def _start_afresh(self, candidate: _Candidate, signature: Signature, now: float) -> None:
+        self._pending += candidate.reported
+        candidate.signature, candidate.since = signature, now
+        candidate.delay, candidate.reported = 0.0, False
 
     def _schedule(self, path: Path, candidate: _Candidate, due: float) -> None:
         candidate.ticket = next(self._tickets)

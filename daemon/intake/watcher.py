@@ -241,7 +241,7 @@ class _RootWatch:
             if _identify(folder).network is None:
                 self._observe(folder)
         except OSError as error:  # the scan finds what lies there
-            log.warning("the folder %s cannot be watched: %s", folder, _why(error))
+            log.debug("the folder %s cannot be watched: %s", folder, _why(error))
 
     def close(self) -> None:
         self._release()

@@ -24,10 +24,14 @@ from daemon.ledger import schema
 from daemon.ledger.states import OPEN_STATES, State
 from daemon.log import clean
 
-FRESH_NS = 12 * 3600 * 10**9
-"""Frames younger than this (ns) are tonight's, and go before any backlog."""
+FRESH = dt.timedelta(hours=12)
+"""A file younger than this is probably tonight's, and goes before any backlog."""
+TONIGHT = dt.timedelta(hours=24)
+"""So is a frame exposed less long ago, whatever its time zone was taken for: it goes before what
+was merely copied today."""
 
 _CALIBRATION = "('bias', 'dark', 'flat', 'flat-dark')"
+_INCOMPLETE = "(frame.state = 'rejected' AND frame.not_before IS NOT NULL)"
 _OPEN = ", ".join(f"'{state}'" for state in OPEN_STATES)
 
 Explanation = list[tuple[str, list[str]]]
@@ -57,6 +61,8 @@ class Frame:
     """`in` or `out`: a person's word on its place in the stack."""
     explanation: Explanation
     attempts: int
+    seen_at: dt.datetime
+    """UTC, when it arrived."""
     done_at: dt.datetime | None
     """UTC, when it came to its end."""
 
@@ -95,6 +101,7 @@ def _frame(row: Mapping[str, Any]) -> Frame:
         by_hand=row["by_hand"],
         explanation=[(heading, list(lines)) for heading, lines in explanation],
         attempts=row["attempts"],
+        seen_at=dt.datetime.fromisoformat(row["seen_at"]),
         done_at=dt.datetime.fromisoformat(row["done_at"]) if row["done_at"] else None,
     )
 
@@ -129,7 +136,10 @@ class Ledger:
         identity: Identity | None,
         now: dt.datetime,
     ) -> int | None:
-        """Record a complete file as `new`; None if this version of it is known already."""
+        """Record a complete file as `new`; None if this version of it is known already.
+
+        One that was recorded as incomplete is known no longer.
+        """
         return self._insert(
             path=path,
             root=root,
@@ -142,9 +152,21 @@ class Ledger:
         )
 
     def add_unusable(
-        self, path: Path, root: Path, size: int, mtime_ns: int, *, reason: str, now: dt.datetime
+        self,
+        path: Path,
+        root: Path,
+        size: int,
+        mtime_ns: int,
+        *,
+        reason: str,
+        now: dt.datetime,
+        final: bool = True,
     ) -> int | None:
-        """Record a file that is no image, with the reason; None if it is known already."""
+        """Record a file that is no image, with the reason; None if it is known already.
+
+        `final` False: it is incomplete, and may yet become whole without any sign of change. Its
+        `not_before` marks it: `KnownFiles` denies it, so a later life looks at it again too.
+        """
         return self._insert(
             path=path,
             root=root,
@@ -154,6 +176,7 @@ class Ledger:
             reason=reason,
             identity=None,
             now=now,
+            not_before=None if final else now,
         )
 
     def _insert(
@@ -167,16 +190,25 @@ class Ledger:
         reason: str | None,
         identity: Identity | None,
         now: dt.datetime,
+        not_before: dt.datetime | None = None,
     ) -> int | None:
         record = identity.record if identity else None
         with self.transaction():
-            cursor = self.db.conn.execute(
-                """
+            rows = self.db.conn.execute(
+                f"""
                 INSERT INTO frame (path, root, name, size, mtime_ns, state, reason, frame_type,
-                                   record, target, filter, night, date_obs, seen_at, done_at)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-                ON CONFLICT (path, size, mtime_ns) DO NOTHING
-                """,
+                                   record, target, filter, night, date_obs, seen_at, done_at,
+                                   not_before)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                ON CONFLICT (path, size, mtime_ns) DO UPDATE SET
+                    state = excluded.state, reason = excluded.reason,
+                    frame_type = excluded.frame_type, record = excluded.record,
+                    target = excluded.target, filter = excluded.filter, night = excluded.night,
+                    date_obs = excluded.date_obs, done_at = excluded.done_at,
+                    not_before = excluded.not_before
+                WHERE {_INCOMPLETE} AND frame.reason IS NOT excluded.reason
+                RETURNING id
+                """,  # noqa: S608 — a constant of this module
                 (
                     os.fsencode(path),
                     os.fsencode(root),
@@ -193,9 +225,10 @@ class Ledger:
                     record.date_obs.isoformat() if record and record.date_obs else None,
                     _utc(now),
                     None if state in OPEN_STATES else _utc(now),
+                    None if not_before is None else _utc(not_before),
                 ),
-            )
-            return cursor.lastrowid if cursor.rowcount else None
+            ).fetchall()
+            return int(rows[0][0]) if rows else None
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -213,14 +246,15 @@ class Ledger:
                 "UPDATE frame SET claimed_at = NULL WHERE claimed_at IS NOT NULL"
             ).rowcount
 
-    def claim(self, now: dt.datetime) -> Frame | None:
+    def claim(self, now: dt.datetime, *, tonight: bool = False) -> Frame | None:
         """Take the next new frame; its attempts are counted before the work begins.
 
-        Tonight's frames go before a backlog, calibration frames before lights (whose masters they
-        make), then the order in which they were exposed.
+        Tonight's frames go before a backlog, by the time of exposure and then by that of the file;
+        among them calibration frames before lights (whose masters they make), then the order in
+        which they were exposed. With `tonight` only a frame that was exposed tonight.
         """
         with self.transaction():
-            rows = self._next(now)
+            rows = self._next(now, tonight=tonight)
             if not rows:
                 return None
             self.db.conn.execute(
@@ -233,20 +267,30 @@ class Ledger:
         """The file of the frame that `claim` would take now."""
         return next((Path(os.fsdecode(row["path"])) for row in self._next(now)), None)
 
-    def _next(self, now: dt.datetime) -> list[dict[str, Any]]:
-        fresh = int(now.timestamp() * 1e9) - FRESH_NS
+    def _next(self, now: dt.datetime, *, tonight: bool = False) -> list[dict[str, Any]]:
+        """The frame to claim, as one row or none; each search has an index that holds the queue."""
+        evening = (now - TONIGHT).astimezone(dt.UTC).isoformat()
+        fresh = int((now - FRESH).timestamp() * 1e9)
+        exposed_tonight = self._first("frame_queue_date", "date_obs >= :from", now, evening)
+        if exposed_tonight or tonight:
+            return exposed_tonight
+        first = self._first("frame_queue", ":from = 0", now, 0)
+        if not first or first[0]["mtime_ns"] >= fresh:
+            return first
+        return self._first("frame_queue_mtime", "mtime_ns >= :from", now, fresh) or first
+
+    def _first(
+        self, index: str, condition: str, now: dt.datetime, begin: str | int
+    ) -> list[dict[str, Any]]:
         return list(
             self.db.query(
                 f"""
-                SELECT * FROM frame
-                WHERE state = 'new' AND claimed_at IS NULL
+                SELECT * FROM frame INDEXED BY {index}
+                WHERE state = 'new' AND claimed_at IS NULL AND {condition}
                   AND (not_before IS NULL OR not_before <= :now)
-                ORDER BY mtime_ns < :fresh,
-                         frame_type IS NOT NULL AND frame_type NOT IN {_CALIBRATION},
-                         date_obs, name, id
-                LIMIT 1
-                """,  # noqa: S608 — the states and types are constants of this module
-                {"now": _utc(now), "fresh": fresh},
+                ORDER BY {schema.CLAIM_ORDER} LIMIT 1
+                """,  # noqa: S608 — the callers' literals
+                {"now": _utc(now), "from": begin},
             )
         )
 
@@ -298,12 +342,16 @@ class Ledger:
                 ),
             )
 
-    def defer(self, frame: Frame, *, reason: str, until: dt.datetime) -> None:
-        """Put a claimed frame back; it is not tried before `until`."""
+    def defer(self, frame: Frame, *, reason: str, until: dt.datetime, counted: bool = True) -> None:
+        """Put a claimed frame back; it is not tried before `until`.
+
+        `counted` False: the attempt does not count, since the frame was not to blame.
+        """
         with self.transaction():
             self.db.conn.execute(
-                "UPDATE frame SET claimed_at = NULL, not_before = ?, reason = ? WHERE id = ?",
-                (_utc(until), reason, frame.id),
+                "UPDATE frame SET claimed_at = NULL, not_before = ?, reason = ?, "
+                "attempts = attempts - ? WHERE id = ?",
+                (_utc(until), reason, not counted, frame.id),
             )
 
     def try_again(self, frame: Frame, *, by_hand: str | None) -> None:
@@ -457,7 +505,8 @@ class Ledger:
 
 
 class KnownFiles:
-    """Which versions of which files the ledger has: asked by the intake's thread.
+    """Which versions of which files the ledger has: asked by the intake's thread. One that is
+    recorded as incomplete is not among them: it is looked at again.
 
     It has its own read-only connection, opened at the first question.
     While the library's disk is in trouble nothing is known: what is delivered twice is recorded
@@ -487,7 +536,8 @@ class KnownFiles:
                 if self._db is None:
                     self._db = connect(self._database, readonly=True, any_thread=True)
                 rows = self._db.query(
-                    "SELECT 1 FROM frame WHERE path = ? AND size = ? AND mtime_ns = ?",
+                    "SELECT 1 FROM frame "  # noqa: S608
+                    f"WHERE path = ? AND size = ? AND mtime_ns = ? AND NOT {_INCOMPLETE}",
                     (os.fsencode(path), size, mtime_ns),
                 )
                 return next(iter(rows), None) is not None

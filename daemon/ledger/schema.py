@@ -9,6 +9,12 @@ from daemon.ledger.states import State
 
 MIGRATIONS = Migrations("lightkeeper.ledger")
 
+CLAIM_ORDER = (
+    "(frame_type IS NOT NULL AND frame_type NOT IN ('bias', 'dark', 'flat', 'flat-dark')), "
+    "date_obs, name, id"
+)
+"""Calibration frames before lights (whose masters they make), then as they were exposed."""
+
 _STATES = ", ".join(f"'{state}'" for state in State)
 
 
@@ -127,6 +133,18 @@ def m002_conditions(db: sqlite_utils.Database) -> None:
         ) STRICT
         """
     )
+
+
+@MIGRATIONS()
+def m003_queue(db: sqlite_utils.Database) -> None:
+    """The queue in its order: with 100,000 frames in it the next one must not be searched for."""
+    queued = "WHERE state = 'new' AND claimed_at IS NULL"
+    for statement in (
+        f"CREATE INDEX frame_queue ON frame({CLAIM_ORDER}) {queued}",
+        f"CREATE INDEX frame_queue_date ON frame(date_obs) {queued}",
+        f"CREATE INDEX frame_queue_mtime ON frame(mtime_ns) {queued}",
+    ):
+        db.conn.execute(statement)
 
 
 def apply(db: sqlite_utils.Database) -> None:

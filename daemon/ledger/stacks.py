@@ -23,6 +23,9 @@ from daemon.stack.live import FrameTerms
 
 Matrix = npt.NDArray[np.float64]
 
+_STACKS_KEPT = 8
+"""Stacks whose members are kept as read."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reference:
@@ -150,6 +153,9 @@ class Stacks:
 
     def __init__(self, db: sqlite_utils.Database) -> None:
         self.db = db
+        # Members as read before, by stack and frame: every light asks for all of its stack's, and
+        # reading thousands of them anew for each would take longer than the work on it.
+        self._read: dict[int, dict[int, Member]] = {}
 
     def open(self, *, target: str, filter_: str, camera: str, camera_name: str | None) -> Stack:
         """The stack of a target, filter and camera, begun where there is none."""
@@ -232,15 +238,30 @@ class Stacks:
 
     def members(self, stack_id: int) -> list[Member]:
         """The frames of a stack in the order in which they were added."""
-        return [
-            _member(row)
-            for row in self.db.query(
-                "SELECT * FROM stack_frame WHERE stack_id = ? ORDER BY position", (stack_id,)
-            )
-        ]
+        rows = self.db.conn.execute(
+            "SELECT frame_id FROM stack_frame WHERE stack_id = ? ORDER BY position", (stack_id,)
+        )
+        frames = [int(row[0]) for row in rows]
+        read = self._read.pop(stack_id, {})
+        new = [frame for frame in frames if frame not in read]
+        for row in self.db.query(
+            "SELECT * FROM stack_frame WHERE frame_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(new),),
+        ):
+            read[row["frame_id"]] = _member(row)
+        self._read[stack_id] = read  # now the last
+        while len(self._read) > _STACKS_KEPT:
+            self._read.pop(next(iter(self._read)))
+        return [read[frame] for frame in frames]
+
+    def _forget(self, frame_id: int) -> None:
+        """Read this member anew: its row is about to change, whether or not that is committed."""
+        for read in self._read.values():
+            read.pop(frame_id, None)
 
     def add_member(self, stack: Stack, member: Member, photometry: Photometry | None) -> None:
         """Append a frame; the first one brings the photometric reference along."""
+        self._forget(member.frame_id)
         with transaction(self.db):
             self.db.conn.execute(
                 """
@@ -269,6 +290,7 @@ class Stacks:
         self, stack: Stack, members: Sequence[Member], photometry: Photometry | None
     ) -> None:
         """The stack was made again: these are its frames now, and it is no longer stale."""
+        self._read.pop(stack.id, None)
         with transaction(self.db):
             self.db.conn.execute("DELETE FROM stack_frame WHERE stack_id = ?", (stack.id,))
             for member in members:
@@ -296,6 +318,7 @@ class Stacks:
 
     def remove_member(self, frame_id: int) -> None:
         """Take a frame out of its stack's record."""
+        self._forget(frame_id)
         with transaction(self.db):
             self.db.conn.execute("DELETE FROM stack_frame WHERE frame_id = ?", (frame_id,))
 

@@ -20,7 +20,8 @@ F64 = npt.NDArray[np.float64]
 
 _GOOD_SNR = 20.0
 _ENOUGH_GOOD = 8  # below, fainter stars are asked too
-_INTRINSIC = 0.005  # scatter of ln flux ratios beyond the noise: flat field, scintillation
+_INTRINSIC = 0.01  # scatter of ln flux ratios beyond the noise: flat field, what rings took in
+_STRUCTURED = 0.05  # scatter of fluxes over a median of the sky, where nebula or neighbours lean
 _CROWDED = 0.03  # share of the neighbours' light that seeing may move across an aperture's rim
 _PLANE_POINTS = 5000
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # 1/ρ, 1/ρ² with ρ³ = ρ + 1
@@ -90,7 +91,9 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
     (fainter ones if fewer than eight have it): the robust mean of ln(f/f_ref), that is Tukey's
     biweight about the median, each star weighted by its noise and its neighbours. The aperture is
     the same in both frames and at least 3 times the larger FWHM, so that neither the seeing nor
-    the neighbours and nebula that it takes in change the ratio. Exposures are not divided out.
+    the neighbours and nebula that it takes in change the ratio; where a star's ring is cut off by
+    the frame or holds more light than the star, its fluxes over a median of the sky stand in, with
+    less weight. Exposures are not divided out.
     Raises register.RegistrationError where no star is common.
     """
     moved = register.apply(transform, stars.xy)
@@ -102,12 +105,11 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
     i = np.flatnonzero(np.isfinite(distance))
     i = i[back[nearest[i]] == i]
     a, b = stars.take(i), reference.take(nearest[i])
-    unsaturated = ~a.saturated & ~b.saturated
     own, wanted = _same_aperture(a, b)
-    clean = unsaturated & (own > 0) & (wanted > 0)
-    if clean.sum() < _ENOUGH_GOOD:
-        own, wanted = a.flux, b.flux
-        clean = unsaturated & (own > 0) & (wanted > 0)
+    linear = (own > 0) & (wanted > 0)
+    own, wanted = np.where(linear, own, a.flux), np.where(linear, wanted, b.flux)
+    clean = ~a.saturated & ~b.saturated & (own > 0) & (wanted > 0)
+    structured = np.where(linear, 0.0, _STRUCTURED)[clean]
     a, b, own, wanted = a.take(clean), b.take(clean), own[clean], wanted[clean]
     noise, noise_wanted = a.flux / (a.snr * own), b.flux / (b.snr * wanted)
     bright = np.maximum(noise, noise_wanted) < 1 / _GOOD_SNR
@@ -115,7 +117,7 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
     if not chosen.any():
         raise register.RegistrationError("no unsaturated star in common with the reference")
     crowd = _neighbours(b, reference, 2 * max(a.radius_px, b.radius_px)) / wanted
-    variance = _INTRINSIC**2 + noise**2 + noise_wanted**2 + (_CROWDED * crowd) ** 2
+    variance = _INTRINSIC**2 + structured**2 + noise**2 + noise_wanted**2 + (_CROWDED * crowd) ** 2
     return math.exp(_biweight(np.log(own / wanted)[chosen], 1 / variance[chosen]))
 
 
@@ -137,7 +139,9 @@ def _same_aperture(a: StarList, b: StarList) -> tuple[F64, F64]:
 
 def _biweight(values: F64, weights: F64) -> float:
     """Tukey's biweight mean (c = 6 MAD) of `values` (n,) with prior `weights` (n,), 1/variance."""
-    centre = float(np.median(values))
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(weights[order])
+    centre = float(values[order][np.searchsorted(below, 0.5 * below[-1])])
     for _ in range(10):
         deviation = np.abs(values - centre) * np.sqrt(weights)
         scale = 6 * max(float(np.median(deviation)), 1e-6)
@@ -250,12 +254,11 @@ def admit(
 
 
 def _outlier(quality: Quality, history: Sequence[Quality]) -> tuple[bool, str]:
-    own = _harm(quality)
-    past = [_harm(q) for q in history]
-    for name, value in own.items():
-        values = np.array([p[name] for p in past if name in p])
-        if len(values) < _LEAST_HISTORY:
+    own, past = _harm([quality]), _harm(history)
+    for name, values in past.items():
+        if len(values) < _LEAST_HISTORY or not len(own[name]):
             continue
+        value = float(own[name][0])
         median = float(np.median(values))
         scatter = max(1.4826 * float(np.median(np.abs(values - median))), _LEAST_SCATTER)
         deviation = (value - median) / scatter
@@ -267,16 +270,18 @@ def _outlier(quality: Quality, history: Sequence[Quality]) -> tuple[bool, str]:
     return True, ""
 
 
-def _harm(quality: Quality) -> dict[str, float]:
-    """Measures by name, each the worse the larger; what is not known is left out."""
-    harm: dict[str, float] = {}
-    if quality.fwhm_px > 0:
-        harm["the FWHM"] = math.log(quality.fwhm_px)
-    if quality.stars > 0:
-        harm["the number of stars"] = -math.log(quality.stars)
-    if quality.sky_adu > 0:
-        harm["the sky's brightness"] = math.log(quality.sky_adu)
-    harm["the transparency"] = -(1.0 if quality.transparency is None else quality.transparency)
-    if quality.residual_px is not None:
-        harm["the registration's residual"] = quality.residual_px
-    return harm
+def _harm(frames: Sequence[Quality]) -> dict[str, npt.NDArray[np.float64]]:
+    """Measures of frames by name, each the worse the larger; what is not known is left out."""
+    fwhm = np.array([q.fwhm_px for q in frames], dtype=np.float64)
+    stars = np.array([q.stars for q in frames], dtype=np.float64)
+    sky = np.array([q.sky_adu for q in frames], dtype=np.float64)
+    residual = [q.residual_px for q in frames if q.residual_px is not None]
+    return {
+        "the FWHM": np.log(fwhm[fwhm > 0]),
+        "the number of stars": -np.log(stars[stars > 0]),
+        "the sky's brightness": np.log(sky[sky > 0]),
+        "the transparency": -np.array(
+            [1.0 if q.transparency is None else q.transparency for q in frames], dtype=np.float64
+        ),
+        "the registration's residual": np.array(residual, dtype=np.float64),
+    }

@@ -36,13 +36,14 @@ SATURATED = 2
 
 _STORED = 500  # stars kept by StarList.to_json
 _BINNED_FROM_PX = 8_000_000  # from here on stars are found on 2×2 means
-_SPARSE_FROM_PX = 6_000_000  # from here on the background looks at every third row and column
+_SPARSE_FROM_PX = 6_000_000  # from here on the background looks at some of the rows and columns
 _THRESHOLD_SIGMA = 5.0
 _BLOCK_PX = 32  # nebulae are taken off at this scale where stars are looked for
 _NARROWEST_FWHM_PX = 1.05  # below: a single pixel, not light through optics
 _HOT_RATIO = 0.28  # smoothed over raw peak; a single pixel has 0.25 under the 1-2-1 kernel
 _APERTURE_FWHM = 3.0  # radius; scales with the seeing, so that the enclosed fraction does not
 _SNR_MIN = 5.0
+_ALIKE = 0.3  # in ln FWHM: stars of one frame differ by less
 _LEAST_WEIGHT = 0.7  # px², variance of the narrowest weight
 
 
@@ -160,23 +161,33 @@ _COLUMNS = ("x", "y", "flux", "fwhm", "peak", "elongation", "snr", "shared", "sa
 def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
     """Measure level and noise of `image` (ny, nx), ADU, in cells of about `cell_px` px.
 
-    Samples are clipped at 3σ about their median until they settle; the noise is that of differences
-    of pixels, to which a gradient or a nebula adds nothing. Large frames are sampled at every third
-    row and column (an odd step, so that a mosaic's planes count equally). NaN is left out; a cell
-    without samples takes the frame's median. `image` is not changed.
+    Samples are clipped at 3σ about their median until they settle; the noise is that of second
+    differences of pixels where there is no star, to which a gradient or a nebula adds next to
+    nothing. Large frames are sampled at every fifth row and column (an odd step, so that a mosaic's
+    planes count equally). NaN is left out; a cell without samples takes the frame's
+    median. `image` is not changed.
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     ny, nx = pixels.shape
     grid = (max(1, round(ny / cell_px)), max(1, round(nx / cell_px)))
     cells = np.empty(grid, dtype=np.float32)
     noise = np.empty(grid, dtype=np.float32)
-    _measure_cells(pixels, 3 if pixels.size >= _SPARSE_FROM_PX else 1, cells, noise)
-    seen = np.isfinite(cells)
-    level = float(np.median(cells[seen])) if seen.any() else 0.0
-    sigma = float(np.median(noise[seen])) if seen.any() else 0.0
-    cells[~seen] = level
-    noise[~seen] = sigma
+    step = 5 if pixels.size >= _SPARSE_FROM_PX else 1
+    _measure_levels(pixels, step, cells)
+    level = _fill_unseen(cells)
+    _measure_noise(pixels, step, cells, noise)
+    sigma = _fill_unseen(noise)
     return Background(level, sigma, cells, noise, cell_px, (ny, nx))
+
+
+def _fill_unseen(cells: F32) -> float:
+    """Return the median of the cells that are not NaN (0 without any), and fill the others with it,
+    in place.
+    """
+    seen = np.isfinite(cells)
+    middle = float(np.median(cells[seen])) if seen.any() else 0.0
+    cells[~seen] = middle
+    return middle
 
 
 def cell_means(image: F32) -> F32:
@@ -298,7 +309,7 @@ def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: f
     x, y, width = (np.ascontiguousarray(column) for column in chosen.T)
     guess = FWHM_PER_SIGMA * float(np.median(width))
     first = np.empty((len(x), 7))
-    local = _local_sky(pixels, sky, x, y, guess)
+    local = _local_sky(pixels, sky, x, y, guess, sparse=3)
     _moments(pixels, flags, x, y, width, local, saturation, first)
     fwhm = _typical_fwhm(first)
     if fwhm is None:
@@ -326,11 +337,17 @@ def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: f
     return _sorted_list(second[starlike], flux[starlike], snr[starlike], fwhm)
 
 
-def _local_sky(pixels: F32, sky: Background, x: F64, y: F64, fwhm: float) -> F64:
-    """(n,) ADU: the ring from 4 to 6 FWHM round each star; the cells' level where it is cut off."""
+def _local_sky(
+    pixels: F32, sky: Background, x: F64, y: F64, fwhm: float, *, sparse: int = 1
+) -> F64:
+    """(n,) ADU: the ring from 4 to 6 FWHM round each star, of which a `sparse`-th of rows and
+    columns is looked at; the cells' level where it is cut off.
+    """
     inner = max(4.0 * fwhm, 6.0)
     local = np.empty(len(x))
-    _annulus_sky(pixels, x, y, inner, 1.5 * inner + 2.0, sky.at(x, y), local)
+    outer = 1.5 * inner + 2.0
+    step = max(1, int(outer / 15.0), min(sparse, int(outer / 8.0)))
+    _annulus_sky(pixels, x, y, inner, outer, step, sky.at(x, y), local)
     return local
 
 
@@ -346,14 +363,22 @@ _X, _Y, _FWHM, _ELONGATION, _PEAK, _SATURATED, _OK = range(7)
 
 
 def _typical_fwhm(moments: F64) -> float | None:
-    """Return the FWHM of the frame's stars, px: median over the highest unsaturated peaks."""
+    """Return the FWHM of the frame's stars, px: median over the highest unsaturated peaks; where
+    knots of a nebula outnumber the stars, over the densest of widths: knots have all, stars one.
+    """
     good = (moments[:, _OK] > 0) & (moments[:, _FWHM] >= _NARROWEST_FWHM_PX)
     clean = good & (moments[:, _SATURATED] == 0) & (moments[:, _ELONGATION] < 3)
     pool = moments[clean] if clean.any() else moments[good]
     if len(pool) == 0:
         return None
     highest = np.argsort(-pool[:, _PEAK], kind="stable")[:100]
-    return float(np.median(pool[highest, _FWHM]))
+    widths = np.sort(np.log(pool[highest, _FWHM]))
+    middle = float(np.median(widths))
+    if np.mean(np.abs(widths - middle) < _ALIKE) < 0.5:
+        counts = np.searchsorted(widths, widths + _ALIKE, side="right") - np.arange(len(widths))
+        densest = int(np.argmax(counts))  # of equal ones the narrowest
+        middle = float(np.median(widths[densest : densest + counts[densest]]))
+    return math.exp(middle)
 
 
 def _starlike(moments: F64, fwhm: float) -> Bool:
@@ -464,41 +489,101 @@ def _clipped(samples: F32, count: int) -> tuple[float, float]:
     return median, float(sigma)
 
 
-@kernel(parallel=True)
-def _measure_cells(image: F32, step: int, cells: F32, noise: F32) -> None:
-    """Clipped median of each cell; noise from differences of pixels three columns apart.
+@kernel()
+def _select(samples: F32, count: int, rank: int) -> float:
+    """The value of this rank (from 0) among the first `count` samples, which are reordered."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = samples[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while samples[i] < pivot:
+                i += 1
+            while samples[j] > pivot:
+                j -= 1
+            if i <= j:
+                samples[i], samples[j] = samples[j], samples[i]
+                i += 1
+                j -= 1
+        if rank <= j:
+            high = j
+        elif rank >= i:
+            low = i
+        else:
+            break
+    return float(samples[rank])
 
-    A gradient across the cell shifts all differences alike, so it is not taken for noise; and over
-    three pixels the correlation that an interpolated mosaic has is gone.
-    """
+
+@kernel(parallel=True)
+def _measure_levels(image: F32, step: int, cells: F32) -> None:
+    """Clipped median of each cell, from every `step`-th row and column."""
     ny, nx = image.shape
     cy, cx = cells.shape
     for j in prange(cy):
         y0, y1 = j * ny // cy, (j + 1) * ny // cy
         size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
         samples = np.empty(size, np.float32)
-        differences = np.empty(size, np.float32)
         for i in range(cx):
-            x0, x1 = i * nx // cx, (i + 1) * nx // cx
-            count = pairs = 0
+            count = 0
             for y in range(y0, y1, step):
-                paired = (y - y0) // step % 2 == 0  # every second row is enough for the noise
-                for x in range(x0, x1, step):
+                for x in range(i * nx // cx, (i + 1) * nx // cx, step):
                     value = image[y, x]
                     if np.isfinite(value):
                         samples[count] = value
                         count += 1
-                        if paired and x + 3 < x1 and np.isfinite(image[y, x + 3]):
-                            differences[pairs] = image[y, x + 3] - value
-                            pairs += 1
-            if count < 4 or pairs < 4:
+            if count < 4:
                 cells[j, i] = np.nan
-                noise[j, i] = np.nan
                 continue
             samples[:count].sort()
-            differences[:pairs].sort()
             cells[j, i] = _clipped(samples, count)[0]
-            noise[j, i] = _clipped(differences, pairs)[1] / np.sqrt(2.0)
+
+
+@kernel(parallel=True)
+def _measure_noise(image: F32, step: int, cells: F32, noise: F32) -> None:
+    """Noise of each cell, from second differences of pixels three columns apart.
+
+    To those a slope adds nothing, even one that changes across the cell, as a nebula's; and over
+    three pixels the correlation that an interpolated mosaic has is gone. Stars' wings are kept out
+    by their light: a difference counts only where the eight pixels between and beside its three are
+    not above the level (bilinear from `cells`). Those have noise of their own, so that the choice
+    does not depend on the difference.
+    """
+    ny, nx = image.shape
+    cy, cx = cells.shape
+    for j in prange(cy):
+        y0, y1 = j * ny // cy, (j + 1) * ny // cy
+        size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
+        differences = np.empty(size, np.float32)
+        for i in range(cx):
+            x0, x1 = i * nx // cx, (i + 1) * nx // cx
+            count = 0
+            for y in range(y0, y1, step):
+                v = min(max((y + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
+                j0 = min(int(v), max(cy - 2, 0))
+                j1 = min(j0 + 1, cy - 1)
+                for x in range(x0 + 5, x1 - 5, step):
+                    u = min(max((x + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
+                    i0 = min(int(u), max(cx - 2, 0))
+                    i1 = min(i0 + 1, cx - 1)
+                    upper = cells[j0, i0] + (u - i0) * (cells[j0, i1] - cells[j0, i0])
+                    lower = cells[j1, i0] + (u - i0) * (cells[j1, i1] - cells[j1, i0])
+                    beside = (
+                        (image[y, x - 5] + image[y, x - 4])
+                        + (image[y, x - 2] + image[y, x - 1])
+                        + (image[y, x + 1] + image[y, x + 2])
+                        + (image[y, x + 4] + image[y, x + 5])
+                    )
+                    # A comparison with NaN is false.
+                    if beside <= 8.0 * (upper + (v - j0) * (lower - upper)):
+                        bent = image[y, x] - np.float32(0.5) * (image[y, x - 3] + image[y, x + 3])
+                        if np.isfinite(bent):
+                            differences[count] = bent
+                            count += 1
+            if count < 4:
+                noise[j, i] = np.nan
+                continue
+            differences[:count].sort()
+            noise[j, i] = _clipped(differences, count)[1] / np.sqrt(1.5)
 
 
 @kernel(parallel=True)
@@ -531,8 +616,7 @@ def _block_medians(image: F32, out: F32) -> None:
                 for x in range(i * nx // bx, (i + 1) * nx // bx, 2):
                     samples[count] = image[y, x]
                     count += 1
-            samples[:count].sort()
-            out[j, i] = samples[count // 2]
+            out[j, i] = _select(samples, count, count // 2)
 
 
 @kernel(parallel=True)
@@ -554,6 +638,20 @@ def _subtract(image: F32, cells: F32) -> None:
             image[row, col] -= level[i] + np.float32(u - i) * (level[i1] - level[i])
 
 
+@kernel()
+def _good_sum(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.float32, int]:
+    """Sum and number of the pixels of a block that are finite and not flagged as bad."""
+    masked = flags.shape[0] == image.shape[0] and flags.shape[1] == image.shape[1]
+    total, good = np.float32(0.0), 0
+    for y in range(top, top + binning):
+        for x in range(left, left + binning):
+            value = image[y, x]
+            if np.isfinite(value) and not (masked and flags[y, x] & 1):
+                total += value
+                good += 1
+    return total, good
+
+
 @kernel(parallel=True)
 def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int, out: F32) -> None:
     """(mean of binning² good pixels − level) / its noise; level and noise bilinear from cells."""
@@ -561,35 +659,41 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int, o
     cy, cx = level.shape
     my, mx = out.shape
     masked = flags.shape[0] == ny and flags.shape[1] == nx
+    left = np.empty(mx, np.int32)
+    share = np.empty(mx, np.float32)
+    for col in range(mx):
+        u = min(max(((col + 0.5) * binning * cx) / nx - 0.5, 0.0), cx - 1.0)
+        left[col] = min(int(u), max(cx - 2, 0))
+        share[col] = u - left[col]
     for row in prange(my):
-        level_row = np.empty(cx, np.float32)
-        noise_row = np.empty(cx, np.float32)
-        v = ((row + 0.5) * binning * cy) / ny - 0.5
-        v = min(max(v, 0.0), cy - 1.0)
+        # One cell more than there are: the last column may ask for what is right of the last.
+        level_row = np.empty(cx + 1, np.float32)
+        noise_row = np.empty(cx + 1, np.float32)
+        v = min(max(((row + 0.5) * binning * cy) / ny - 0.5, 0.0), cy - 1.0)
         j = min(int(v), max(cy - 2, 0))
         j1 = min(j + 1, cy - 1)
         for i in range(cx):
             level_row[i] = level[j, i] + (v - j) * (level[j1, i] - level[j, i])
             noise_row[i] = (noise[j, i] + (v - j) * (noise[j1, i] - noise[j, i])) / binning
+        level_row[cx], noise_row[cx] = level_row[cx - 1], noise_row[cx - 1]
+        top = row * binning
         for col in range(mx):
             total = np.float32(0.0)
-            good = 0
-            for y in range(row * binning, row * binning + binning):
+            bad = 0
+            for y in range(top, top + binning):
                 for x in range(col * binning, col * binning + binning):
-                    value = image[y, x]
-                    if np.isfinite(value) and not (masked and flags[y, x] & 1):
-                        total += value
-                        good += 1
-            u = ((col + 0.5) * binning * cx) / nx - 0.5
-            u = min(max(u, 0.0), cx - 1.0)
-            i = min(int(u), max(cx - 2, 0))
-            i1 = min(i + 1, cx - 1)
-            p = np.float32(u - i)
+                    total += image[y, x]
+                    if masked:
+                        bad |= flags[y, x] & 1
+            good = binning * binning
+            if bad or not np.isfinite(total):
+                total, good = _good_sum(image, flags, top, col * binning, binning)
+            i, p = left[col], share[col]
             if good == 0:
                 out[row, col] = 0.0
             else:
-                base = level_row[i] + p * (level_row[i1] - level_row[i])
-                scatter = noise_row[i] + p * (noise_row[i1] - noise_row[i])
+                base = level_row[i] + p * (level_row[i + 1] - level_row[i])
+                scatter = noise_row[i] + p * (noise_row[i + 1] - noise_row[i])
                 out[row, col] = (total / np.float32(good) - base) / scatter
 
 
@@ -732,11 +836,12 @@ def _moments(
 
 @kernel(parallel=True)
 def _annulus_sky(
-    image: F32, xs: F64, ys: F64, inner: float, outer: float, fallback: F64, out: F64
+    image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int, fallback: F64, out: F64
 ) -> None:
-    """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, ADU."""
+    """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, from every `step`-th row
+    and column, ADU.
+    """
     ny, nx = image.shape
-    step = max(1, int(outer / 15.0))
     side = int(2.0 * outer) // step + 3
     for star in prange(len(xs)):
         samples = np.empty(side * side, np.float32)

@@ -36,6 +36,11 @@ Count = npt.NDArray[np.uint16]
 Sums = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.int32]
 
+EDGE_SIGMA = 2.0
+"""k of the gate for display beside a pixel where the same frame is rejected: the edge of a trail
+(about 2.3 σ of the values compared)."""
+SEED_SHARE = 1.25
+"""How many times the gate a neighbour must be off to be a trail and not the noise's own tail."""
 SEEING_FLOOR = 0.05
 """Relative error of a source that even equal seeing leaves."""
 SHARPEST_SHARE = 0.25
@@ -363,16 +368,18 @@ def _table(stack: LiveStack) -> Matrix:
     A waiting value is judged by its own frame, whichever frame pushes it out.
     """
     table = np.zeros((max(stack.terms) + 2, 4 + stack.shape[0]))
-    weights = np.array([terms.weight for terms in stack.terms.values()])
-    widths = np.array([terms.fwhm_px for terms in stack.terms.values()])
+    # Without a loop over the frames: it is made for each, and there may be thousands.
+    numbers = np.array(
+        [(t.index + 1, t.weight, t.fwhm_px, t.e_per_adu) for t in stack.terms.values()]
+    )
+    rows, weights, widths, e_per_adu = numbers.T.copy()
+    sigmas = np.array([stack.sigmas[index] for index in stack.terms])
     width = float(weights @ widths / weights.sum())
-    for terms in stack.terms.values():
-        row = table[terms.index + 1]
-        row[0] = np.clip(np.rint(terms.weight / stack.weight_unit), 1, MAX_WEIGHT)
-        row[1] = 1.0 / terms.e_per_adu
-        row[2] = abs((width / terms.fwhm_px) ** 2 - 1.0) + SEEING_FLOOR
-        row[3] = row[2] * steepness(width)
-        row[4:] = np.square(stack.sigmas[terms.index])
+    seeing = np.abs((width / widths) ** 2 - 1.0) + SEEING_FLOOR
+    units = np.clip(np.rint(weights / stack.weight_unit), 1, MAX_WEIGHT)
+    table[rows.astype(np.intp)] = np.column_stack(
+        (units, 1.0 / e_per_adu, seeing, seeing * steepness(width), np.square(sigmas))
+    )
     return table
 
 
@@ -587,6 +594,44 @@ def _contrast_rows(
                     contrast[plane, y, x] = np.uint16(min(steps + 0.5, 65535.0))
 
 
+@kernel()
+def _contrast_at(centres: Image, k: int, x: int) -> float:
+    """What `_contrast_row` gives for one pixel of row `k`."""
+    largest = 0.0
+    for row in range(k - 1, k + 2):
+        for column in range(max(x - 1, 0), min(x + 2, centres.shape[1])):
+            # A comparison with NaN is false.
+            difference = abs(float(centres[row, column]) - float(centres[k, x]))
+            largest = difference if difference > largest else largest  # noqa: FURB136
+    return largest
+
+
+@kernel()
+def _beside_rejected(
+    values: Image, frames: Count, centres: Image, k: int, plane: int, y: int, x: int, frame: int,
+    sky: float, variance: float, terms: Matrix, number: int, empirical: float,
+) -> bool:  # fmt: skip
+    """Whether one of the eight neighbours has a waiting value of the same frame outside the gate,
+    whose noise is that of the pixel itself. `centres[k]` are those of row `y`, two more on each
+    side.
+    """
+    depth, _, height, width = values.shape
+    for row in range(max(y - 1, 0), min(y + 2, height)):
+        for column in range(max(x - 1, 0), min(x + 2, width)):
+            centre = float(centres[k + row - y, column])
+            for i in range(depth):
+                if frames[i, plane, row, column] == frame:
+                    away = values[i, plane, row, column] - centre
+                    if away * away > GATE_SIGMA * GATE_SIGMA * variance and abs(
+                        away
+                    ) > SEED_SHARE * settle.gate(
+                        centre, sky, _contrast_at(centres, k + row - y, column), variance,
+                        terms[1], terms[2], terms[3], number, empirical,
+                    ):  # fmt: skip
+                        return True
+    return False
+
+
 @kernel(parallel=True)
 def _render_rows(
     table: Matrix, typical: Matrix, skies: Matrix, quantum: float, weight_unit: float,
@@ -597,17 +642,17 @@ def _render_rows(
     for tile in prange((height + TILE_ROWS - 1) // TILE_ROWS):
         first = tile * TILE_ROWS
         last = min(first + TILE_ROWS, height)
-        centres = np.empty((TILE_ROWS + 2, width), np.float32)
+        centres = np.empty((TILE_ROWS + 4, width), np.float32)
         contrast = np.empty(width, np.float32)
         for plane in range(plane_count):
-            for y in range(first - 1, last + 1):
+            for y in range(first - 2, last + 2):
                 inside = min(max(y, 0), height - 1)
                 _centre_row(
                     values, frames, total, weight, settled, quantum, plane, inside,
-                    centres[y - first + 1],
+                    centres[y - first + 2],
                 )  # fmt: skip
             for y in range(first, last):
-                k = y - first + 1
+                k = y - first + 2
                 _contrast_row(centres[k - 1], centres[k], centres[k + 1], contrast)
                 for x in range(width):
                     centre = float(centres[k, x])
@@ -631,6 +676,11 @@ def _render_rows(
                         if away * away > smallest and abs(away) > settle.gate(
                             centre, skies[plane], contrast[x], least,
                             table[frame, 1], table[frame, 2], table[frame, 3], number, empirical,
+                        ):  # fmt: skip
+                            continue
+                        if away * away > EDGE_SIGMA * EDGE_SIGMA * least and _beside_rejected(
+                            values, frames, centres, k, plane, y, x, frame, skies[plane], least,
+                            table[frame], number, empirical,
                         ):  # fmt: skip
                             continue
                         share = int(table[frame, 0])
