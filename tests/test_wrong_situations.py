@@ -255,7 +255,8 @@ def dark_cut_short(s):
 def new_darks_with_light_in_them(s):
     """Last season's darks are good; the new ones all leak, so their own vote cannot tell."""
     s.darks(at=NIGHT - 100 * DAYS)
-    s.darks(image=PEDESTAL + HOT + 60.0, at=NIGHT)
+    for _ in range(5):
+        s.put("new_light_dark", PEDESTAL + HOT + 60.0, IMAGETYP="DARK", at=NIGHT)
     s.light()
 
 
