@@ -11,14 +11,25 @@ import datetime as dt
 import hashlib
 import math
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, combine, flat, image_io, match
+from calib_library import (
+    __version__,
+    combine,
+    compare,
+    flat,
+    image_io,
+    match,
+    overscan,
+    suspects,
+)
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import Card, FrameType
 from calib_library.library import (
@@ -39,14 +50,28 @@ MOST_FRAMES = 200
 STRIPS = 16
 """Places down the image at which a frame's level is compared with the others'."""
 STRIP_ROWS = 8
+COMPARED_ROWS = 512
+"""A master is compared with its predecessor by so many of its rows."""
 SATURATED = 0.95
 """A flat whose level is above this fraction of saturation is no longer linear."""
 FLAT_RATIO = 3.0
 """A flat this many times brighter or darker than the set's median is not one of them."""
+LONG_FLAT_S = 5.0
+"""Up to this exposure the dark current of a flat is nothing beside its light: a bias will do."""
+UNKNOWN_PEDESTAL = 0.05
+"""Flats below this part of full scale are not used without their pedestal."""
+BLOCKS = 4
+"""Parts of a strip, side by side …"""
+BLOCK_PIXELS = 3000
+"""… of which so many pixels are enough for a level."""
+HOT_SAMPLE = 100_000
+"""Pixels of a frame, in whole strips, whose hot ones are compared."""
+NOISE_STRIPS = 4
+"""The noise is taken from every fourth strip."""
 FLAT_SHAPE = 0.3
 """Flats differ by flicker bands of 13 %; a strip that differs by more than this is damaged."""
 
-_TITLES = {
+TITLES = {
     FrameType.BIAS: ("MasterBias", "Master Bias"),
     FrameType.DARK: ("MasterDark", "Master Dark"),
     FrameType.FLAT: ("MasterFlat", "Master Flat"),
@@ -63,6 +88,43 @@ class _Opened:
 
     frame: FiledFrame
     reader: image_io.RowReader
+    pedestal: Floats | None = None
+    """What is subtracted from it, (ny, nx) ADU."""
+    overscan: Floats | None = None
+    """The levels of its overscan, which go first, (ny, 1) or (1, nx) ADU."""
+
+    @property
+    def rows(self) -> "image_io.RowReader | _Lowered":
+        """Its rows without the overscan."""
+        return self.reader if self.overscan is None else _Lowered(self.reader, None, self.overscan)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Lowered:
+    """The rows of a frame with its own pedestal and overscan subtracted, as `combine.Rows`."""
+
+    reader: image_io.RowReader
+    pedestal: Floats | None
+    overscan: Floats | None
+    storage: str = "float32"
+    plain: bool = False
+    bzero: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.reader.shape
+
+    def rows(self, y0: int, y1: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        values = self.reader.to_float(self.reader.rows(y0, y1), out)
+        if self.overscan is not None:
+            values -= self.overscan[y0:y1] if len(self.overscan) > 1 else self.overscan
+        if self.pedestal is not None:
+            values -= self.pedestal[y0:y1]
+        return values
+
+    def to_float(self, rows: Floats) -> Floats:
+        """As a `RowReader` has it: they are already."""
+        return rows
 
 
 def build(
@@ -71,20 +133,24 @@ def build(
     *,
     root: Path,
     generation: int,
-    subtract: MasterRecord | None = None,
+    subtract: MasterRecord | Mapping[str, MasterRecord] | None = None,
+    predecessor: MasterRecord | None = None,
     sigma: float = 3.0,
     minimum: int = 2,
     progress: Progress | None = None,
 ) -> BuiltMaster:
     """Combine the frames of a set into one master and write it below `root`/masters.
 
-    `subtract` (for flats: flat-dark, dark or bias) is taken from each frame first; flats are then
-    scaled to their common level, a colour camera's each by its own four planes, and keep it. Frames
-    are left out, with the reason, whose file is gone or no longer the one that was filed, or whose
-    level is grossly unlike the others'. `progress` is given the fraction done, 0 to 1.
+    `subtract` (for flats: flat-dark, dark or bias; where the exposures differ, as in twilight, one
+    for each frame by its hash) is taken from each frame first; flats are then scaled to their
+    common level, a colour camera's each by its own four planes, and keep it. Frames are left out,
+    with the reason, whose file is gone or no longer the one that was filed, or whose pixels are
+    unlike the others'. `predecessor` is the master that this one follows: what has changed is
+    noted. `progress` is given the fraction done, 0 to 1.
 
     Raises IncompatibleFramesError where fewer than `minimum` frames are left, or files are missing
-    and the present master was made of more frames; ImageError where the pedestal cannot be read;
+    and the present master was made of more frames, or the new master beside its predecessor, or a
+    flat by itself, is clearly wrong; ImageError where the pedestal cannot be read;
     OSError where the master cannot be written.
     """
     strangers: dict[str, str] = {}
@@ -96,6 +162,7 @@ def build(
                 root=root,
                 generation=generation,
                 subtract=subtract,
+                predecessor=predecessor,
                 sigma=sigma,
                 minimum=minimum,
                 report=progress or (lambda _: None),
@@ -120,7 +187,8 @@ def _build(
     *,
     root: Path,
     generation: int,
-    subtract: MasterRecord | None,
+    subtract: MasterRecord | Mapping[str, MasterRecord] | None,
+    predecessor: MasterRecord | None,
     sigma: float,
     minimum: int,
     report: Progress,
@@ -132,7 +200,12 @@ def _build(
     ordered = sorted(frames, key=lambda frame: (_taken(frame), frame.sha256))
     for frame in ordered[:-MOST_FRAMES]:
         left_out[frame.sha256] = f"the newest {MOST_FRAMES} frames are enough"
-    pedestal = load_master(root, subtract) if subtract else None
+    sections = _sections(group)
+    lowered_by = _by_frame(ordered, subtract)
+    pedestals = {
+        master.id: load_master(root, master)
+        for master in {m.id: m for m in lowered_by.values()}.values()
+    }
     with contextlib.ExitStack() as stack:
         opened = _open(
             [frame for frame in ordered[-MOST_FRAMES:] if frame.sha256 not in left_out],
@@ -143,45 +216,80 @@ def _build(
         if group.master and left_out and len(opened) < min(group.master.frames, MOST_FRAMES):
             raise _too_few(frames, left_out, group.master.frames)
         report(0.2)
-        judged = _judge(opened, group, pedestal, left_out)
+        opened = [
+            dataclasses.replace(
+                one,
+                pedestal=pedestals[master.id]
+                if (master := lowered_by.get(one.frame.sha256))
+                else None,
+                overscan=_overscan(one.reader, sections),
+            )
+            for one in opened
+        ]
+        judged = _judge(opened, group, left_out)
         _check_identity([one for one in opened if one not in judged])
         opened = judged
         if len(opened) < minimum:
             raise _too_few(frames, left_out, minimum)
-        levels = _flat_levels(opened, group, pedestal) if _is_flat(group) else None
+        levels = _flat_levels(opened, group) if _is_flat(group) else None
+        if levels is not None:
+            _refuse_pedestal(group, opened, levels)
         report(0.3)
         used = [one.frame for one in opened]
-        inputs = tuple(Input(frame.sha256, left_out.get(frame.sha256)) for frame in ordered)
+        inputs = tuple(
+            Input(
+                frame.sha256,
+                left_out.get(frame.sha256),
+                master.id if (master := lowered_by.get(frame.sha256)) else None,
+            )
+            for frame in ordered
+        )
+        subtracted = _commonest(used, lowered_by)
         built = BuiltMaster(
             set_id=group.id,
             generation=generation,
-            path=_path(group, used, generation, _fingerprint(inputs, subtract, sigma)),
+            path=_path(group, used, generation, _fingerprint(inputs, lowered_by, sigma)),
             sha256="",
             exposure_s=_mean([frame.record.exposure_s for frame in used]),
             temperature_c=_mean([frame.record.temperature_c for frame in used]),
             date_obs=_mean_time([frame.record.date_obs for frame in used]),
             inputs=inputs,
-            subtracted=subtract.id if subtract else None,
+            subtracted=subtracted.id if subtracted else None,
             version=f"Lightkeeper {__version__}",
-            notes=(*_notes(group, ordered, left_out, subtract), *_flat_checks(group, used, levels)),
+            notes=(
+                *_notes(group, ordered, left_out, lowered_by),
+                *_flat_checks(group, used, levels),
+            ),
         )
+        changes: list[str] = []
+        common = {id(one.pedestal): one.pedestal for one in opened}
         path = root / built.path
         _combine_into(
             path,
             opened,
-            lambda found: _cards(group, used, built, subtract=subtract, sigma=sigma, found=found),
-            # Signed and floating-point frames may hold what 0..1 of 16 bits cannot.
-            scale="unit" if group.key.storage in _FULL_SCALE else "adu",
+            lambda found: _cards(group, used, built, subtract=subtracted, sigma=sigma, found=found),
+            # Signed and floating-point frames, and those without their pedestal, may hold what
+            # 0..1 of 16 bits cannot.
+            scale="unit" if group.key.storage in _FULL_SCALE and not sections.bias else "adu",
             pieces=combine.sigma_clipped_rows(
-                [one.reader for one in opened],
+                # One pedestal for all is subtracted in the combining itself.
+                [
+                    one.rows
+                    if len(common) == 1
+                    else _Lowered(one.reader, one.pedestal, one.overscan)
+                    for one in opened
+                ],
                 sigma=reachable_sigma(sigma, len(opened)),
                 scales=None if levels is None else flat.scales(levels),
-                subtract=pedestal,
+                subtract=opened[0].pedestal if len(common) == 1 else None,
+            ),
+            judge=lambda thin, noise_adu: changes.extend(
+                _compare(group, thin, noise_adu * math.sqrt(len(used)), root, predecessor)
             ),
             progress=lambda part: report(0.3 + 0.6 * part),
         )
     report(1.0)
-    return dataclasses.replace(built, sha256=_digest(path))
+    return dataclasses.replace(built, sha256=_digest(path), notes=(*built.notes, *changes))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,17 +309,20 @@ def _combine_into(
     *,
     scale: image_io.Scale,
     pieces: Generator[tuple[int, int, combine.Combined]],
+    judge: Callable[[Floats, float], None],
     progress: Progress,
 ) -> None:
     """Write a master while it is combined; its rows are never in memory all at once.
 
-    The frames are hashed by the same reading. Raises _StrangersError where one is not what was
-    filed; the file then does not appear.
+    The frames are hashed by the same reading. `judge` is given every `_thin`th row of the master
+    and the median error of the mean, both in ADU, before the file appears. Raises _StrangersError
+    where a frame is not what was filed, and what `judge` raises; the file then does not appear.
     """
     ny, nx = opened[0].reader.shape
+    step = _thin(ny)
     for one in opened:
         one.reader.hash_rows()
-    kept, variances = 0, []
+    kept, variances, rows = 0, [], []
     with (
         image_io.atomically(path) as file,
         image_io.RowWriter(file, (ny, nx), cards(_Found()), scale=scale) as writer,
@@ -224,10 +335,12 @@ def _combine_into(
             written = pool.submit(writer.write, part.mean.copy())
             kept += int(part.count.sum(dtype=np.int64))
             variances.append(part.variance[-y0 % 8 :: 8, ::8].copy())
+            rows.append(part.mean[-y0 % step :: step].copy())
             progress(y1 / ny)
         written.result()
         _check_identity(opened)
         noise_adu = math.sqrt(float(np.median(np.concatenate(variances))))
+        judge(np.concatenate(rows), noise_adu)
         writer.describe(cards(_Found(kept / (len(opened) * ny * nx), noise_adu)))
 
 
@@ -318,33 +431,111 @@ def _check_identity(opened: Sequence[_Opened]) -> None:
         raise _StrangersError(strangers)
 
 
+def _by_frame(
+    frames: Sequence[FiledFrame], subtract: MasterRecord | Mapping[str, MasterRecord] | None
+) -> dict[str, MasterRecord]:
+    """Return what is subtracted from each frame, by its hash."""
+    if subtract is None:
+        return {}
+    if isinstance(subtract, MasterRecord):
+        return {frame.sha256: subtract for frame in frames}
+    return dict(subtract)
+
+
+def _commonest(
+    used: Sequence[FiledFrame], lowered_by: Mapping[str, MasterRecord]
+) -> MasterRecord | None:
+    """Return the master that was subtracted from the most frames."""
+    masters = [lowered_by[frame.sha256] for frame in used if frame.sha256 in lowered_by]
+    counts = Counter(master.id for master in masters)
+    return max(masters, key=lambda master: (counts[master.id], -master.id), default=None)
+
+
 def _judge(
-    opened: Sequence[_Opened],
-    group: CalibrationSet,
-    pedestal: Floats | None,
-    left_out: dict[str, str],
+    opened: Sequence[_Opened], group: CalibrationSet, left_out: dict[str, str]
 ) -> list[_Opened]:
-    """Compare the frames' levels; gross outliers go to `left_out`."""
+    """Compare the frames' pixels; those that are not like the others go to `left_out`."""
     if not opened:
         return []
     starts = _strip_starts(group.key.height)
-    samples = [_strips(one.reader, starts) for one in opened]
+    step = 2 if group.key.bayer_pattern else 1
+    columns = overscan.useful(_sections(group), opened[0].reader.shape)[1]
+    samples = [[strip[:, columns] for strip in _strips(one.rows, starts)] for one in opened]
     levels = np.array([[_trimmed_mean(strip) for strip in strips] for strips in samples])
     if _is_flat(group):
-        base = (
-            np.zeros(len(starts))
-            if pedestal is None
-            else np.array([_trimmed_mean(pedestal[y : y + STRIP_ROWS]) for y in starts])
-        )
+        base = np.array([_base_levels(one.pedestal, starts, columns) for one in opened])
         ceiling = _ceiling(group, opened[0].frame)
-        reasons = judge_flats(levels, base_adu=base, saturation_adu=ceiling)
+        noise = np.array(
+            [
+                np.median([suspects.pixel_noise(s, step=step) for s in strips[::NOISE_STRIPS]])
+                for strips in samples
+            ]
+        )
+        reasons = judge_flats(levels, base_adu=base, saturation_adu=ceiling, noise_adu=noise)
     else:
-        noise = float(np.median([_spread(strip) for strips in samples for strip in strips]))
-        reasons = judge_levels(levels, noise_adu=noise, rows=starts)
+        spread = float(np.median([_spread(strip) for strips in samples for strip in strips]))
+        reasons = judge_levels(levels, noise_adu=spread, rows=starts)
+        _add(reasons, lambda left: _judge_blocks([samples[i] for i in left], starts, spread))
+        _add(reasons, lambda left: _judge_hot([samples[i] for i in left], step))
     for one, reason in zip(opened, reasons, strict=True):
         if reason:
             left_out[one.frame.sha256] = reason
     return [one for one in opened if one.frame.sha256 not in left_out]
+
+
+def _add(reasons: list[str | None], judge: Callable[[Sequence[int]], Sequence[str | None]]) -> None:
+    """Let a further rule judge the frames that are left; its reasons go into `reasons`."""
+    left = [i for i, reason in enumerate(reasons) if reason is None]
+    for i, reason in zip(left, judge(left), strict=True):
+        reasons[i] = reason
+
+
+def _judge_blocks(
+    samples: Sequence[Sequence[Floats]], starts: Sequence[int], noise_adu: float
+) -> Sequence[str | None]:
+    """Judge darks once more by blocks of the strips: light leaks in at a side or a corner."""
+    if not samples:
+        return []
+    thin = max(1, samples[0][0].size // (BLOCKS * BLOCK_PIXELS))
+    levels = np.array(
+        [
+            [
+                _trimmed_mean(block[:, ::thin])
+                for strip in strips
+                for block in np.array_split(strip, BLOCKS, axis=1)
+            ]
+            for strips in samples
+        ]
+    )
+    rows = [row for row in starts for _ in range(BLOCKS)]
+    return judge_levels(levels, noise_adu=noise_adu, rows=rows)
+
+
+def _judge_hot(samples: Sequence[Sequence[Floats]], step: int) -> Sequence[str | None]:
+    """Judge darks by their hot pixels, which show a warm sensor and another exposure."""
+    if not samples:
+        return []
+    pixels = sum(strip.size for strip in samples[0])
+    some = slice(None, None, max(1, pixels // HOT_SAMPLE))
+    noise = float(
+        np.median(
+            [
+                suspects.pixel_noise(strip, step=step)
+                for strips in samples
+                for strip in strips[some][::NOISE_STRIPS]
+            ]
+        )
+    )
+    joined = [np.concatenate(strips[some]) for strips in samples]
+    ratios = suspects.hot_ratios(joined, noise_adu=noise, step=step)
+    return [None] * len(samples) if ratios is None else suspects.judge_hot_pixels(ratios)
+
+
+def _base_levels(pedestal: Floats | None, starts: Sequence[int], columns: slice) -> list[float]:
+    """Return the levels of what is subtracted from a flat, strip by strip, ADU."""
+    if pedestal is None:
+        return [0.0] * len(starts)
+    return [_trimmed_mean(pedestal[y : y + STRIP_ROWS, columns]) for y in starts]
 
 
 def judge_levels(levels: Doubles, *, noise_adu: float, rows: Sequence[int]) -> list[str | None]:
@@ -426,23 +617,30 @@ def _two_groups(
 
 
 def judge_flats(
-    levels: Doubles, *, base_adu: Doubles, saturation_adu: float | None
+    levels: Doubles,
+    *,
+    base_adu: Doubles,
+    saturation_adu: float | None,
+    noise_adu: Doubles | None = None,
 ) -> list[str | None]:
-    """Judge flats by their levels (frames, strips), ADU, above `base_adu` (strips,).
+    """Judge flats by their levels (frames, strips), ADU, above `base_adu`, (strips,) or one a frame
+    (frames, strips).
 
-    Physics first: a saturated or an empty frame is no flat, whatever the others are. Then the vote:
+    Physics first: a saturated, an empty or a faint frame (`noise_adu` (frames,) is the noise of a
+    pixel) is no flat, whatever the others are. Then the vote:
     a frame 3 times brighter or darker than the median, or one whose strips differ from the common
     shape by 30 %. Different exposures of a twilight are no fault.
     """
     signal = levels - base_adu
+    noises = np.zeros(len(levels)) if noise_adu is None else noise_adu
     reasons: list[str | None] = []
-    for row, light in zip(levels, signal, strict=True):
+    for row, light, noise in zip(levels, signal, noises, strict=True):
         if saturation_adu is not None and np.median(row) > SATURATED * saturation_adu:
             reasons.append(f"it is saturated (level {np.median(row):.0f} ADU)")
         elif np.median(light) <= 0:
             reasons.append(f"there is no light on it (level {np.median(row):.0f} ADU)")
         else:
-            reasons.append(None)
+            reasons.append(suspects.faint(float(np.median(light)), float(noise)))
     good = np.array([reason is None for reason in reasons])
     if good.sum() < 3:
         return reasons
@@ -467,7 +665,7 @@ def _strip_starts(height: int) -> list[int]:
     return sorted({int(y) // 2 * 2 for y in np.linspace(0, last, STRIPS)})
 
 
-def _strips(reader: image_io.RowReader, starts: Sequence[int]) -> list[Floats]:
+def _strips(reader: image_io.RowReader | _Lowered, starts: Sequence[int]) -> list[Floats]:
     height = reader.shape[0]
     return [reader.to_float(reader.rows(y, min(height, y + STRIP_ROWS))) for y in starts]
 
@@ -484,17 +682,30 @@ def _spread(strip: Floats) -> float:
     return float(1.4826 * np.sort(np.abs(strip - centre), axis=None)[strip.size // 2])
 
 
-def _flat_levels(
-    opened: Sequence[_Opened], group: CalibrationSet, pedestal: Floats | None
-) -> Doubles:
-    """Return the levels (n, 1) or (n, 4) of the flats above their pedestal, ADU."""
+def _flat_levels(opened: Sequence[_Opened], group: CalibrationSet) -> Doubles:
+    """Return the levels (n, 1) or (n, 4) of the flats above their pedestals, ADU."""
     bayer = group.key.bayer_pattern is not None
     measured = np.array(
-        [flat.levels(one.reader, bayer=bayer, subtract=pedestal) for one in opened], np.float64
+        [flat.levels(one.rows, bayer=bayer, subtract=one.pedestal) for one in opened], np.float64
     )
     if not (measured > 0).all():
         raise IncompatibleFramesError("A flat of this set has no light in one of its colours.")
     return measured
+
+
+def _refuse_pedestal(group: CalibrationSet, opened: Sequence[_Opened], levels: Doubles) -> None:
+    """Raise IncompatibleFramesError for flats of which the pedestal may be a large part."""
+    ceiling = _ceiling(group, opened[0].frame)
+    level = float(np.median(levels))
+    if ceiling is None or level >= UNKNOWN_PEDESTAL * ceiling or _sections(group).bias:
+        return
+    if any(one.pedestal is None for one in opened):
+        raise IncompatibleFramesError(
+            f"These flats reach only {level / ceiling:.1%} of full scale, and there is no "
+            "flat-dark, dark or bias to subtract from them: how much of that is light cannot be "
+            "told, and they would spoil the corners of every light. Take flat-darks or bias "
+            "frames of this gain and offset; the flats are used by themselves then."
+        )
 
 
 def _too_few(
@@ -517,7 +728,7 @@ def _path(
     """Return e.g. `masters/MasterDark_300s_-10C_g100_o50_bin1_CAMERA_v1_3fa9c1d2.fits`."""
     key = group.key
     temperature_c = _mean([frame.record.temperature_c for frame in used])
-    parts = [_TITLES[group.frame_type][0]]
+    parts = [TITLES[group.frame_type][0]]
     if _is_flat(group):
         parts += [group.filter or "nofilter", group.session]
     elif group.frame_type is not FrameType.BIAS and group.exposure_s is not None:
@@ -529,18 +740,24 @@ def _path(
     square = key.xbinning == key.ybinning
     parts.append(f"bin{key.xbinning}" if square else f"bin{key.xbinning}x{key.ybinning}")
     parts += [key.camera or "", f"v{generation}", fingerprint]
-    return PurePosixPath(MASTERS_FOLDER, "_".join(filter(None, map(_safe, parts))) + ".fits")
+    return PurePosixPath(MASTERS_FOLDER, "_".join(filter(None, map(safe, parts))) + ".fits")
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Return a header's text as a part of a file name: plain letters, no separators, short."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip(".").rstrip("-")[:40]
 
 
-def _fingerprint(inputs: Sequence[Input], subtract: MasterRecord | None, sigma: float) -> str:
+def _fingerprint(
+    inputs: Sequence[Input], lowered_by: Mapping[str, MasterRecord], sigma: float
+) -> str:
     """Return eight digits that stand for everything the pixels depend on."""
-    lines = sorted(entry.sha256 for entry in inputs if entry.left_out is None)
-    lines += [subtract.sha256 if subtract else "", f"{sigma:g}", __version__]
+    lines = sorted(
+        f"{entry.sha256} {lowered_by[entry.sha256].sha256 if entry.sha256 in lowered_by else ''}"
+        for entry in inputs
+        if entry.left_out is None
+    )
+    lines += [f"{sigma:g}", __version__]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 
 
@@ -558,7 +775,7 @@ def _cards(
     live_s = math.fsum(frame.record.exposure_s or 0.0 for frame in used)
     first = min((frame.record.date_obs for frame in used if frame.record.date_obs), default=None)
     cards = [
-        Card("IMAGETYP", _TITLES[group.frame_type][1], "type of image"),
+        Card("IMAGETYP", TITLES[group.frame_type][1], "type of image"),
         Card("NCOMBINE", len(used), "frames combined"),
         Card("STACKCNT", len(used), "frames combined"),
         Card("EXPTIME", built.exposure_s, "[s] of one frame"),
@@ -590,6 +807,7 @@ def _cards(
         Card("LKNOISE", round(found.noise_adu, 4), "[ADU] median error of the mean"),
         Card("LKSUBTR", subtract.name if subtract else None, "master subtracted first"),
         Card("LKSUBSHA", subtract.sha256[:16] if subtract else None, "its SHA-256, beginning"),
+        Card("LKOVER", True if _sections(group).bias else None, "overscan subtracted first"),
         Card("LKLEFT", len(built.inputs) - len(used), "frames left out"),
     ]
     cards += [
@@ -611,7 +829,7 @@ def _notes(
     group: CalibrationSet,
     frames: Sequence[FiledFrame],
     left_out: dict[str, str],
-    subtract: MasterRecord | None,
+    lowered_by: Mapping[str, MasterRecord],
 ) -> tuple[str, ...]:
     notes = [
         f"{frame.path.name} was left out: {left_out[frame.sha256]}."
@@ -620,14 +838,27 @@ def _notes(
     ]
     if len(frames) > MOST_FRAMES:
         notes.append(f"Of {len(frames)} frames the newest {MOST_FRAMES} were used.")
-    if _is_flat(group) and subtract is None:
+    if not _is_flat(group):
+        return tuple(notes)
+    used = [frame for frame in frames if frame.sha256 not in left_out]
+    bare = sum(frame.sha256 not in lowered_by for frame in used)
+    if bare and not _sections(group).bias:
+        these = "these flats" if bare == len(used) else f"{bare} of {len(used)} flats"
         notes.append(
-            "There was no flat-dark, dark or bias to subtract from these flats: they correct "
+            f"There was no flat-dark, dark or bias to subtract from {these}: they correct "
             "too little until there is one."
         )
-    elif subtract and subtract.frame_type is FrameType.BIAS and (group.exposure_s or 0.0) > 5.0:
+    long = max(
+        (
+            frame.record.exposure_s or 0.0
+            for frame in used
+            if frame.sha256 in lowered_by and lowered_by[frame.sha256].frame_type is FrameType.BIAS
+        ),
+        default=0.0,
+    )
+    if long > LONG_FLAT_S:
         notes.append(
-            f"Flats of {match.seconds(group.exposure_s)} had only a bias subtracted: "
+            f"Flats of {match.seconds(long)} had only a bias subtracted: "
             "flat-darks of that exposure would be better."
         )
     return tuple(notes)
@@ -640,6 +871,67 @@ def _flat_checks(
     if levels is None or ceiling is None:
         return ()
     return flat.checks(levels, saturation_adu=ceiling)
+
+
+def _sections(group: CalibrationSet) -> overscan.Sections:
+    return overscan.of_key(group.key.sections, mosaic=group.key.bayer_pattern is not None)
+
+
+def _overscan(reader: image_io.RowReader, sections: overscan.Sections) -> Floats | None:
+    """Return what is taken off a frame for its overscan; None without one."""
+    if sections.bias is None:
+        return None
+    return overscan.correction(reader.to_float(reader.rows(0, reader.shape[0])), sections)
+
+
+def _thin(ny: int) -> int:
+    """Return the step between the rows by which masters of `ny` rows are compared."""
+    return max(1, ny // COMPARED_ROWS)
+
+
+def _compare(
+    group: CalibrationSet,
+    new: Floats,
+    noise_adu: float,
+    root: Path,
+    predecessor: MasterRecord | None,
+) -> tuple[str, ...]:
+    """Say how a master, by every `_thin`th of its rows, differs from its predecessor; `noise_adu`
+    is that of a pixel in one frame.
+
+    Raises IncompatibleFramesError where it must not be used.
+    """
+    if predecessor is None:
+        return ()
+    try:
+        whole, cards = image_io.read_product(root / predecessor.path)
+    except (ImageError, OSError):
+        return (f"Its predecessor {predecessor.name} cannot be read: not compared.",)
+    columns = overscan.useful(_sections(group), whole.shape)[1]
+    old, new = whole[:: _thin(group.key.height), columns], new[:, columns]
+    if old.shape != new.shape:
+        return (f"Its predecessor {predecessor.name} has another size: not compared.",)
+    if _is_flat(group):
+        verdict = compare.flats(new, old)
+    else:
+        said = {card.keyword: card.value for card in cards}
+        error, count = said.get("LKNOISE"), said.get("NCOMBINE")
+        old_noise = None
+        if isinstance(error, int | float) and isinstance(count, int):
+            old_noise = float(error) * math.sqrt(count)
+        verdict = compare.darks(
+            new,
+            old,
+            noise_adu=noise_adu,
+            old_noise_adu=old_noise,
+            step=2 if group.key.bayer_pattern else 1,
+        )
+    if verdict.poison:
+        raise IncompatibleFramesError(
+            f"Beside its predecessor {predecessor.name}, {verdict.poison}. It is not used; if the "
+            f"camera is now like this, say so: lightkeeper library accept {group.id}"
+        )
+    return tuple(f"Beside its predecessor {predecessor.name}, {told}." for told in verdict.notes)
 
 
 def _ceiling(group: CalibrationSet, frame: FiledFrame) -> float | None:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from calib_library import keywords as kw
+from calib_library import overscan
 from calib_library.cards import (
     Reader,
     Value,
@@ -91,7 +92,7 @@ def parse(
             gain=gain,
             offset=reader.find("offset", _not_negative),
             readout_mode=_readout_mode(reader),
-            sections=_sections(reader),
+            sections=_sections(reader, shape=(ny, nx)),
             storage=storage,
             bayer_pattern=_bayer(reader, camera, row_order, rows=ny) if planes == 1 else None,
         ),
@@ -401,9 +402,24 @@ def _bayer(reader: Reader, camera: str | None, row_order: str, *, rows: int) -> 
     return "".join(colour(x, y) for y in (0, 1) for x in (0, 1))
 
 
-def _sections(reader: Reader) -> str | None:
-    """TRIMSEC, BIASSEC and DATASEC; a missing one among them leaves its place empty."""
+def _sections(reader: Reader, *, shape: tuple[int, int]) -> str | None:
+    """TRIMSEC, BIASSEC and DATASEC; a missing one among them leaves its place empty, and so does
+    one that cannot be.
+    """
     written = [(reader.text(word) or "").replace(" ", "") for word in kw.SECTIONS]
+    for place, text in enumerate(written):
+        try:
+            section = overscan.parse_section(text) if text else None
+        except HeaderError as error:
+            reader.warn(f"{kw.SECTIONS[place]} is left out. {error}")
+            written[place] = ""
+            continue
+        if section is not None and (section.y1 > shape[0] or section.x1 > shape[1]):
+            reader.warn(
+                f"{kw.SECTIONS[place]} {text} reaches beyond the image of {shape[1]} × {shape[0]} "
+                "pixels: it is left out."
+            )
+            written[place] = ""
     return ";".join(written) if any(written) else None
 
 

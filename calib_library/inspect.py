@@ -441,8 +441,14 @@ def _flat(look: Look) -> _Reasons:
         odd.append(
             f"This flat is faint ({look.median:.0f} ADU): a third to a half of the range is best."
         )
-    if look.starry and look.lit:
-        odd.append("This flat shows stars: move the telescope between twilight flats.")
+    if look.starry and look.lit and look.stars > 3e-4 * look.seen:
+        # Grain and dust of a starless flat come to a fifth of this.
+        wrong.append(
+            f"This flat shows stars ({look.stars} in the parts looked at), which would be printed "
+            "into every light: take twilight flats earlier, and move the telescope between them."
+        )
+    elif look.starry and look.lit:
+        odd.append("This flat may show stars: move the telescope between twilight flats.")
     return wrong, odd
 
 

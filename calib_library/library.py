@@ -12,11 +12,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sqlite_utils import Database
 
 from calib_library import match, schema
+from calib_library.ageing import USUAL, Ageing
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.match import MasterRecord, Match
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 BIAS_GROUPING_C = 5.0
 """Biases this close in temperature are one set, °C."""
+SET_SPAN_DAYS = 60.0
+"""Darks, flat-darks and biases further from a set's mean date begin a new set: they age."""
 RETRY_S = 6 * 3600.0
 """A build that failed is tried again after this, s: the disk may have been away."""
 MASTERS_FOLDER = "masters"
@@ -68,9 +71,12 @@ class CalibrationSet:
     key: CalibrationKey
     row_order: str
     exposure_s: float | None
-    """Of the first frame; the others are within 1 % or 1 ms."""
+    """Of the first frame; the others are within 1 % or 1 ms, but those of flats, which may all
+    differ (twilight)."""
     temperature_c: float | None
     """°C, mean of the frames."""
+    date_obs: dt.datetime | None
+    """Mean start of the frames, UTC."""
     filter: str | None
     session: str
     telescope: str | None
@@ -79,6 +85,8 @@ class CalibrationSet:
     n_frames: int
     """Frames that a master may use."""
     last_filed_at: dt.datetime
+    accepted: bool
+    """A person has said that its next master may be unlike the one before."""
     changed: bool
     """The current master was not made of exactly these frames."""
     refused: str | None
@@ -94,6 +102,8 @@ class Input:
     sha256: str
     left_out: str | None
     """Why the build did without it; None where it is in the master."""
+    subtracted: int | None = None
+    """The master (id) that was subtracted from it, where that differs from the others'."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,21 +129,48 @@ class BuiltMaster:
         return sum(entry.left_out is None for entry in self.inputs)
 
 
+Scope = Literal["target", "frame"]
+"""What a choice by hand is for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """A master that a person chose, against the rules or beside them."""
+
+    master: MasterRecord
+    scope: Scope
+    chosen_at: dt.datetime
+
+
 class CalibrationLibrary:
     """The frames and masters of one library folder, through one open connection."""
 
-    def __init__(self, db: Database, root: Path, *, temperature_tolerance_c: float = 1.0) -> None:
+    def __init__(
+        self,
+        db: Database,
+        root: Path,
+        *,
+        temperature_tolerance_c: float = 1.0,
+        ageing: Ageing = USUAL,
+    ) -> None:
         """Use a connection whose tables exist (`schema.apply`); it belongs to the calling thread.
 
         `temperature_tolerance_c`: darks this far (°C) from a set's mean belong to the set.
+        `ageing`: masters that are too old are refused.
         """
         self.db = db
         self.root = root
         self.temperature_tolerance_c = temperature_tolerance_c
+        self.ageing = ageing
 
     @classmethod
     def open(
-        cls, root: Path, *, readonly: bool = False, temperature_tolerance_c: float = 1.0
+        cls,
+        root: Path,
+        *,
+        readonly: bool = False,
+        temperature_tolerance_c: float = 1.0,
+        ageing: Ageing = USUAL,
     ) -> Self:
         """Open the library in a folder, for a notebook or a script; use it in a `with`.
 
@@ -148,7 +185,7 @@ class CalibrationLibrary:
         except BaseException:
             db.close()
             raise
-        return cls(db, root, temperature_tolerance_c=temperature_tolerance_c)
+        return cls(db, root, temperature_tolerance_c=temperature_tolerance_c, ageing=ageing)
 
     def __enter__(self) -> Self:
         return self
@@ -167,10 +204,11 @@ class CalibrationLibrary:
     ) -> int:
         """File one raw calibration frame; return the id of the set it belongs to.
 
-        The frame joins the nearest set of its kind, key, exposure, filter, optics and `session`
-        (a flat's night; ignored otherwise) whose mean temperature is within the tolerance, or
-        begins a new one. Filing the same bytes again changes nothing, except that the path is
-        renewed where the old one is gone.
+        The frame joins the nearest set of its kind, key, exposure (flats: of any, since twilight's
+        differ), filter, optics and `session` (a flat's night; ignored otherwise) whose mean
+        temperature is within the tolerance, or begins a new one; so does a dark or a bias that is
+        SET_SPAN_DAYS from the set's mean date. Filing the same bytes again changes nothing, except
+        that the path is renewed where the old one is gone.
 
         Raises LibraryError for a light, a master or a frame that is already calibrated.
         """
@@ -184,7 +222,7 @@ class CalibrationLibrary:
                     self._update("calibration_frame", known.id, {"path": os.fsencode(path)})
                 return known.set_id
             identity = _identity(record, session)
-            set_id = self._set_for(identity, record.temperature_c)
+            set_id = self._set_for(identity, record.temperature_c, record.date_obs)
             if set_id is None:
                 set_id = self._insert(
                     "calibration_set", {**identity, "last_filed_at": _seconds(now)}
@@ -301,6 +339,7 @@ class CalibrationLibrary:
             kind=kind,
             temperature_tolerance_c=self.temperature_tolerance_c,
             session=session,
+            ageing=self.ageing,
         ).chosen
         return next((group for group in groups if best and group.id == best.set_id), None)
 
@@ -420,8 +459,11 @@ class CalibrationLibrary:
         ).fetchone()
         return int(row[0])
 
-    def register(self, built: BuiltMaster, now: dt.datetime) -> MasterRecord:
+    def register(
+        self, built: BuiltMaster, now: dt.datetime, *, frames: int | None = None
+    ) -> MasterRecord:
         """Make a written master the current one of its set; its predecessor is superseded.
+        `frames` is how many are in it, where its inputs do not tell.
 
         Flats that had to be built without a pedestal, or with a worse one than this, become due
         again. Frames that were filed during the build leave the set due.
@@ -456,7 +498,7 @@ class CalibrationLibrary:
                     "telescope": group.telescope,
                     "focal_length_mm": group.focal_length_mm,
                     "rotator_deg": group.rotator_deg,
-                    "frames": built.frames,
+                    "frames": built.frames if frames is None else frames,
                     "date_obs": _seconds(built.date_obs) if built.date_obs else None,
                     "path": built.path.as_posix(),
                     "sha256": built.sha256,
@@ -467,14 +509,67 @@ class CalibrationLibrary:
                 },
             )
             self.db.conn.executemany(
-                "INSERT INTO master_input (master, frame, left_out)"
-                " SELECT ?, id, ? FROM calibration_frame WHERE sha256 = ?",
-                [(master_id, entry.left_out, entry.sha256) for entry in built.inputs],
+                "INSERT INTO master_input (master, frame, left_out, subtracted)"
+                " SELECT ?, id, ?, ? FROM calibration_frame WHERE sha256 = ?",
+                [
+                    (
+                        master_id,
+                        entry.left_out,
+                        None if entry.left_out else entry.subtracted or built.subtracted,
+                        entry.sha256,
+                    )
+                    for entry in built.inputs
+                ],
             )
+            self._update("calibration_set", group.id, {"accepted": 0})
             self._compare_with_master(group.id, master_id)
             master = self.master(master_id)
             self._reopen_flats(master)
         return master
+
+    def register_import(
+        self,
+        record: FrameRecord,
+        built: BuiltMaster,
+        *,
+        source: str,
+        session: str,
+        now: dt.datetime,
+    ) -> MasterRecord:
+        """Make a master that was made elsewhere one of the library's: `built` without inputs, its
+        file written, its `set_id` of no meaning; `record` is what it is for, `source` its file.
+
+        Raises LibraryError where it is in the library already.
+        """
+        with transaction(self.db):
+            if self.db.execute(
+                "SELECT 1 FROM master WHERE path = ?", [built.path.as_posix()]
+            ).fetchone():
+                raise LibraryError(f"{source} is in the library already, as {built.path.name}.")
+            set_id = self._insert(
+                "calibration_set",
+                {
+                    **_identity(record, session),
+                    "temperature_c": _real(record.temperature_c),
+                    "date_obs": _seconds(record.date_obs) if record.date_obs else None,
+                    "last_filed_at": _seconds(now),
+                    "imported": source,
+                },
+            )
+            return self.register(
+                dataclasses.replace(built, set_id=set_id, generation=1),
+                now,
+                frames=max(1, record.stack_count),
+            )
+
+    def keys_of(self, camera: str | None, width: int, height: int) -> frozenset[CalibrationKey]:
+        """Return the keys under which frames of a camera and size have been filed."""
+        rows = self._rows(
+            "calibration_set",
+            "camera IS ? AND width = ? AND height = ? AND imported IS NULL",
+            [camera, width, height],
+        )
+        return frozenset(_split_key(row["key"])[0] for row in rows)
 
     def master(self, master_id: int) -> MasterRecord:
         """Return one master, current or not. Raises LibraryError where there is none."""
@@ -518,7 +613,7 @@ class CalibrationLibrary:
                 rows = self._rows(
                     "master",
                     f"superseded_by IS NULL AND frame_type = :kind AND {where}",
-                    _terms(record, serving, session),
+                    _terms(record, serving, session, self.ageing),
                     order_by=order_by,
                     limit=limit,
                 )
@@ -533,6 +628,7 @@ class CalibrationLibrary:
             kind=kind,
             temperature_tolerance_c=self.temperature_tolerance_c,
             session=session,
+            ageing=self.ageing,
         )
 
     def darks(self, record: FrameRecord) -> list[MasterRecord]:
@@ -553,14 +649,122 @@ class CalibrationLibrary:
                 record, exposure_s=master.exposure_s, temperature_c=master.temperature_c
             )
             if match.rank(
-                there, [master], kind=FrameType.DARK, temperature_tolerance_c=0.0, session=None
+                there,
+                [master],
+                kind=FrameType.DARK,
+                temperature_tolerance_c=0.0,
+                session=None,
+                ageing=self.ageing,
             ).chosen:
                 found.append(master)
         return found
 
     def pedestal_for(self, group: CalibrationSet) -> Match:
-        """Choose what is subtracted from each flat of a set: flat-dark, dark or bias."""
+        """Choose what is subtracted from the first flat of a set: flat-dark, dark or bias."""
         return self.match(self._typical(group), FrameType.FLAT_DARK, session=group.session)
+
+    def pedestals(
+        self, group: CalibrationSet, frames: Sequence[FiledFrame]
+    ) -> dict[str, MasterRecord]:
+        """Choose what is subtracted from each of these frames, by its hash: for flats the flat-dark
+        or the dark of the frame's own exposure, or the bias; for other frames nothing.
+        """
+        if group.frame_type is not FrameType.FLAT:
+            return {}
+        chosen: dict[float | None, MasterRecord | None] = {}
+        for frame in frames:
+            exposure = frame.record.exposure_s
+            if exposure not in chosen:
+                typical = dataclasses.replace(
+                    frame.record, frame_type=group.frame_type, temperature_c=group.temperature_c
+                )
+                found = self.match(typical, FrameType.FLAT_DARK, session=group.session)
+                chosen[exposure] = found.chosen
+        return {
+            frame.sha256: master
+            for frame in frames
+            if (master := chosen[frame.record.exposure_s]) is not None
+        }
+
+    def predecessor(self, group: CalibrationSet) -> MasterRecord | None:
+        """Return the master that a new one of this set is compared with: the set's present one, or
+        the best of another set that would serve the same frames. None where a person has accepted
+        that the camera is another now.
+        """
+        if group.accepted:
+            return None
+        if group.master:
+            return group.master
+        typical = self._typical(group)
+        others = [
+            master
+            for master in self.candidates(typical, group.frame_type, session=group.session)
+            if master.frame_type is group.frame_type
+        ]
+        return match.rank(
+            typical,
+            others,
+            kind=group.frame_type,
+            temperature_tolerance_c=self.temperature_tolerance_c,
+            session=group.session,
+        ).chosen
+
+    # --- chosen by hand --------------------------------------------------------------------------
+
+    def use(
+        self, master_id: int, kind: FrameType, *, scope: Scope, subject: str, now: dt.datetime
+    ) -> None:
+        """Use this master as `kind` (bias, dark or flat) for a target, or for one frame (its hash),
+        whatever the rules say. Raises LibraryError where there is no such master.
+        """
+        with transaction(self.db):
+            self.master(master_id)
+            self.unuse(kind, scope=scope, subject=subject)
+            self.db.table("master_choice").insert(
+                {
+                    "kind": kind.value,
+                    "scope": scope,
+                    "subject": subject,
+                    "master": master_id,
+                    "chosen_at": _seconds(now),
+                }
+            )
+
+    def unuse(self, kind: FrameType | None, *, scope: Scope, subject: str) -> int:
+        """Go back to the rules for a target or a frame, for one kind or for all; return how many
+        choices there were.
+        """
+        with transaction(self.db):
+            cursor = self.db.execute(
+                "DELETE FROM master_choice"
+                " WHERE scope = ? AND subject = ? AND (? IS NULL OR kind = ?)",
+                [scope, subject, kind and kind.value, kind and kind.value],
+            )
+        return cursor.rowcount
+
+    def by_hand(self, *, target: str | None, sha256: str | None) -> dict[FrameType, Choice]:
+        """Return the masters chosen by hand for a frame; its own go before its target's."""
+        rows = self.db.query(
+            "SELECT * FROM master_choice WHERE (scope = 'target' AND subject = :target)"
+            " OR (scope = 'frame' AND subject = :sha256) ORDER BY scope DESC",
+            {"target": target, "sha256": sha256},
+        )
+        return {
+            FrameType(row["kind"]): Choice(
+                self.master(row["master"]), row["scope"], _when(row["chosen_at"])
+            )
+            for row in rows
+        }
+
+    def accept(self, set_id: int) -> None:
+        """Let the next master of a set be unlike its predecessor: it is due again."""
+        with transaction(self.db):
+            self.set(set_id)
+            self._update(
+                "calibration_set",
+                set_id,
+                {"accepted": 1, "refused": None, "refused_at": None},
+            )
 
     def keep_telegraph(self, master_id: int, *, pixels: bytes, found: int, frames: int) -> None:
         """Keep the telegraph pixels (`defects.pack_pixels`) that a dark's frames showed.
@@ -669,14 +873,17 @@ class CalibrationLibrary:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _set_for(self, identity: Mapping[str, Any], temperature_c: float | None) -> int | None:
+    def _set_for(
+        self, identity: Mapping[str, Any], temperature_c: float | None, taken: dt.datetime | None
+    ) -> int | None:
         """Return the nearest set that such a frame may join."""
         frame_type = FrameType(identity["frame_type"])
         rows = self._rows(
             "calibration_set",
             "key = :key AND frame_type = :frame_type AND filter IS :filter AND session = :session"
+            " AND imported IS NULL"
             # Somewhat wider than the rule itself, which decides below.
-            " AND (exposure_s IS :exposure_s"
+            " AND (frame_type = 'flat' OR exposure_s IS :exposure_s"
             " OR abs(exposure_s - :exposure_s) <= 0.0011 + 0.02 * :exposure_s)",
             identity,
         )
@@ -686,20 +893,22 @@ class CalibrationLibrary:
             tolerance = (
                 BIAS_GROUPING_C if frame_type is FrameType.BIAS else self.temperature_tolerance_c
             )
+            exposures = row["exposure_s"], identity["exposure_s"]
             if (
-                match.same_exposure(row["exposure_s"], identity["exposure_s"])
+                (frame_type is FrameType.FLAT or match.same_exposure(*exposures))
                 and _same_setup(row, identity)
                 and distance <= tolerance
+                and _same_season(frame_type, row["date_obs"], taken)
             ):
-                fitting.append((distance, row["id"]))
-        return min(fitting)[1] if fitting else None
+                fitting.append((not match.same_exposure(*exposures), distance, row["id"]))
+        return min(fitting)[2] if fitting else None
 
     def _recount(self, set_id: int) -> None:
         """Bring a set's own columns up to date with its frames."""
         self.db.execute(
             "UPDATE calibration_set SET refused = NULL, refused_at = NULL,"
-            " (frames, temperature_c) ="
-            " (SELECT count(*), avg(temperature_c) FROM calibration_frame"
+            " (frames, temperature_c, date_obs) ="
+            " (SELECT count(*), avg(temperature_c), avg(date_obs) FROM calibration_frame"
             "  WHERE set_id = :set AND excluded IS NULL),"
             " last_filed_at ="
             " (SELECT max(filed_at) FROM calibration_frame WHERE set_id = :set)"
@@ -728,24 +937,50 @@ class CalibrationLibrary:
         """Make due the flats of this camera that would rather have had this master subtracted."""
         if pedestal.frame_type is FrameType.FLAT:
             return
-        for group in self._sets(
-            "frame_type = 'flat' AND NOT changed AND key = ?",
-            [_join_key(pedestal.key, pedestal.row_order)],
-        ):
-            if group.master is None:
+        key = _join_key(pedestal.key, pedestal.row_order)
+        # Those that were refused for want of a pedestal are tried again.
+        self.db.execute(
+            "UPDATE calibration_set SET refused = NULL, refused_at = NULL"
+            " WHERE frame_type = 'flat' AND key = ? AND refused IS NOT NULL",
+            [key],
+        )
+        for group in self._sets("frame_type = 'flat' AND NOT changed AND key = ?", [key]):
+            if group.master and self._would_rather(group, group.master, pedestal):
+                self._update("calibration_set", group.id, {"changed": 1})
+
+    def _would_rather(
+        self, group: CalibrationSet, master: MasterRecord, pedestal: MasterRecord
+    ) -> bool:
+        """Whether a flat of this master had nothing subtracted, or something worse than this."""
+        kinds = match.serving(FrameType.FLAT_DARK, FrameType.FLAT)
+        used = dict(
+            self.db.execute(
+                "SELECT frame, subtracted FROM master_input WHERE master = ? AND left_out IS NULL",
+                [master.id],
+            )
+        )
+        seen: set[tuple[float | None, int | None]] = set()
+        for frame, _ in self.inputs_of(master.id):
+            case = (frame.record.exposure_s, used.get(frame.id))
+            if frame.id not in used or case in seen:
                 continue
-            used = group.master.subtracted
-            kinds = match.serving(FrameType.FLAT_DARK, FrameType.FLAT)
-            present = kinds.index(self.master(used).frame_type) if used else len(kinds)
+            seen.add(case)
+            present = used[frame.id]
+            rank = len(kinds) if present is None else kinds.index(self.master(present).frame_type)
+            typical = dataclasses.replace(
+                frame.record, frame_type=group.frame_type, temperature_c=group.temperature_c
+            )
             fits = match.rank(
-                self._typical(group),
+                typical,
                 [pedestal],
                 kind=FrameType.FLAT_DARK,
                 temperature_tolerance_c=self.temperature_tolerance_c,
                 session=group.session,
+                ageing=self.ageing,
             ).chosen
-            if fits and kinds.index(pedestal.frame_type) < present:
-                self._update("calibration_set", group.id, {"changed": 1})
+            if fits and kinds.index(pedestal.frame_type) < rank:
+                return True
+        return False
 
     def _typical(self, group: CalibrationSet) -> FrameRecord:
         """Return a record that stands for a set: its first frame's, at the mean temperature."""
@@ -801,9 +1036,13 @@ class CalibrationLibrary:
 _SETS_WHERE = "SELECT id FROM calibration_set WHERE"
 _Query = tuple[str, str, int]  # WHERE, ORDER BY, LIMIT
 
+# Those that are too old, or too new, come last: they are among the candidates to be explained.
+_BY_AGE = (
+    "(abs(date_obs - :date) > :reach) IS 1, (:only_older AND (date_obs > :date) IS NOT 0) IS 1,"
+)
 _NEAREST_TEMPERATURE = (
-    "(temperature_c IS NULL) <> (:temperature IS NULL), abs(temperature_c - :temperature),"
-    " frames DESC, id DESC"
+    f"{_BY_AGE} (temperature_c IS NULL) <> (:temperature IS NULL),"
+    " abs(temperature_c - :temperature), frames DESC, id DESC"
 )
 # Another key of this camera (the lexical neighbours share the most), another camera, another size.
 _FAR_QUERIES: tuple[_Query, ...] = (
@@ -817,11 +1056,14 @@ _FAR_QUERIES: tuple[_Query, ...] = (
 _BY_OPTICS = (
     "(telescope <> :telescope COLLATE NOCASE) IS 1,"
     " (abs(focal_length_mm - :focal) > :focal_tolerance) IS 1,"
+    " (telescope IS NULL OR :telescope IS NULL) AND (focal_length_mm IS NULL OR :focal IS NULL)"
+    " AND coalesce(telescope, :telescope, focal_length_mm, :focal) IS NOT NULL,"
+    " (rotator_deg IS NULL) <> (:rotator IS NULL),"
     " (min(abs(rotator_deg - :rotator), abs(360 - abs(rotator_deg - :rotator))) > :turn) IS 1,"
 )
 _BY_NIGHT = " session <> :session, date_obs IS NULL, abs(date_obs - :date), id DESC"
 _FLAT_QUERIES: tuple[_Query, ...] = (
-    ("key = :key AND filter IS :filter", _BY_OPTICS + _BY_NIGHT, _FITTING),
+    ("key = :key AND filter IS :filter", _BY_OPTICS + _BY_AGE + _BY_NIGHT, _FITTING),
     ("key = :key AND filter IS NOT :filter", _BY_NIGHT, _NEAR),
 )
 
@@ -894,8 +1136,18 @@ def _grouping_distance(frame_type: FrameType, a_c: float | None, b_c: float | No
     return math.inf if a_c is None or b_c is None else abs(a_c - b_c)
 
 
-def _terms(record: FrameRecord, kind: FrameType, session: str | None) -> dict[str, Any]:
+def _same_season(frame_type: FrameType, mean: float | None, taken: dt.datetime | None) -> bool:
+    """Whether a frame is near enough in time to a set; flats are, by their session."""
+    if frame_type is FrameType.FLAT or mean is None or taken is None:
+        return True
+    return abs(_seconds(taken) - mean) <= 86400.0 * SET_SPAN_DAYS
+
+
+def _terms(
+    record: FrameRecord, kind: FrameType, session: str | None, ageing: Ageing
+) -> dict[str, Any]:
     """Return the named values of the candidates' queries."""
+    limit_days = ageing.limit_days(kind)
     exposure = _real(record.exposure_s)
     focal = _real(record.focal_length_mm)
     reach = max(match.EXPOSURE_ABSOLUTE_S, 0.02 * exposure) if exposure is not None else None
@@ -917,6 +1169,8 @@ def _terms(record: FrameRecord, kind: FrameType, session: str | None) -> dict[st
         "turn": match.ROTATOR_TOLERANCE_DEG,
         "session": session or "",
         "date": _seconds(record.date_obs) if record.date_obs else None,
+        "reach": 86400.0 * limit_days if math.isfinite(limit_days) else None,
+        "only_older": int(ageing.only_older and record.frame_type is not FrameType.FLAT),
     }
 
 
@@ -957,7 +1211,7 @@ def _prospect(group: CalibrationSet) -> MasterRecord:
         focal_length_mm=group.focal_length_mm,
         rotator_deg=group.rotator_deg,
         frames=group.n_frames,
-        date_obs=None,
+        date_obs=group.date_obs,
         path=PurePosixPath(f"set {group.id}"),
         sha256="",
         subtracted=None,
@@ -996,6 +1250,7 @@ def _set(row: Mapping[str, Any], master: MasterRecord | None) -> CalibrationSet:
         row_order=row_order,
         exposure_s=row["exposure_s"],
         temperature_c=row["temperature_c"],
+        date_obs=None if row["date_obs"] is None else _when(row["date_obs"]),
         filter=row["filter"],
         session=row["session"],
         telescope=row["telescope"],
@@ -1003,6 +1258,7 @@ def _set(row: Mapping[str, Any], master: MasterRecord | None) -> CalibrationSet:
         rotator_deg=row["rotator_deg"],
         n_frames=row["frames"],
         last_filed_at=_when(row["last_filed_at"]),
+        accepted=bool(row["accepted"]),
         changed=bool(row["changed"]),
         refused=row["refused"],
         master=master,

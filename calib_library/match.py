@@ -3,7 +3,7 @@
 Rules (`algorithms.md` section 1, `headers.md` "Match keys"): camera, geometry, binning, gain,
 offset, readout mode, sections, storage, Bayer pattern and row order must be equal, and a missing
 value equals only a missing one. Beyond these a dark needs the exposure and the temperature, a bias
-the temperature within 10 °C, a flat the filter, the optics and the rotator.
+the temperature within 10 °C, a flat the filter, the optics and the rotator; none may be too old.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from calib_library import ageing as ages
+from calib_library.ageing import ANY_AGE, Ageing
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 
 EXPOSURE_RELATIVE = 0.01
@@ -129,12 +131,14 @@ def rank(
     kind: FrameType,
     temperature_tolerance_c: float,
     session: str | None,
+    ageing: Ageing = ANY_AGE,
 ) -> Match:
     """Choose the master of `kind` for one frame.
 
     Darks, flat-darks: same exposure (1 % or 1 ms), then the nearest temperature within
     `temperature_tolerance_c` (compared in steps of 0.1 °C, below which thermometers only flicker),
-    then more frames, then the newest. Bias: the nearest temperature within 10 °C. Flats: those of
+    lowered by age as `ageing` says, then more frames, then the newest. Bias: the nearest
+    temperature within 10 °C, and age. Flats: those of
     the same `session` (None: unknown) first, then the nearest in time; the temperature is free.
     `kind` FLAT_DARK for a flat frame falls back to a dark of its exposure, then to a bias: pass
     masters of all three kinds. Masters of kinds that cannot serve are passed over in silence.
@@ -145,19 +149,31 @@ def rank(
         raise ValueError("a light has no master")
     kinds = serving(kind, record.frame_type)
     subject = f"the {record.frame_type or 'frame'}"
+    if record.frame_type is FrameType.FLAT:
+        # What is subtracted from a flat may be taken after it: it is the light that must not wait.
+        ageing = dataclasses.replace(ageing, only_older=False)
     fitting: list[tuple[tuple[float, ...], float, MasterRecord]] = []
     refused: list[tuple[tuple[float, ...], MasterRecord, str]] = []
     for master in masters:
         if master.frame_type not in kinds:
             continue
         reasons = tuple(_refusals(record, master, subject, temperature_tolerance_c))
+        old = ages.refusal(
+            master.frame_type,
+            master.date_obs,
+            record.date_obs,
+            ageing=ageing,
+            same_session=_same_session(master, session),
+            subject=subject,
+        )
+        reasons += (old,) if old else ()
         distance = _temperature_distance(record, master)
         if reasons:
             nearness = (len(reasons), _exposure_ratio(record, master), distance, -master.id)
             refused.append((nearness, master, "; ".join(reasons)))
         else:
             tier = kinds.index(master.frame_type)
-            order, score = _merit(record, master, tier, temperature_tolerance_c, session)
+            order, score = _merit(record, master, tier, temperature_tolerance_c, session, ageing)
             fitting.append((order, score, master))
     fitting.sort(key=lambda item: item[0])
     refused.sort(key=lambda item: item[0])
@@ -168,7 +184,9 @@ def rank(
     if fitting:
         chosen = fitting[0][2]
         text = _why(record, chosen, session, subject, len(fitting))
-        return Match(kind, chosen, candidates, text, _notes(record, chosen, kind, session, subject))
+        notes = _notes(record, chosen, kind, session, subject)
+        old = ages.note(chosen.frame_type, chosen.date_obs, record.date_obs, ageing=ageing)
+        return Match(kind, chosen, candidates, text, (*notes, old) if old else notes)
     wanted = f"No master {NAMES[kind]} for {subject}"
     if not refused:
         return Match(kind, None, (), f"{wanted}: the library has none that is anything like it.")
@@ -197,7 +215,7 @@ def same_optics(
     focal_lengths_mm: tuple[float | None, float | None],
     rotators_deg: tuple[float | None, float | None],
 ) -> tuple[bool, bool, bool]:
-    """Whether telescope, focal length and rotator angle agree; unknown on a side agrees."""
+    """Whether telescope, focal length and rotator angle agree where both sides say them."""
     first, second = telescopes
     telescope = not first or not second or first.casefold() == second.casefold()
     a, b = focal_lengths_mm
@@ -281,11 +299,39 @@ def _flat_refusals(record: FrameRecord, master: MasterRecord, subject: str) -> I
     if not focal:
         theirs, ours = f"{master.focal_length_mm:g} mm", f"{record.focal_length_mm:g} mm"
         yield _differ("focal length", theirs, ours, subject)
+    # What only one side says is not equal; of telescope and focal length either one will do.
+    optics = _optics(record, master)
+    if not any(all(pair) for pair in optics.values()):
+        one_sided = [(field, pair) for field, pair in optics.items() if any(pair)]
+        for field, pair in one_sided[:1]:
+            yield _differ(field, *pair, subject)
+    if (master.rotator_deg is None) != (record.rotator_deg is None):
+        angles = _degrees(master.rotator_deg), _degrees(record.rotator_deg)
+        yield _differ("rotator angle", *angles, subject)
     if not rotator:
         yield (
             f"rotator at {master.rotator_deg:.1f}°, {subject} has {record.rotator_deg:.1f}°: "
             f"more than {ROTATOR_TOLERANCE_DEG:g}° apart"
         )
+
+
+def _optics(record: FrameRecord, master: MasterRecord) -> dict[str, tuple[str | None, str | None]]:
+    """Return what the master and the frame say of their optics, as a person reads it."""
+    return {
+        "telescope": (master.telescope or None, record.telescope or None),
+        "focal length": (
+            _millimetres(master.focal_length_mm),
+            _millimetres(record.focal_length_mm),
+        ),
+    }
+
+
+def _millimetres(length_mm: float | None) -> str | None:
+    return f"{length_mm:g} mm" if length_mm else None
+
+
+def _degrees(angle_deg: float | None) -> str | None:
+    return None if angle_deg is None else f"{angle_deg:.1f}°"
 
 
 def _merit(
@@ -294,6 +340,7 @@ def _merit(
     tier: int,
     temperature_tolerance_c: float,
     session: str | None,
+    ageing: Ageing,
 ) -> tuple[tuple[float, ...], float]:
     """Return (what to sort by, smallest first; the score) of a master that fits."""
     last = (-float(master.frames), -master.built_at.timestamp(), -float(master.id))
@@ -306,7 +353,9 @@ def _merit(
     distance = round(_temperature_distance(record, master), 1)
     tolerance = _tolerance(master, temperature_tolerance_c)
     closeness = 1.0 - 0.5 * (distance / tolerance if tolerance else 0.0)
-    return (float(tier), distance, *last), closeness / (1 + tier)
+    fresh = ages.freshness(master.frame_type, master.date_obs, record.date_obs, ageing=ageing)
+    score = closeness * fresh / (1 + tier)
+    return (float(tier), -score, *last), score
 
 
 def _tolerance(master: MasterRecord, temperature_tolerance_c: float) -> float:
@@ -375,6 +424,10 @@ def _notes(
     """Say what was taken on trust."""
     notes = []
     missing = [name for name, value in _hard_fields(master.key).items() if value is None]
+    if master.frame_type is FrameType.FLAT:
+        optics = _optics(record, master)
+        missing += [] if any(theirs for theirs, _ in optics.values()) else ["telescope"]
+        missing += ["rotator angle"] if master.rotator_deg is None else []
     if master.frame_type is not FrameType.FLAT and master.temperature_c is None:
         missing.append("temperature")
     if master.frame_type in {FrameType.DARK, FrameType.FLAT_DARK} and master.exposure_s is None:
@@ -392,7 +445,6 @@ def _notes(
             for name, a, b in (
                 ("telescope", master.telescope, record.telescope),
                 ("focal length", master.focal_length_mm, record.focal_length_mm),
-                ("rotator angle", master.rotator_deg, record.rotator_deg),
             )
             if (a is None) != (b is None)
         ]

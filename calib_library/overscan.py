@@ -11,6 +11,17 @@ import numpy.typing as npt
 from calib_library.errors import HeaderError
 from calib_library.frame import Card
 
+SKIPPED = 4
+"""The first columns of an overscan still hold charge of the image: they are left out …"""
+WIDE = 12
+"""… of a strip that is at least so wide, px."""
+DRIFT = 2.0
+"""Lines are corrected one by one where they scatter by so many times the noise of their medians."""
+
+KEPT = " (with its overscan level)"
+"""Ends the sections of masters that were made before overscan was subtracted: what was calibrated
+with them is calibrated so again, the frame as it is."""
+
 _SECTION = re.compile(r"\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]")
 
 
@@ -98,3 +109,66 @@ def subtract(
     """Take the `levels` of its overscan off an image `(ny, nx)`, in ADU, into a new array."""
     cleaned: npt.NDArray[np.float32] = image - levels(image, overscan, by_line=by_line)
     return cleaned
+
+
+def of_key(text: str | None, *, mosaic: bool = False) -> Sections:
+    """Read the sections of a match key: TRIMSEC, BIASSEC and DATASEC as written, joined by `;`.
+
+    The trim of a `mosaic` begins at even pixels, so that its pattern stays what it is. Raises
+    HeaderError for a broken one.
+    """
+    if text is not None and text.endswith(KEPT):
+        return Sections(trim=None, bias=None)
+    trim, bias, data = (part.strip() for part in (text or ";;").split(";"))
+    useful = parse_section(trim or data) if trim or data else None
+    if useful is not None and mosaic:
+        even_x, even_y = useful.x0 + useful.x0 % 2, useful.y0 + useful.y0 % 2
+        useful = dataclasses.replace(useful, x0=even_x, y0=even_y)
+    return Sections(trim=useful, bias=parse_section(bias) if bias else None)
+
+
+def correction(image: npt.NDArray[Any], sections: Sections) -> npt.NDArray[np.float32] | None:
+    """What is to be taken off an image (ny, nx) for its overscan, ADU: (ny, 1) or (1, nx), as
+    `levels`; None without an overscan.
+
+    The strip's first columns do not count. The level is one for the whole frame unless the lines
+    really drift: line by line it would add noise of its own.
+    """
+    if sections.bias is None:
+        return None
+    strip = _without_first(sections.bias)
+    values = strip.of(image).astype(np.float32)
+    return levels(image, strip, by_line=_drifts(values if _upright(strip) else values.T))
+
+
+def useful(sections: Sections, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The rows and columns of an image of `shape` with useful pixels; without a trim, all."""
+    trim = sections.trim
+    if trim is None:
+        return slice(0, shape[0]), slice(0, shape[1])
+    return slice(trim.y0, trim.y1), slice(trim.x0, trim.x1)
+
+
+def _upright(section: Section) -> bool:
+    return section.y1 - section.y0 >= section.x1 - section.x0
+
+
+def _without_first(section: Section) -> Section:
+    """Leave the first pixels of the strip's short side out, where it is wide enough."""
+    if _upright(section):
+        skip = SKIPPED if section.x1 - section.x0 >= WIDE else 0
+        return dataclasses.replace(section, x0=section.x0 + skip)
+    skip = SKIPPED if section.y1 - section.y0 >= WIDE else 0
+    return dataclasses.replace(section, y0=section.y0 + skip)
+
+
+def _drifts(strip: npt.NDArray[np.float32]) -> bool:
+    """Whether the lines (n, width) of a strip differ by more than their noise explains."""
+    if strip.shape[1] < 2:
+        return False
+    noise = 1.4826 * np.median(np.abs(np.diff(strip, axis=1))) / np.sqrt(2.0)
+    # The median of a line has 1.2533 σ / √width; means show the drift of quantised values too.
+    expected = max(float(noise), 0.3) / np.sqrt(strip.shape[1])
+    lines = strip.mean(axis=1, dtype=np.float64)
+    scatter = 1.4826 * float(np.median(np.abs(lines - np.median(lines))))
+    return scatter > DRIFT * float(expected)

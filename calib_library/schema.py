@@ -166,6 +166,46 @@ def identify(db: Database, *, proposed: str) -> str:
     return proposed
 
 
+@MIGRATIONS()
+def ages_pedestals_imports_overrides(db: Database) -> None:
+    """Date the sets, say what was subtracted from each input, know imports and choices by hand."""
+    db.executescript("""
+        ALTER TABLE calibration_set ADD COLUMN date_obs REAL;   -- mean of the frames
+        UPDATE calibration_set SET date_obs =
+            (SELECT avg(date_obs) FROM calibration_frame
+             WHERE set_id = calibration_set.id AND excluded IS NULL);
+
+        -- A person has said that its next master may be unlike the one before.
+        ALTER TABLE calibration_set ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0;
+
+        -- Twilight flats: the master that was subtracted from this one frame.
+        ALTER TABLE master_input ADD COLUMN subtracted INTEGER REFERENCES master (id);
+        UPDATE master_input SET subtracted = (SELECT subtracted FROM master WHERE id = master)
+            WHERE left_out IS NULL;
+
+        -- Masters made elsewhere have a set of their own, which no frame joins; their file's name.
+        ALTER TABLE calibration_set ADD COLUMN imported TEXT;
+
+        -- Masters of frames with a BIASSEC still have their pedestal, which lights now lose with
+        -- their overscan: they fit nothing any more, and their sets are due.
+        UPDATE calibration_set SET changed = 1, refused = NULL
+            WHERE json_extract(key, '$.sections') LIKE '%;[%;%';
+        UPDATE master SET key = json_set(key, '$.sections',
+                json_extract(key, '$.sections') || ' (with its overscan level)')  -- overscan.KEPT
+            WHERE json_extract(key, '$.sections') LIKE '%;[%;%';
+
+        -- Masters that a person chose, for one target or for one frame.
+        CREATE TABLE master_choice (
+            kind TEXT NOT NULL CHECK (kind IN ('bias', 'dark', 'flat')),
+            scope TEXT NOT NULL CHECK (scope IN ('target', 'frame')),
+            subject TEXT NOT NULL,                  -- the target's name; the frame's SHA-256
+            master INTEGER NOT NULL REFERENCES master (id),
+            chosen_at REAL NOT NULL,
+            PRIMARY KEY (scope, subject, kind)
+        ) STRICT, WITHOUT ROWID;
+        """)
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

@@ -16,11 +16,19 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import image_io
+from calib_library import image_io, overscan
 from calib_library.dark_model import DarkPlan
 from calib_library.errors import ImageError
 from calib_library.frame import FrameRecord
-from daemon.calibration import KEPT_DARKS, Arrays, Calibration, noise_of, sampled_rows
+from daemon.calibration import (
+    KEPT_DARKS,
+    Arrays,
+    Calibration,
+    applied_sections,
+    noise_of,
+    sampled_rows,
+    useful_correction,
+)
 from daemon.darkroom import key_of
 from daemon.ledger.ledger import Frame
 from daemon.ledger.stacks import Member
@@ -51,7 +59,11 @@ class Source:
     record: FrameRecord
     calibration: Calibration
     shape: tuple[int, int]
-    """(ny, nx) of the raw file."""
+    """(ny, nx) of the useful part of the raw file …"""
+    useful: tuple[slice, slice]
+    """… and where it lies there."""
+    overscan_adu: Image | None
+    """What is taken off it first, (ny, 1) or (1, nx); None without an overscan."""
     version: tuple[int, int]
     """Size and mtime_ns that the raw file had when it was found to be the one that was stacked."""
     noise_adu: float
@@ -96,9 +108,10 @@ def _open(
     if version != (frame.size, frame.mtime_ns) and pipeline.raw(frame) is None:
         return None
     calibration = pipeline.calibrator.recorded(member.masters)
+    sections = applied_sections(record, calibration)
     with image_io.RowReader(frame.path) as reader:
-        ny, nx = reader.shape
-        rows = range(ny)[sampled_rows(ny)]
+        useful = overscan.useful(sections, reader.shape)
+        rows = range(reader.shape[0])[sampled_rows(reader.shape[0])]
         sample = np.concatenate([_native(reader, reader.rows(y, y + 1)) for y in rows])
     nothing = np.empty(0, np.int64), np.empty(0, np.float32)
     cleaned = clean and "cosmics cleaned" in member.flags
@@ -107,7 +120,11 @@ def _open(
         frame=frame,
         record=record,
         calibration=calibration,
-        shape=(ny, nx),
+        shape=(useful[0].stop - useful[0].start, useful[1].stop - useful[1].start),
+        useful=useful,
+        overscan_adu=useful_correction(image_io.load(frame.path).pixels, sections)
+        if sections.bias
+        else None,
         version=version,
         noise_adu=noise_of(sample, bayer=record.key.bayer_pattern is not None),
         rays=_rays(pipeline, frame, record, calibration) if cleaned else nothing,
@@ -208,10 +225,12 @@ class Bands:
     def mosaic(self, position: int, first: int, last: int) -> tuple[Image, Mask]:
         """The same before the colours are told apart, (last − first, nx)."""
         source = self._sources[position]
-        raw = self._raw((position, first, last))
+        raw = self._raw((position, first, last))[:, source.useful[1]]
+        levels = source.overscan_adu
         part = self._arrays(source, first, last)
         result = calibrate.calibrate(
             raw,
+            overscan_adu=levels[first:last] if levels is not None and len(levels) > 1 else levels,
             dark=part.dark,
             flat=part.flat,
             bad=part.bad,
@@ -274,9 +293,10 @@ class Bands:
             if _version(source.frame.path) != source.version:
                 raise LostFrameError(source, "has changed since it was stacked")
             with image_io.RowReader(source.frame.path) as reader:
-                shape = (last - first, source.shape[1])
+                top = source.useful[0].start
+                shape = (last - first, reader.shape[1])
                 out = buffer.array(shape, ">i2") if reader.plain else None
-                return _native(reader, reader.rows(first, last, out))
+                return _native(reader, reader.rows(top + first, top + last, out))
         except (ImageError, OSError) as error:
             raise LostFrameError(source, f"cannot be read again: {error}") from error
 

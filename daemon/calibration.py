@@ -11,11 +11,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, defects, flat, match
+from calib_library import build, compare, defects, flat, match, overscan
 from calib_library.dark_compose import Composed
 from calib_library.dark_model import DarkPlan
-from calib_library.frame import FrameRecord, FrameType
-from calib_library.library import CalibrationLibrary, CalibrationSet
+from calib_library.frame import CalibrationKey, FrameRecord, FrameType
+from calib_library.library import CalibrationLibrary, CalibrationSet, Choice
 from calib_library.match import MasterRecord
 from daemon.darkroom import DarkChoice, DarkRoom, key_of
 from daemon.ledger.ledger import Explanation
@@ -23,12 +23,16 @@ from daemon.light import calibrate
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
+D = TypeVar("D", bound=np.generic)
 
 KEPT_DARKS = 2
 KEPT_IMAGES = 3
 KEPT_MASKS = 6
 """Arrays kept in memory: the darks of two temperatures, between which a sensor may flicker, flats
 of three filters, and the bad pixels of both."""
+
+REFUSED_FLAT = "refused flat"
+"""Among the recorded masters: the flat that this light was not divided by."""
 
 STEPS_PER_OCTAVE = 2
 """The threshold for hot pixels moves in steps of √2 …"""
@@ -55,6 +59,8 @@ class Calibration:
     explanation: Explanation
     pending_set: int | None = None
     """A set that is about to become a better master than the one chosen here."""
+    refused_flat: int | None = None
+    """The flat that would have been used, had it not contradicted the light's own sky."""
 
     making: DarkChoice | None = None
     """How the dark is made; None where `dark` is subtracted as it is."""
@@ -73,6 +79,7 @@ class Calibration:
             "bias": self.bias.id if self.bias else None,
             "flat": self.flat.id if self.flat else None,
         }
+        masters |= {} if self.refused_flat is None else {REFUSED_FLAT: self.refused_flat}
         return masters | (self.making.as_dict() if self.making else {})
 
 
@@ -114,44 +121,60 @@ class Calibrator:
         library: CalibrationLibrary,
         *,
         root: Path,
-        temperature_tolerance_c: float,
         min_frames: int,
         quiet_s: Callable[[], float],
     ) -> None:
         self._library = library
         self._root = root
-        self._tolerance_c = temperature_tolerance_c
         self._min_frames = min_frames
         self._quiet_s = quiet_s
         self._darkroom = DarkRoom(
-            library, root=root, temperature_tolerance_c=temperature_tolerance_c
+            library, root=root, temperature_tolerance_c=library.temperature_tolerance_c
         )
         self._darks: _Kept[Image] = _Kept(KEPT_DARKS)
         self._images: _Kept[Image] = _Kept(KEPT_IMAGES)
         self._masks: _Kept[Mask] = _Kept(KEPT_MASKS)
 
-    def choose(self, record: FrameRecord, *, session: str, now: dt.datetime | None) -> Calibration:
-        """The best masters there are for a light of the night `session`.
+    def choose(
+        self,
+        record: FrameRecord,
+        *,
+        session: str,
+        now: dt.datetime | None,
+        target: str | None = None,
+        sha256: str | None = None,
+    ) -> Calibration:
+        """The best masters there are for a light of the night `session`; those that a person chose
+        for its `target` or for the frame itself (`sha256`) go before all others.
 
         With `now`, `pending_set` names a set that will soon give a master that is missing.
         """
-        dark, explanation = self.match(record, FrameType.DARK, session)
-        making = self._darkroom.choose(record)
-        if making is not None:
-            dark = self._principal(making)
-            alone = [("Darks, each by itself", lines) for _, lines in explanation]
-            explanation = [("Dark", list(making.lines)), *alone]
+        chosen = self._library.by_hand(target=target, sha256=sha256)
+        flags = [f"{kind} chosen by hand" for kind in chosen]
+        dark: MasterRecord | None = None
+        explanation: Explanation = []
+        making, missing = None, []
+        # What a person chose is applied as it is; a bias chosen so takes the dark's place.
+        if FrameType.DARK in chosen:
+            dark, explanation = self._one(record, FrameType.DARK, session, chosen)
+        elif FrameType.BIAS not in chosen:
+            dark, explanation = self.match(record, FrameType.DARK, session)
+            making = self._darkroom.choose(record)
+            if making is not None:
+                dark = self._principal(making)
+                alone = [("Darks, each by itself", lines) for _, lines in explanation]
+                explanation = [("Dark", list(making.lines)), *alone]
+                flags += making.flags
+                # A dark that is only the best there is is worth waiting for a better.
+                missing += [FrameType.DARK] if making.flags else []
         bias = None
-        flags = list(making.flags) if making else []
-        # A dark that is only the best there is is worth waiting for a better.
-        missing = [FrameType.DARK] if flags else []
         if dark is None:
-            missing.append(FrameType.DARK)
-            bias, more = self.match(record, FrameType.BIAS, session)
+            missing += [] if FrameType.BIAS in chosen or missing else [FrameType.DARK]
+            bias, more = self._one(record, FrameType.BIAS, session, chosen)
             explanation += more
             flags.append("no dark, bias only" if bias else "no dark")
             missing += [] if bias else [FrameType.BIAS]
-        chosen_flat, more = self.match(record, FrameType.FLAT, session)
+        chosen_flat, more = self._one(record, FrameType.FLAT, session, chosen)
         explanation += more
         if chosen_flat is None:
             flags.append("no flat")
@@ -160,7 +183,9 @@ class Calibrator:
         if now is not None:
             found = (self._pending(record, kind, session, now) for kind in missing)
             pending = next((one.id for one in found if one is not None), None)
-        return Calibration(dark, bias, chosen_flat, tuple(flags), explanation, pending, making)
+        return Calibration(
+            dark, bias, chosen_flat, tuple(flags), explanation, pending, making=making
+        )
 
     def settle(
         self, pixels: npt.NDArray[np.generic], record: FrameRecord, choice: Calibration
@@ -194,33 +219,106 @@ class Calibrator:
         )
 
     def would_change(
-        self, record: FrameRecord, masters: Mapping[str, Any], *, session: str
+        self,
+        record: FrameRecord,
+        masters: Mapping[str, Any],
+        *,
+        session: str,
+        target: str | None = None,
+        sha256: str | None = None,
     ) -> bool:
         """Whether a light that was calibrated by these `Calibration.ids` would now be calibrated
         otherwise.
         """
+        now = self.choose(record, session=session, now=None, target=target, sha256=sha256)
         before = DarkChoice.from_dict(masters)
-        if before is None or not before.considered:
-            return self.choose(record, session=session, now=None).ids() != dict(masters)
-        now = self._darkroom.choose(record, fitted_c=before.fitted_c)
-        chosen_flat, _ = self.match(record, FrameType.FLAT, session)
-        flat_id = chosen_flat.id if chosen_flat else None
-        return now is None or now.considered != before.considered or flat_id != masters["flat"]
+        then = {kind: masters.get(kind) for kind in ("dark", "bias", "flat")}
+        ids = {kind: now.ids()[kind] for kind in then}
+        refused = masters.get(REFUSED_FLAT)
+        if refused is not None and ids["flat"] == refused:
+            ids["flat"] = None  # it is refused by the light's own pixels, now as then
+        if before is None or now.making is None:
+            return ids != then or (before is None) != (now.making is None)
+        # The light's own pixels had their say in the dark: it would be another only if others were
+        # considered for it.
+        making = self._darkroom.choose(record, fitted_c=before.fitted_c)
+        considered = making.considered if making is not None else ()
+        return considered != before.considered or ids["flat"] != then["flat"]
 
     def _principal(self, making: DarkChoice) -> MasterRecord | None:
         return self._library.master(making.model.nearest.master_id) if making.model else None
+
+    def _one(
+        self,
+        record: FrameRecord,
+        kind: FrameType,
+        session: str,
+        chosen: Mapping[FrameType, Choice],
+    ) -> tuple[MasterRecord | None, Explanation]:
+        """The master of one kind: by hand, else by the rules."""
+        choice = chosen.get(kind)
+        if choice is None:
+            return self.match(record, kind, session)
+        when = f"{choice.chosen_at:%Y-%m-%d %H:%M} UTC"
+        lines = [f"{choice.master.name}: chosen by hand for the {choice.scope} ({when})"]
+        if (choice.master.key.width, choice.master.key.height) != (
+            record.key.width,
+            record.key.height,
+        ):
+            lines.append("it is of another size than the light, and cannot be used all the same")
+            found, more = self.match(record, kind, session)
+            return found, [(f"Master {kind}", lines), *more]
+        rules = match.rank(
+            record,
+            [choice.master],
+            kind=choice.master.frame_type,
+            temperature_tolerance_c=self._library.temperature_tolerance_c,
+            session=session,
+            ageing=self._library.ageing,
+        )
+        refused = rules.candidates[0].refused if rules.candidates else None
+        lines.append(f"by the rules: {refused or 'it fits'}")
+        return choice.master, [(f"Master {kind}", lines)]
+
+    def without_wrong_flat(
+        self, pixels: npt.NDArray[np.generic], record: FrameRecord, choice: Calibration
+    ) -> Calibration:
+        """The same calibration without its flat, where that would turn the vignette of this light
+        (ny, nx) around.
+        """
+        if choice.flat is None or f"{FrameType.FLAT} chosen by hand" in choice.flags:
+            return choice
+        subtract = choice.subtracted
+        bayer = record.key.bayer_pattern is not None
+        light, pedestal = compare.edges(useful_pixels(pixels, record.key)), None
+        if subtract is not None:
+            pedestal = compare.edges(self._image(subtract, record))
+        elif sections_of(record.key).bias is not None:
+            pedestal = np.zeros_like(light)  # it went with the overscan
+        response = compare.edges(self._flat(choice.flat, bayer=bayer))
+        # The noise is measured only where there is something to hold against it.
+        wrong = compare.turned_around(light, pedestal, response, noise_adu=0.0)
+        if wrong is not None:
+            noise_adu = noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
+            wrong = compare.turned_around(light, pedestal, response, noise_adu=noise_adu)
+        if wrong is None:
+            return choice
+        return dataclasses.replace(
+            choice,
+            flat=None,
+            refused_flat=choice.flat.id,
+            flags=(*choice.flags, "flat refused"),
+            explanation=[
+                *choice.explanation,
+                ("Flat", [f"{choice.flat.name} is not used: {wrong}."]),
+            ],
+        )
 
     def match(
         self, record: FrameRecord, kind: FrameType, session: str
     ) -> tuple[MasterRecord | None, Explanation]:
         """The master of one kind for a frame, and every candidate with its score or refusal."""
-        found = match.rank(
-            record,
-            self._library.candidates(record, kind, session=session),
-            kind=kind,
-            temperature_tolerance_c=self._tolerance_c,
-            session=session,
-        )
+        found = self._library.match(record, kind, session=session)
         lines = [found.text, *found.notes]
         for candidate in found.candidates:
             verdict = candidate.refused or f"score {candidate.score:.3g}"
@@ -252,11 +350,15 @@ class Calibrator:
     def apply(
         self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
     ) -> calibrate.Calibrated:
-        """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired."""
+        """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired;
+        without the overscan, and trimmed to the useful part of the sensor.
+        """
         bayer = record.key.bayer_pattern is not None
         arrays = self.arrays(_raw_noise(pixels, record), record, calibration)
+        sections = applied_sections(record, calibration)
         return calibrate.calibrate(
-            pixels,
+            pixels[overscan.useful(sections, pixels.shape)],
+            overscan_adu=useful_correction(pixels, sections),
             dark=arrays.dark,
             flat=arrays.flat,
             bad=arrays.bad,
@@ -291,7 +393,9 @@ class Calibrator:
         whose sensor was at another temperature in each.
         """
         model = calibration.making.model if calibration.making else None
-        if model is None or calibration.dark is None or self._darks.has(_kept_as(model)):
+        whole = (slice(0, record.key.height), slice(0, record.key.width))
+        kept = model is None or self._darks.has(_kept_as(model))
+        if kept or model is None or calibration.dark is None or _useful(record.key) != whole:
             return self.arrays(noise_adu, record, calibration).rows(first, last)
         bayer = record.key.bayer_pattern is not None
         # What a pixel is compared with lies up to 4 rows away.
@@ -312,8 +416,8 @@ class Calibrator:
     def _image(self, subtract: DarkPlan | MasterRecord, record: FrameRecord) -> Image:
         def make() -> Image:
             if isinstance(subtract, DarkPlan):
-                return self._darkroom.compose(subtract, 1.0, record).dark
-            return build.load_master(self._root, subtract)
+                return _cropped(self._darkroom.compose(subtract, 1.0, record).dark, record.key)
+            return self._load(subtract)
 
         return self._darks.get(_kept_as(subtract), make)
 
@@ -321,8 +425,12 @@ class Calibrator:
         # The master's own image is not kept: only its normal form is ever used.
         return self._images.get(
             ("flat", master.id),
-            lambda: flat.normalise(build.load_master(self._root, master), bayer=bayer),
+            lambda: flat.normalise(self._load(master), bayer=bayer),
         )
+
+    def _load(self, master: MasterRecord) -> Image:
+        """The useful part of a master."""
+        return _cropped(build.load_master(self._root, master), master.key)
 
     def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot, or
@@ -345,14 +453,18 @@ class Calibrator:
         if calibration.dark is not None and subtract is not None:
             if isinstance(subtract, DarkPlan):
                 made = self._darkroom.compose(subtract, 1.0, record)
-                self._darks.get(_kept_as(subtract), lambda: made.dark)
-                bad = _marked(made, record)
+                self._darks.get(_kept_as(subtract), lambda: _cropped(made.dark, record.key))
+                bad = _cropped(_marked(made, record), record.key)
                 # Of the composition only the dark is needed further.
                 self._darkroom.forget()
             else:
                 image = self._image(subtract, record)
                 bad = defects.exceeded(image, HOT_THRESHOLDS_ADU, bayer=bayer)
-            bad.reshape(-1)[self._jumping(calibration.dark)] = DEAD
+            jumping = self._jumping(calibration.dark)
+            if len(jumping):
+                whole = np.zeros((record.key.height, record.key.width), np.bool_)
+                whole.reshape(-1)[jumping] = True
+                bad[_cropped(whole, record.key)] = DEAD
         if flat_field is not None:
             cold = self._cold(flat_field, bayer=bayer)
             bad = np.zeros(cold.shape, np.uint8) if bad is None else bad
@@ -413,6 +525,48 @@ def _hot_step(noise_adu: float, record: FrameRecord) -> int:
 def _raw_noise(pixels: npt.NDArray[np.generic], record: FrameRecord) -> float:
     bayer = record.key.bayer_pattern is not None
     return noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
+
+
+def sections_of(key: CalibrationKey) -> overscan.Sections:
+    """The overscan and the useful part of a camera's frames."""
+    return overscan.of_key(key.sections, mosaic=key.bayer_pattern is not None)
+
+
+def applied_sections(record: FrameRecord, calibration: Calibration) -> overscan.Sections:
+    """The sections of a light, as its masters have them: they were made so."""
+    masters = (calibration.dark, calibration.bias, calibration.flat)
+    return sections_of(next((master.key for master in masters if master), record.key))
+
+
+def useful_correction(pixels: npt.NDArray[np.generic], sections: overscan.Sections) -> Image | None:
+    """What is taken off the useful part of raw (ny, nx) pixels for their overscan, ADU, (n, 1) or
+    (1, n); None where there is none.
+    """
+    levels = overscan.correction(pixels, sections)
+    if levels is None:
+        return None
+    rows, columns = overscan.useful(sections, pixels.shape)
+    return levels[rows] if levels.shape[1] == 1 else levels[:, columns]
+
+
+def useful_pixels(pixels: npt.NDArray[np.generic], key: CalibrationKey) -> npt.NDArray[np.generic]:
+    """The useful part of raw (ny, nx) pixels, without their overscan: a view where nothing is to
+    be taken off, else float32 ADU.
+    """
+    sections = sections_of(key)
+    part = pixels[overscan.useful(sections, pixels.shape)]
+    levels = useful_correction(pixels, sections)
+    return part if levels is None else part.astype(np.float32) - levels
+
+
+def _useful(key: CalibrationKey) -> tuple[slice, slice]:
+    """The rows and columns of the sensor that see light."""
+    return overscan.useful(sections_of(key), (key.height, key.width))
+
+
+def _cropped(image: npt.NDArray[D], key: CalibrationKey) -> npt.NDArray[D]:
+    """The useful part of a whole image (ny, nx), contiguous."""
+    return np.ascontiguousarray(image[_useful(key)])
 
 
 def sampled_rows(ny: int) -> slice:

@@ -13,10 +13,10 @@ import datetime as dt
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -131,7 +131,8 @@ def status(*, config: ConfigOption = None, watch: bool = False, json: JsonFlag =
 
 library_app = App(
     name="library",
-    help="Show the masters; what was measured of the cameras; what is missing.",
+    help="Show the masters; choose one by hand, take in one made elsewhere; what was measured of"
+    " the cameras; what is missing.",
 )
 app.command(library_app)
 
@@ -143,6 +144,132 @@ def library(*, config: ConfigOption = None, json: JsonFlag = False) -> int:
     from daemon.report import collect
 
     return _show(lambda: collect.library(settings), json=json)
+
+
+@library_app.command
+def use(
+    master: str = "",
+    /,
+    *,
+    target: str | None = None,
+    frame: str | None = None,
+    kind: Literal["bias", "dark", "flat"] | None = None,
+    remove: bool = False,
+    config: ConfigOption = None,
+) -> int:
+    """Use a master for a target or a frame, whatever the rules say; its stacks are made again.
+
+    Parameters
+    ----------
+    master
+        The master's file name, or a part of it, as `lightkeeper library` shows it.
+    target
+        For all lights of this target.
+    frame
+        For this light: its file name, a part of it, its path, or its number.
+    kind
+        As what it is used; without it, as what it is.
+    remove
+        Go back to the rules, for this kind or for all.
+    """
+    settings = _load(config)
+    from daemon.report import collect
+
+    if (target is None) == (frame is None):
+        _complain("give either --target or --frame: what the master is to be used for")
+        return Exit.USAGE
+    if remove == bool(master):
+        _complain("give a master to use, or --remove to go back to the rules")
+        return Exit.USAGE
+    words: dict[str, str] = {"kind": kind} if kind else {}
+    try:
+        number = 0 if remove else _only(master, collect.masters(settings, master), "master")
+        if frame is not None:
+            found = [(n, f"{name} ({state})") for n, name, state in collect.frames(settings, frame)]
+            words["frame"] = str(_only(frame, found, "frame"))
+        else:
+            assert target is not None
+            words["target"] = target
+    except collect.NoLibraryError as error:
+        _complain(str(error))
+        return Exit.PROBLEM
+    except LookupError:
+        return Exit.PROBLEM
+    return _order(settings, "use", [number], words=words)
+
+
+@library_app.command
+def accept(number: int, /, *, config: ConfigOption = None) -> int:
+    """Build the master of a set although it is unlike the one before: the camera is so now.
+
+    Parameters
+    ----------
+    number
+        The set's number, as the log gives it.
+    """
+    return _order(_load(config), "accept", [number])
+
+
+@library_app.command(name="import")
+def import_(
+    file: Path,
+    /,
+    *,
+    type_: Annotated[str | None, Parameter(name="--type")] = None,
+    exposure: str | None = None,
+    temperature: str | None = None,
+    camera: str | None = None,
+    gain: str | None = None,
+    offset: str | None = None,
+    filter_: Annotated[str | None, Parameter(name="--filter")] = None,
+    full_scale: float | None = None,
+    config: ConfigOption = None,
+) -> int:
+    """Take in a master that PixInsight, Siril or an ASIAIR has made: it is copied, and used.
+
+    What its header does not say is asked for; `none` is an answer too.
+
+    Parameters
+    ----------
+    file
+        The master, a FITS file.
+    type_
+        bias, dark, flat or flat-dark.
+    exposure
+        In seconds.
+    temperature
+        Of the sensor, in °C.
+    camera
+        As its frames name it.
+    gain
+        The camera's setting.
+    offset
+        The camera's setting.
+    filter_
+        Of a flat.
+    full_scale
+        ADU of the raw frames for which 1 stands, in a master whose pixels run from 0 to 1.
+    """
+    settings = _load(config)
+    from daemon import shelf
+
+    words = {
+        "type": type_,
+        "exposure": exposure,
+        "temperature": temperature,
+        "camera": camera,
+        "gain": gain,
+        "offset": offset,
+        "filter": filter_,
+        "full-scale": None if full_scale is None else f"{full_scale:g}",
+    }
+    given = {name: word for name, word in words.items() if word is not None}
+    given["path"] = str(file.absolute())
+    wrong = shelf.refusal(settings.library.path, given)
+    if wrong:
+        _complain(wrong)
+        return Exit.PROBLEM
+    return _order(settings, "import", [0], words=given)
 
 
 @library_app.command
@@ -431,19 +558,36 @@ def finish(
 
 
 def _order(
-    settings: configuration.Config, action: str, numbers: Sequence[int], *, drizzle: bool = False
+    settings: configuration.Config,
+    action: str,
+    numbers: Sequence[int],
+    *,
+    drizzle: bool = False,
+    words: Mapping[str, str] | None = None,
 ) -> int:
     """Leave orders with the daemon, or carry them out where none runs."""
     from daemon import orders, service
     from daemon.report import collect
 
-    asked = [orders.Order(orders.Action(action), number, drizzle) for number in numbers]
+    asked = [
+        orders.Order(orders.Action(action), number, drizzle, words or {}) for number in numbers
+    ]
     if not collect.running(settings.library.path):
         return service.carry_out(settings, asked)
     for order in asked:
         orders.leave(settings.library.path, order)
     sys.stdout.write("The daemon does it next; `lightkeeper log` tells.\n")
     return Exit.OK
+
+
+def _only(text: str, found: Sequence[tuple[int, str]], what: str) -> int:
+    """The number of the one thing that `text` means. Raises LookupError, with a complaint made."""
+    if len(found) != 1:
+        _complain(f"{text}: " + (f"no such {what} is recorded" if not found else "which of these?"))
+        for number, name in found:
+            _complain(f"  {number}: {name}")
+        raise LookupError(text)
+    return found[0][0]
 
 
 def _ask(config: Path | None, action: str, frame: str) -> int:

@@ -196,6 +196,14 @@ class CalibrationConfig(_Section):
     """Values further from the median than this many standard deviations are left out."""
     temperature_tolerance_c: float = Field(default=1.0, ge=0, le=50)
     """°C between a frame and a dark that may still be used for it."""
+    flat_days: float = Field(default=14.0, ge=0, le=36_500)
+    """Days between a light and a flat of another session that may still be used; 0: any."""
+    dark_days: float = Field(default=365.0, ge=0, le=36_500)
+    """The same for darks and flat-darks."""
+    bias_days: float = Field(default=365.0, ge=0, le=36_500)
+    """The same for biases."""
+    only_older: bool = False
+    """Use only masters whose frames were taken before the light."""
 
 
 class LightsConfig(_Section):
@@ -540,6 +548,16 @@ sigma = 3.0
 # Darks are combined for each light's own temperature. Where there is only one, it is used as it is
 # when it was taken within so many °C. Darks this close are also one set.
 temperature_tolerance_c = 1.0
+
+# Masters age. Flats of the light's own session come first; flats of another session are used up to
+# so many days from the light, darks and biases likewise. 0 is no limit.
+flat_days = 14.0
+dark_days = 365.0
+bias_days = 365.0
+
+# Use only masters whose frames were taken before the light: then a light's calibration never
+# changes afterwards, and flats at dawn are for the next night.
+only_older = false
 
 [lights]
 # Keep each calibrated light as a file of its own (they need as much disk as the raw frames, twice).

@@ -169,13 +169,14 @@ class DarkRoom:
         *,
         exact_within_c: float = dark_model.EXACT_C,
     ) -> DarkPlan:
-        return dark_model.plan(
+        model = dark_model.plan(
             pool,
             exposure_s=record.exposure_s or 0.0,
             temperature_c=temperature_c,
             exact_within_c=exact_within_c,
             nearest_within_c=self._tolerance_c,
         )
+        return _shared(model)
 
     def _considered(
         self, record: FrameRecord, pool: Sequence[MasterRecord], fitted_c: float | None
@@ -246,7 +247,7 @@ class DarkRoom:
             )
         except NoMatchingMasterError as error:
             return planned, f"{error} So the header's temperature was used."
-        return model, None
+        return _shared(model), None
 
     def _judge(self, model: DarkPlan, noise_adu: float, record: FrameRecord) -> _Verdict:
         # In steps of √2 of the noise: one verdict serves many frames.
@@ -262,8 +263,27 @@ class DarkRoom:
 
 
 def key_of(model: DarkPlan) -> str:
-    """What two plans share that give the same dark."""
-    return json.dumps(model.as_dict(), sort_keys=True)
+    """What two plans share that give the same dark and the same doubtful pixels."""
+    fields = model.as_dict()
+    wanted = ["legs", "relative_error", "relative_error_log"]
+    if any(leg.other is not None for leg in model.legs):
+        wanted += ["temperature_c", "energies"]
+    return json.dumps({name: fields[name] for name in wanted}, sort_keys=True)
+
+
+def _shared(model: DarkPlan) -> DarkPlan:
+    """The plan with its errors rounded up to steps of √2: readings that flicker by a tenth of a
+    degree shall not each have a dark of their own.
+    """
+    return dataclasses.replace(
+        model,
+        relative_error=_step_up(model.relative_error),
+        relative_error_log=_step_up(model.relative_error_log),
+    )
+
+
+def _step_up(error: float) -> float:
+    return 2.0 ** (math.ceil(2.0 * math.log2(error)) / 2.0) if error > 0.0 else 0.0
 
 
 def _flags(model: DarkPlan) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from calib_library import build, defects, image_io
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import BuiltMaster, CalibrationSet, FiledFrame
-from calib_library.match import MasterRecord
 from daemon import storage
 from daemon.explain import describe
 from daemon.ledger.stacks import Member
@@ -47,7 +46,8 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             frames,
             root=pipeline.config.library.path,
             generation=pipeline.library.next_generation(one.id),
-            subtract=subtracted(pipeline, one),
+            subtract=pipeline.library.pedestals(one, frames),
+            predecessor=pipeline.library.predecessor(one),
             sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
@@ -72,7 +72,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
                 frames=min(made.frames, TELEGRAPH_MOST),
             )
         released = pipeline.ledger.release_waiting([one.id])
-        stale = mark_better(pipeline, master)
+        stale = mark_changed(pipeline, f"a better master has come: {master.path}")
     for reason in made.notes:
         pipeline.log.warning("MASTER", f"{label}: {reason}")
     follows = [] if jumping is None else [f"{len(jumping)} pixels jump (telegraph noise)"]
@@ -109,17 +109,6 @@ def _telegraph(
         return None
 
 
-def subtracted(pipeline: Pipeline, one: CalibrationSet) -> MasterRecord | None:
-    """What is subtracted from the frames of a set before they are combined: for flats the flat-dark
-    of their exposure, or the dark, or the bias; for the others nothing.
-    """
-    if one.frame_type is not FrameType.FLAT:
-        return None
-    record = pipeline.library.frames_of(one.id)[0].record
-    chosen, _ = pipeline.calibrator.match(record, FrameType.FLAT_DARK, one.session)
-    return chosen
-
-
 def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:
     """Let the lights go on whose set will not become a master after all: it stayed too small.
 
@@ -136,14 +125,14 @@ def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:
     return pipeline.ledger.release_waiting(hopeless) if hopeless else 0
 
 
-def mark_better(pipeline: Pipeline, master: MasterRecord) -> int:
+def mark_changed(pipeline: Pipeline, why: str) -> int:
     """Mark the stacks stale of which a member would now be calibrated otherwise; joins the
     caller's transaction. Returns how many.
     """
     stale = 0
     for stack in pipeline.stacks.all():
         if any(_would_change(pipeline, member) for member in pipeline.stacks.members(stack.id)):
-            pipeline.stacks.mark_stale(stack.id, f"a better master has come: {master.path}")
+            pipeline.stacks.mark_stale(stack.id, why)
             stale += 1
     return stale
 
@@ -152,4 +141,10 @@ def _would_change(pipeline: Pipeline, member: Member) -> bool:
     frame = pipeline.ledger.get(member.frame_id)
     if frame is None or frame.record is None:
         return False
-    return pipeline.calibrator.would_change(frame.record, member.masters, session=frame.night or "")
+    return pipeline.calibrator.would_change(
+        frame.record,
+        member.masters,
+        session=frame.night or "",
+        target=frame.target,
+        sha256=frame.sha256,
+    )

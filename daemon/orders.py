@@ -1,4 +1,4 @@
-"""What a person asks of the stacks: take this frame out, let that one in, finish this target.
+"""What a person asks: take this frame out, let that one in, finish this target, use that master.
 
 The daemon owns the database, so a command leaves its order as a small file in the library's
 `orders` folder, and the worker carries it out. Where no daemon runs, the command does it itself.
@@ -9,12 +9,12 @@ import datetime as dt
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
 from calib_library import image_io
-from daemon import finish
+from daemon import finish, shelf
 from daemon.ledger.stacks import Stack
 from daemon.ledger.states import State
 from daemon.light import quality
@@ -36,17 +36,22 @@ class Action(StrEnum):
     REMOVE = "remove"
     READMIT = "readmit"
     FINISH = "finish"
+    USE = "use"
+    ACCEPT = "accept"
+    IMPORT = "import"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Order:
-    """One thing asked: of a frame (remove, readmit) or of a stack (finish)."""
+    """One thing asked: of a frame (remove, readmit), of a stack (finish), of the library."""
 
     action: Action
     id: int
-    """Of the frame or the stack."""
+    """Of the frame, the stack, the master or the calibration set; 0 where there is none."""
     drizzle: bool = False
     """With the exact stack, one on a grid twice as fine."""
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What else an order to the library says, by name."""
 
 
 def leave(root: Path, order: Order) -> None:
@@ -69,8 +74,10 @@ def waiting(root: Path) -> Iterator[tuple[Path, Order | None]]:
         path = Path(entry.path)
         try:
             fields = json.loads(path.read_text())
-            order = Order(Action(fields["action"]), int(fields["id"]), bool(fields["drizzle"]))
-        except (ValueError, KeyError, TypeError):
+            words = {str(name): str(word) for name, word in fields.get("words", {}).items()}
+            action, drizzle = Action(fields["action"]), bool(fields["drizzle"])
+            order = Order(action, int(fields["id"]), drizzle, words)
+        except (ValueError, KeyError, TypeError, AttributeError):
             yield path, None
         else:
             yield path, order
@@ -88,6 +95,12 @@ def carry_out(parts: Parts, order: Order, *, now: dt.datetime) -> None:
             finish_stack(parts, stack, drizzle=order.drizzle)
     elif order.action is Action.REMOVE:
         remove(parts, order.id, now=now)
+    elif order.action is Action.USE:
+        shelf.use(parts.pipeline, order.id, order.words, now=now)
+    elif order.action is Action.ACCEPT:
+        shelf.accept(parts.pipeline, order.id)
+    elif order.action is Action.IMPORT:
+        shelf.take_in(parts.pipeline, order.words, now=now)
     else:
         readmit(parts, order.id)
 

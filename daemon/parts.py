@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
+from calib_library.ageing import Ageing
 from calib_library.library import CalibrationLibrary
 from daemon import remake
 from daemon.calibration import Calibrator
@@ -55,11 +56,20 @@ def compose(
     settings = config.calibration
     root = config.library.path
     ledger, stacks = Ledger(db), Stacks(db)
-    library = CalibrationLibrary(db, root, temperature_tolerance_c=settings.temperature_tolerance_c)
+    library = CalibrationLibrary(
+        db,
+        root,
+        temperature_tolerance_c=settings.temperature_tolerance_c,
+        ageing=Ageing(
+            flat_days=settings.flat_days,
+            dark_days=settings.dark_days,
+            bias_days=settings.bias_days,
+            only_older=settings.only_older,
+        ),
+    )
     calibrator = Calibrator(
         library,
         root=root,
-        temperature_tolerance_c=settings.temperature_tolerance_c,
         min_frames=settings.min_frames,
         quiet_s=quiet_s,
     )

@@ -20,7 +20,7 @@ from calib_library.errors import HeaderError, ImageError, IncompleteImageError
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary
 from daemon import explain, placing
-from daemon.calibration import Calibration, Calibrator
+from daemon.calibration import Calibration, Calibrator, useful_pixels
 from daemon.config import Config, WatchConfig
 from daemon.errors import FrameDeferredError, FrameQuarantinedError, FrameRejectedError
 from daemon.ledger import conditions
@@ -216,7 +216,13 @@ class Pipeline:
         began = time.perf_counter()
         identity = self._with_gain(identity)
         record = identity.record
-        choice = self.calibrator.choose(record, session=identity.night, now=now)
+        choice = self.calibrator.choose(
+            record,
+            session=identity.night,
+            now=now,
+            target=identity.target,
+            sha256=loaded.sha256,
+        )
         if choice.pending_set is not None:
             self.ledger.finish(
                 frame,
@@ -230,6 +236,7 @@ class Pipeline:
             )
             return State.WAITING
         choice = self.calibrator.settle(loaded.pixels, record, choice)
+        choice = self.calibrator.without_wrong_flat(loaded.pixels, record, choice)
         explanation.extend(choice.explanation)
 
         stack = self.stacks.open(
@@ -241,7 +248,7 @@ class Pipeline:
         members = self.stacks.members(stack.id)
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))
-        checked = self._selfcheck.look(loaded.pixels, record, light)
+        checked = self._selfcheck.look(useful_pixels(loaded.pixels, record.key), record, light)
         explanation.append(("Calibration check", list(checked.lines)))
         try:
             found = placing.place(

@@ -78,8 +78,15 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
         if loaded is None or frame.record is None:
             rejected.append((frame, "its raw file is gone or has changed"))
             continue
-        choice = pipeline.calibrator.choose(frame.record, session=frame.night or "", now=None)
+        choice = pipeline.calibrator.choose(
+            frame.record,
+            session=frame.night or "",
+            now=None,
+            target=frame.target,
+            sha256=frame.sha256,
+        )
         choice = pipeline.calibrator.settle(loaded.pixels, frame.record, choice)
+        choice = pipeline.calibrator.without_wrong_flat(loaded.pixels, frame.record, choice)
         light = pipeline.measure(loaded, frame.record, choice, clean=pipeline.cleans(len(members)))
         steps = [*frame.explanation[:HEAD], *choice.explanation, explain.measured(light)]
         explanations[frame.id] = steps

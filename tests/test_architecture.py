@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PURE = {
+    "calib_library.ageing",
     "calib_library.cards",
     "calib_library.header",
     "calib_library.keywords",
@@ -24,6 +25,8 @@ PURE = {
     "calib_library.dark_model",
     "calib_library.dark_temperature",
     "calib_library.match",
+    "calib_library.compare",
+    "calib_library.suspects",
     "calib_library.advice",
     "calib_library.sensor",
     "calib_library.sensor_record",

@@ -21,7 +21,6 @@ def calibrator(tmp_path):
         yield Calibrator(
             library,
             root=tmp_path,
-            temperature_tolerance_c=1.0,
             min_frames=5,
             quiet_s=lambda: 0.0,
         )

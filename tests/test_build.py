@@ -500,7 +500,13 @@ def test_the_asi120_gives_four_masters(bench):
     assert hot.sum() > 50
     assert np.median((short - bias)[hot] / (long - bias)[hot]) == pytest.approx(0.2, abs=0.05)
     light = bench.library.match(
-        record(FrameType.LIGHT, key=due[0].key, exposure_s=50.0, temperature_c=25.9),
+        record(
+            FrameType.LIGHT,
+            key=due[0].key,
+            exposure_s=50.0,
+            temperature_c=25.9,
+            date_obs=dt.datetime(2024, 4, 18, 22, 0, tzinfo=dt.UTC),
+        ),
         DARK,
         session=None,
     )

@@ -124,13 +124,13 @@ def test_a_light_leak_in_the_darks_is_named(tmp_path):
 
 
 def test_flats_that_overcorrect_are_named(tmp_path):
-    """Flats of a telescope with half as much vignetting again."""
+    """Flats of a telescope with a quarter more of vignetting; those of much more are refused."""
 
     def steeper(frame, plan):
         if frame.kind != FLAT:
             return frame.pixels
         truth = plan.camera.flats["R"]
-        signal = (frame.pixels - plan.camera.pedestal_adu) * truth**0.5
+        signal = (frame.pixels - plan.camera.pedestal_adu) * truth**0.25
         return np.clip(np.rint(signal + plan.camera.pedestal_adu), 0, 65535).astype(np.uint16)
 
     _, outcome = worked(tmp_path, pixels=steeper, nebula_e_s=0.0)

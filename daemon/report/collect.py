@@ -129,9 +129,10 @@ def library(config: Config) -> LibraryReport:
                     filter=one.filter,
                     frames=one.n_frames,
                     needed=config.calibration.min_frames,
+                    refused=one.refused,
                 )
                 for one in found.sets()
-                if one.master is None
+                if one.master is None or one.refused
             ],
         )
 
@@ -147,6 +148,17 @@ def frames(config: Config, text: str) -> list[tuple[int, str, str]]:
     """(number, name, state) of the frames that `text` may mean. Raises NoLibraryError."""
     with _opened(config) as db:
         return [(frame.id, frame.name, str(frame.state)) for frame in Ledger(db).find(text)]
+
+
+def masters(config: Config, text: str) -> list[tuple[int, str]]:
+    """(number, name) of the masters that `text` may mean, of any generation; a whole name means
+    only itself. Raises NoLibraryError.
+    """
+    root = config.library.path
+    with _opened(config) as db:
+        known = [(m.id, m.name) for m in CalibrationLibrary(db, root).masters(current=False)]
+    wanted = text.removesuffix(".fits")
+    return [one for one in known if one[1] == wanted] or [one for one in known if wanted in one[1]]
 
 
 def explain(config: Config, text: str) -> Explanation | None:

@@ -69,7 +69,7 @@ class MasterStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IncompleteSet:
-    """Calibration frames of one kind that are not enough for a master yet."""
+    """Calibration frames of one kind that are not enough for a master yet, or were refused."""
 
     kind: str
     camera: str | None
@@ -79,6 +79,8 @@ class IncompleteSet:
     filter: str | None
     frames: int
     needed: int
+    refused: str | None = None
+    """Why there is no master of them, or no new one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -300,6 +302,9 @@ def _library(report: LibraryReport, now: dt.datetime) -> Group:
                     _cell(str(max(0, part.needed - part.frames))),
                 )
         parts.append(table)
+    reasons = list(dict.fromkeys(part.refused for part in report.incomplete if part.refused))
+    if reasons:
+        parts += [*_section("Refused"), *(_cell(reason) for reason in reasons)]
     return Group(*parts)
 
 

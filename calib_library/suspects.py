@@ -1,0 +1,82 @@
+"""Frames of a set that are not what their headers say, told by single pixels.
+
+The levels of frames are judged in `build`; here is what levels do not show. A dark that was warmer
+than its header, or exposed for another time, has a level like the others' on a modern sensor, but
+its hot pixels are stronger or weaker. A faint flat has the right shape and hands its noise on to
+every light.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+HOT_SIGMA = 10.0
+"""Hot pixels stand so many σ of one frame above their own row's neighbourhood …"""
+HOT_PIXELS = 12
+"""… and fewer of them tell nothing."""
+HOT_RATIO = 0.35
+"""Hot pixels stronger or weaker by more than this part: more than 2.5 °C, or another exposure."""
+FAINT = 20.0
+"""A flat's signal in units of its noise below which it is faint: 400 e- a pixel."""
+
+
+def hot_ratios(strips: Sequence[Floats], *, noise_adu: float, step: int) -> Doubles | None:
+    """Strength of each frame's hot pixels beside those of the median frame, (n,); 1 is like it.
+
+    `strips` are the same rows of n frames, (rows, nx), ADU each; `step` is 2 for a mosaic. None
+    where there are too few hot pixels to tell. The ratio is the median over the hot pixels, so
+    that telegraph noise in some of them does not count.
+    """
+    if len(strips) < 3:
+        return None
+    excess = np.stack([above_neighbours(strip, step) for strip in strips])
+    typical = np.median(excess, axis=0)
+    hot = typical > HOT_SIGMA * noise_adu
+    if np.count_nonzero(hot) < HOT_PIXELS:
+        return None
+    ratios: Doubles = np.median(excess[:, hot] / typical[hot], axis=1).astype(np.float64)
+    return ratios
+
+
+def judge_hot_pixels(ratios: Doubles) -> list[str | None]:
+    """Say of each frame what its hot pixels betray; None where they are like the others'.
+
+    The median frame is believed: whether all are warmer than they say, the set cannot tell.
+    """
+    spread = 1.4826 * float(np.median(np.abs(ratios - np.median(ratios))))
+    limit = max(HOT_RATIO, 6.0 * spread)
+    return [_betrayed(float(ratio)) if abs(ratio - 1.0) > limit else None for ratio in ratios]
+
+
+def _betrayed(ratio: float) -> str:
+    if ratio > 1:
+        told = "the sensor was warmer, or the exposure longer, than its header says"
+    else:
+        told = "the sensor was colder, or the exposure shorter, than its header says"
+    return f"its hot pixels are {ratio:.2f} times as strong as the others': {told}"
+
+
+def faint(signal_adu: float, noise_adu: float) -> str | None:
+    """Say that a flat is too faint to be used: its signal is within FAINT times its pixel noise."""
+    if signal_adu >= FAINT * noise_adu:
+        return None
+    return (
+        f"it is faint: {signal_adu:.0f} ADU of light, only {signal_adu / max(noise_adu, 1e-9):.0f} "
+        "times its noise"
+    )
+
+
+def pixel_noise(strip: Floats, *, step: int) -> float:
+    """Noise of one pixel, ADU, by differences of neighbours of one colour in (rows, nx)."""
+    differences = strip[:, step:] - strip[:, :-step]
+    return float(1.4826 * np.median(np.abs(differences)) / np.sqrt(2.0))
+
+
+def above_neighbours(strip: Floats, step: int) -> Floats:
+    """Each pixel of (rows, nx) over the mean of its two neighbours of one colour in its row."""
+    padded = np.pad(strip, ((0, 0), (step, step)), mode="reflect")
+    return strip - np.float32(0.5) * (padded[:, : -2 * step] + padded[:, 2 * step :])
