@@ -82,7 +82,6 @@ class Shelf:
         return Calibrator(
             self.library,
             root=self.root,
-            temperature_tolerance_c=1.0,
             min_frames=5,
             quiet_s=lambda: 60.0,
         )
