@@ -94,6 +94,11 @@ class _Opened:
     """The levels of its overscan, which go first, (ny, 1) or (1, nx) ADU."""
 
     @property
+    def is_as_filed(self) -> bool:
+        """Nobody has written to the file since it was hashed."""
+        return self.reader.version == self.frame.version
+
+    @property
     def rows(self) -> "image_io.RowReader | _Lowered":
         """Its rows without the overscan."""
         return self.reader if self.overscan is None else _Lowered(self.reader, None, self.overscan)
@@ -314,14 +319,16 @@ def _combine_into(
 ) -> None:
     """Write a master while it is combined; its rows are never in memory all at once.
 
-    The frames are hashed by the same reading. `judge` is given every `_thin`th row of the master
+    Frames whose files have another time than when they were filed are hashed by the same reading.
+    `judge` is given every `_thin`th row of the master
     and the median error of the mean, both in ADU, before the file appears. Raises _StrangersError
     where a frame is not what was filed, and what `judge` raises; the file then does not appear.
     """
     ny, nx = opened[0].reader.shape
     step = _thin(ny)
     for one in opened:
-        one.reader.hash_rows()
+        if not one.is_as_filed:
+            one.reader.hash_rows()
     kept, variances, rows = 0, [], []
     with (
         image_io.atomically(path) as file,
@@ -421,11 +428,13 @@ def _open(
 
 def _check_identity(opened: Sequence[_Opened]) -> None:
     """Raise _StrangersError where files are not what was filed: camera programs use their file
-    names again, `dark_0001.fits` may be another night's by now.
+    names again, `dark_0001.fits` may be another night's by now. A file that was not written to
+    since it was hashed is not hashed again.
     """
+    doubtful = [one for one in opened if not one.is_as_filed]
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        digests = list(pool.map(lambda one: one.reader.digest(), opened))
-    hashes = [one.frame.sha256 for one in opened]
+        digests = list(pool.map(lambda one: one.reader.digest(), doubtful))
+    hashes = [one.frame.sha256 for one in doubtful]
     strangers = [known for known, digest in zip(hashes, digests, strict=True) if digest != known]
     if strangers:
         raise _StrangersError(strangers)

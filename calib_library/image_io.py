@@ -247,6 +247,12 @@ class RowReader:
             np.copyto(out, raw, casting="unsafe")
         return out
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Size (bytes) and mtime_ns of the opened file, now."""
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
     def hash_rows(self) -> None:
         """From now on hash what `rows` reads, so that `digest` need not read it once more."""
         self._hashed = hashlib.sha256(self._pread(0, self.info.data_offset)) if self.plain else None

@@ -55,6 +55,8 @@ class FiledFrame:
     """Of the file, hexadecimal."""
     path: Path
     """Where the file was last seen."""
+    version: tuple[int, int] | None
+    """Size (bytes) and mtime_ns of the file when it was hashed; None where they are not known."""
     set_id: int
     record: FrameRecord
     filed_at: dt.datetime
@@ -200,7 +202,14 @@ class CalibrationLibrary:
     # --- frames and sets -------------------------------------------------------------------------
 
     def file_frame(
-        self, record: FrameRecord, *, sha256: str, path: Path, session: str, now: dt.datetime
+        self,
+        record: FrameRecord,
+        *,
+        sha256: str,
+        path: Path,
+        session: str,
+        now: dt.datetime,
+        version: tuple[int, int] | None = None,
     ) -> int:
         """File one raw calibration frame; return the id of the set it belongs to.
 
@@ -208,18 +217,21 @@ class CalibrationLibrary:
         differ), filter, optics and `session` (a flat's night; ignored otherwise) whose mean
         temperature is within the tolerance, or begins a new one; so does a dark or a bias that is
         SET_SPAN_DAYS from the set's mean date. Filing the same bytes again changes nothing, except
-        that the path is renewed where the old one is gone.
+        that the path is renewed where the old one is gone. `version` is the (size, mtime_ns) that
+        the file had when it was hashed: as long as it has them it need not be hashed again.
 
         Raises LibraryError for a light, a master or a frame that is already calibrated.
         """
         reason = _unfit(record)
         if reason:
             raise LibraryError(f"{path.name} cannot be filed: {reason}.")
+        size, mtime_ns = version or (None, None)
+        place = {"path": os.fsencode(path), "size": size, "mtime_ns": mtime_ns}
         with transaction(self.db):
             known = self.frame(sha256) or self._seen_again(record, sha256, path)
             if known:
-                if known.path != path and not known.path.exists():
-                    self._update("calibration_frame", known.id, {"path": os.fsencode(path)})
+                if known.path == path or not known.path.exists():
+                    self._update("calibration_frame", known.id, place)
                 return known.set_id
             identity = _identity(record, session)
             set_id = self._set_for(identity, record.temperature_c, record.date_obs)
@@ -231,7 +243,7 @@ class CalibrationLibrary:
                 "calibration_frame",
                 {
                     "sha256": sha256,
-                    "path": os.fsencode(path),
+                    **place,
                     "set_id": set_id,
                     "record": record.to_json(),
                     "temperature_c": _real(record.temperature_c),
@@ -1234,6 +1246,7 @@ def _frame(row: Mapping[str, Any]) -> FiledFrame:
         id=row["id"],
         sha256=row["sha256"],
         path=Path(os.fsdecode(row["path"])),
+        version=None if row["size"] is None else (row["size"], row["mtime_ns"]),
         set_id=row["set_id"],
         record=FrameRecord.from_json(row["record"]),
         filed_at=_when(row["filed_at"]),

@@ -206,6 +206,17 @@ def ages_pedestals_imports_overrides(db: Database) -> None:
         """)
 
 
+@MIGRATIONS()
+def versions_of_files(db: Database) -> None:
+    """Know the file whose bytes were hashed by its size and time, so that it is not hashed again
+    for every master.
+    """
+    db.executescript("""
+        ALTER TABLE calibration_frame ADD COLUMN size INTEGER;          -- bytes
+        ALTER TABLE calibration_frame ADD COLUMN mtime_ns INTEGER;
+        """)
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

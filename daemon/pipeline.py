@@ -189,6 +189,7 @@ class Pipeline:
                 identity.record,
                 sha256=loaded.sha256,
                 path=frame.path,
+                version=(loaded.size, loaded.mtime_ns),
                 session=identity.night,
                 now=now,
             )

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import hashlib
+import os
 import warnings
 from pathlib import Path
 
@@ -54,8 +55,14 @@ class Bench:
             date_obs=NIGHT + dt.timedelta(minutes=self.taken),
             **fields,
         )
+        status = path.stat()
         set_id = self.library.file_frame(
-            frame, sha256=digest(path), path=path, session=session, now=NIGHT
+            frame,
+            sha256=digest(path),
+            path=path,
+            session=session,
+            now=NIGHT,
+            version=(status.st_size, status.st_mtime_ns),
         )
         return set_id, path
 
@@ -287,6 +294,21 @@ def test_files_that_are_gone_or_overwritten_are_left_out(bench):
         "dark_002.fits was left out: its file is not the one that was filed.",
     )
     assert "its file cannot be read" in master.notes[2]
+
+
+def test_only_files_that_were_written_to_are_hashed_again(bench, monkeypatch):
+    hashed = []
+    genuine = image_io.RowReader.digest
+    monkeypatch.setattr(
+        image_io.RowReader,
+        "digest",
+        lambda reader: hashed.append(reader.info.path.name) or genuine(reader),
+    )
+    set_id = bench.take_many(DARK, noisy(LEVEL, 6))
+    os.utime(bench.root / "dark_003.fits", ns=(0, 0))
+    master, *_ = bench.build(set_id)
+    assert hashed == ["dark_003.fits"]
+    assert master.frames == 6
 
 
 def test_a_frame_that_was_exchanged_for_its_like_is_in_no_master(bench):
