@@ -291,9 +291,8 @@ def _lines(found: residual.Residuals) -> tuple[str, ...]:
     if found.glow is not None:
         lines.append(f"glow left: {found.glow.value:+.1%} ± {found.glow.error:.1%}")
     if found.vignetting is not None:
-        lines.append(
-            f"vignetting left: {found.vignetting.value:+.1%} ± {found.vignetting.error:.1%}"
-        )
+        what = "vignetting or nebula left" if found.vignetting.value > 0 else "vignetting left"
+        lines.append(f"{what}: {found.vignetting.value:+.1%} ± {found.vignetting.error:.1%}")
     if found.added_noise is not None:
         lines.append(f"noise of neighbouring pixels: {found.added_noise:+.1%} by calibration")
     if found.unexplained_noise is not None:

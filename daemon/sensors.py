@@ -45,11 +45,14 @@ def measure_next(pipeline: Pipeline, *, now: dt.datetime, beat: Beat) -> bool:
         pipeline.log.info("SENSOR", f"{name}: could not be measured: {made.refused}")
         return True
     gain, noise = made.sensor.gain, made.sensor.read_noise
-    pipeline.log.info(
-        "SENSOR",
-        f"{name}: {gain.value:.3f} ± {gain.error:.3f} e-/ADU, "
-        f"read noise {noise.value:.3f} ± {noise.error:.3f} e-",
-    )
+    last = before[0].sensor if before else None
+    # Each new master has the camera measured again: only what is news is said.
+    if last is None or abs(gain.value - last.gain.value) > gain.error:
+        pipeline.log.info(
+            "SENSOR",
+            f"{name}: {gain.value:.3f} ± {gain.error:.3f} e-/ADU, "
+            f"read noise {noise.value:.3f} ± {noise.error:.3f} e-",
+        )
     known = before[0].warnings if before else {}
     for sort, sentence in made.warnings.items():
         if sort not in known:
