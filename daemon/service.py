@@ -382,8 +382,10 @@ class Service:
         """End all threads, within STOP_LIMIT_S."""
         self._clock.shutdown(wait=False)
         end = time.monotonic() + STOP_LIMIT_S
-        self._worker.stop()
         self._intake.stop(STOP_LIMIT_S / 4)
+        # Before the worker's: only a writer that closes last takes the -wal file away.
+        self._known.away(away=True)
+        self._worker.stop()
         if self._worker.ident is not None:  # it was started
             self._worker.join(max(0.0, end - time.monotonic()))
 

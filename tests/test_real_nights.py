@@ -1,11 +1,15 @@
 """Real frames of real cameras through the real service."""
 
+import contextlib
+import fcntl
 import io
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +130,14 @@ def test_m27_one_colour_stack(tmp_path):
     assert image.shape == (3, 976, 1304)
 
 
+@contextlib.contextmanager
+def only_one_indiserver():
+    """Wait for another test run on this machine: beside its port a server has one local socket."""
+    with (Path(tempfile.gettempdir()) / "lightkeeper-indiserver.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on: two test runs on one machine must not meet."""
     with socket.socket() as probe:
@@ -149,9 +161,10 @@ def test_indi_drivers_write_while_the_daemon_watches(tmp_path):
         written.set()
 
     thread = threading.Thread(target=camera)
-    thread.start()
-    assert service.run(config, until_idle=True, not_before=written) == 0
-    thread.join()
+    with only_one_indiserver():
+        thread.start()
+        assert service.run(config, until_idle=True, not_before=written) == 0
+        thread.join()
     assert codes == [0]
     outcome = Outcome(config)
     kinds = {(str(m.frame_type), m.filter) for m in outcome.masters}

@@ -55,7 +55,6 @@ def test_they_are_bad_in_every_light(night):
         calibrator = Calibrator(
             library,
             root=config.library.path,
-            temperature_tolerance_c=1.0,
             min_frames=5,
             quiet_s=lambda: 0.0,
         )
