@@ -1,20 +1,57 @@
 """The one decorator for compiled kernels.
 
-Kernels are compiled by numba, cached on disk (`NUMBA_CACHE_DIR`, or beside the source), release the
-interpreter lock, and divide by zero as numpy does. Floating-point operations are never reordered
+Kernels are compiled by numba, cached on disk (`cache_folder`), release the interpreter lock, and
+divide by zero as numpy does. Floating-point operations are never reordered
 (`fastmath` is off), so that a result does not depend on the number of threads.
 
 Kernels with `parallel=True` are called from one thread at a time: numba's portable thread pool is
 not re-entrant. In the daemon that thread is the worker.
 """
 
+import hashlib
+import os
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numba
 
+from calib_library import __version__
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def cache_folder() -> Path:
+    """Return where compiled kernels are kept: a folder of `NUMBA_CACHE_DIR`, else of the package's
+    own cache, else of the user's; each version of the kernels has its own.
+
+    numba's files hold types by their names. A version that has renamed one could not even see that
+    an older version's files are out of date.
+    """
+    here = Path(__file__).parent
+    beside = here / "__pycache__"
+    if given := os.environ.get("NUMBA_CACHE_DIR"):
+        base = Path(given)
+    elif os.access(beside if beside.is_dir() else here, os.W_OK):
+        base = beside / "kernels"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightkeeper"
+    digest = hashlib.sha256(
+        f"{__version__} {numba.__version__} {platform.python_version()}".encode()
+    )
+    # The daemon's kernels lie beside this package, wherever that is installed.
+    for path in sorted(here.parent.glob("calib_library/*.py")) + sorted(
+        here.parent.glob("daemon/*/*.py")
+    ):
+        source = path.read_bytes()
+        if b"@kernel" in source:
+            digest.update(source)
+    return base / digest.hexdigest()[:16]
+
+
+numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 
 def kernel(

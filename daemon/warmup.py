@@ -1,25 +1,139 @@
-"""Compile the kernels before the first frame of the night needs them; cached, it takes a second."""
+"""Compile the kernels before the first frame of the night needs them; cached, it takes a second.
 
+The very first compilation costs a minute of processor time, and numba does it in one thread that
+holds the interpreter's lock. So processes of their own do it side by side, into the cache from
+which this one then loads: intake and heartbeats go on meanwhile.
+"""
+
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library import combine, dark_compose, defects
+from calib_library import kernels as compiled
 from calib_library.dark_model import DarkPlan, Energies, Leg, Rule, Source
 from daemon.light import calibrate, cosmic, debayer, quality, register, stars
 from daemon.stack import final, halve, live
 
 SIDE_PX = 192
 STARS = 40
+PROCESS_BYTES = 500_000_000
+"""What a process that compiles takes."""
+KEPT_CACHES = 2
+"""Folders of compiled kernels that stay: this version's, and that of the one before."""
+
+Beat = Callable[[], None]
+Part = Callable[[Beat], object]
 
 
-def kernels(beat: Callable[[], None] = lambda: None) -> None:
+def kernels(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda: False) -> None:
     """Take a small invented frame through every kernel of a light's way, in grey and in colour.
 
-    `beat` is called between the steps: the very first start may take a minute on a small machine.
+    `beat` is called now and then: the very first start may take a minute on a small machine. Ends
+    early where `stopping` says so.
     """
+    _go_through((_stack, _stars, _cosmics, _frames), beat, stopping)
+
+
+def later(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda: False) -> None:
+    """Prepare what only masters and the end of the night need, when nothing else is to be done."""
+    _go_through((_final, _masters, _removal), beat, stopping)
+
+
+def _go_through(parts: Sequence[Part], beat: Beat, stopping: Callable[[], bool]) -> None:
+    _ahead([part.__name__ for part in parts], beat, stopping)
+    for part in parts:
+        if not stopping():
+            part(beat)
+
+
+# --- side by side --------------------------------------------------------------------------------
+
+
+def _ahead(parts: Sequence[str], beat: Beat, stopping: Callable[[], bool]) -> None:
+    """Fill the cache where it is empty. A part that fails is compiled by whoever needs it."""
+    folder = compiled.cache_folder()
+    ready = folder / f"ready{''.join(parts)}"
+    at_once = min(os.cpu_count() or 1, _free_bytes() // PROCESS_BYTES)
+    if ready.exists() or at_once < 2:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "compiling.lock").open("w") as lock:
+        while not _locked(lock):  # another process does it
+            if stopping():
+                return
+            beat()
+            time.sleep(0.2)
+        if ready.exists() or not _compiled(parts, at_once, beat, stopping):
+            return
+        ready.touch()
+    caches = sorted({path.parent for path in folder.parent.glob("*/ready*")}, key=_modified)
+    for old in caches[:-KEPT_CACHES]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _compiled(parts: Sequence[str], at_once: int, beat: Beat, stopping: Callable[[], bool]) -> bool:
+    """Compile all parts, so many at once. False where one failed or there was no time."""
+    # One thread each: there are as many processes as cores.
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "1"}
+    waiting = list(parts)
+    running: list[subprocess.Popen[bytes]] = []
+    failed = False
+    with contextlib.ExitStack() as stack:
+        while (waiting or running) and not stopping():
+            while waiting and len(running) < at_once:
+                command = [sys.executable, "-m", "daemon.warmup", waiting.pop(0)]
+                # From the folder of these packages, which may not be installed.
+                child = stack.enter_context(
+                    subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[1])  # noqa: S603
+                )
+                stack.callback(child.kill)
+                running.append(child)
+            time.sleep(0.1)
+            beat()
+            ended = [child for child in running if child.poll() is not None]
+            failed |= any(child.returncode for child in ended)
+            running = [child for child in running if child not in ended]
+    return not (failed or waiting or running)
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _free_bytes() -> int:
+    """Memory that is free for new processes; all of it where the kernel does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# --- the parts, of about the same cost: functions of a beat ---------------------------------------
+
+
+def _frames(beat: Beat) -> None:
+    """Calibration, in grey and in colour."""
     raw = _frame()
     dark = np.zeros(raw.shape, np.float32)
     bad = np.zeros(raw.shape, np.uint8)
@@ -28,19 +142,54 @@ def kernels(beat: Callable[[], None] = lambda: None) -> None:
             raw, dark=dark, flat=dark + 1, bad=bad, bayer=bayer, saturation_adu=None
         )
         beat()
-        if bayer:
-            image = debayer.debayer(result.image, "RGGB")
-            luminance = debayer.luminance(image)
-        else:
-            luminance, _ = cosmic.clean(
-                result.image, e_per_adu=1.0, read_noise_e=3.0, sky_adu=1000.0
-            )
-            image = luminance[np.newaxis]
-        _stack(image, luminance, result.mask, beat)
+    debayer.luminance(debayer.debayer(result.image, "RGGB"))
+    beat()
 
 
-def later(beat: Callable[[], None] = lambda: None) -> None:
-    """Compile what only masters and the end of the night need, when nothing else is to be done."""
+def _cosmics(beat: Beat) -> None:
+    """Cosmic rays of a single frame."""
+    image = _frame().astype(np.float32)
+    cosmic.clean(image, e_per_adu=1.0, read_noise_e=3.0, sky_adu=1000.0)
+    beat()
+
+
+def _stars(beat: Beat) -> None:
+    """Background, stars, registration."""
+    image = _frame().astype(np.float32)
+    mask = np.zeros(image.shape, np.uint8)
+    background = stars.measure_background(image)
+    cells = stars.cell_means(image)
+    beat()
+    found = stars.detect(image, mask=mask, background=background, saturation_adu=None)
+    beat()
+    beside = dataclasses.replace(found, x=found.x + 1.0)
+    registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
+    quality.background_plane(cells, cells, registration.matrix, 1.0, image.shape)
+    beat()
+
+
+def _stack(beat: Beat) -> live.LiveStack:
+    """A growing stack, of so many frames that values are settled and the contrast is measured."""
+    image, mask = _image_and_mask()
+    halve.image(image, mask)
+    stack = live.LiveStack.empty(image.shape, high=3, low=2)
+    for index in range(6):
+        live.add(stack, image, np.eye(3), _terms(index, planes=1), mask=mask)
+        beat()
+    live.render(stack)
+    beat()
+    return stack
+
+
+def _removal(beat: Beat) -> None:
+    """A frame is taken out of its stack again."""
+    image, mask = _image_and_mask()
+    live.remove(_stack(beat), image, np.eye(3), _terms(0, planes=1), mask=mask)
+    beat()
+
+
+def _masters(beat: Beat) -> None:
+    """Combining, hot pixels, composed darks."""
     counts = combine.ArrayRows(_frame())
     combine.sigma_clipped_mean([counts] * 3)
     beat()
@@ -64,9 +213,20 @@ def later(beat: Callable[[], None] = lambda: None) -> None:
     light = dark_compose.LightNoise(10.0, 1.0)
     rows = {k: lambda first, last: image[first:last] for k in range(2)}
     dark_compose.compose(plan, rows, shape=image.shape, bayer=False, light=light, with_error=False)
-    terms = [_terms(index, planes=1) for index in range(3)]
     beat()
+
+
+def _final(beat: Beat) -> None:
+    """The exact stack."""
+    image = _frame().astype(np.float32)
+    terms = [_terms(index, planes=1) for index in range(3)]
     final.combine(lambda _, y0, y1: image[np.newaxis, y0:y1], terms, shape=(1, *image.shape))
+    beat()
+
+
+def _image_and_mask() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    image = _frame().astype(np.float32)[np.newaxis]
+    return image, np.zeros(image.shape[1:], np.uint8)
 
 
 def _terms(index: int, *, planes: int) -> live.FrameTerms:
@@ -74,29 +234,6 @@ def _terms(index: int, *, planes: int) -> live.FrameTerms:
         index=index, weight=1.0, scale=1.0, planes=((0.0, 0.0, 0.0),) * planes,
         sigma_adu=10.0, e_per_adu=1.0, sky_adu=1000.0, fwhm_px=3.0,
     )  # fmt: skip
-
-
-def _stack(
-    image: npt.NDArray[np.float32],
-    luminance: npt.NDArray[np.float32],
-    mask: npt.NDArray[np.uint8],
-    beat: Callable[[], None],
-) -> None:
-    beat()
-    background = stars.measure_background(luminance)
-    cells = stars.cell_means(luminance)
-    found = stars.detect(luminance, mask=mask, background=background, saturation_adu=None)
-    beat()
-    beside = dataclasses.replace(found, x=found.x + 1.0)
-    registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
-    quality.background_plane(cells, cells, registration.matrix, 1.0, luminance.shape)
-    halve.image(image, mask)
-    stack = live.LiveStack.empty(image.shape, high=3, low=2)
-    for index in range(2):
-        beat()
-        terms = _terms(index, planes=len(image))
-        live.add(stack, image, np.eye(3), terms, mask=mask)
-    live.render(stack)
 
 
 def _frame() -> npt.NDArray[np.uint16]:
@@ -107,3 +244,7 @@ def _frame() -> npt.NDArray[np.uint16]:
     for sx, sy in rng.uniform(12, SIDE_PX - 12, (STARS, 2)):
         image += rng.uniform(1000, 5000) * np.exp(-((x - sx) ** 2 + (y - sy) ** 2) / (2 * 1.5**2))
     return image.astype(np.uint16)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](lambda: None)

@@ -134,7 +134,7 @@ class Worker(threading.Thread):
         heal.sweep(self._parts)
         self.started.set()
         self._beat("preparing the kernels")
-        warmup.kernels(lambda: self._beat("preparing the kernels"))
+        warmup.kernels(lambda: self._beat("preparing the kernels"), stopping=self._stopping.is_set)
         while not self._stopping.is_set():
             self._storage.check()
             self._requests_now()
@@ -181,7 +181,7 @@ class Worker(threading.Thread):
         self._prepared = True
         doing = "preparing the kernels of the masters and of the end of the night"
         self._beat(doing)
-        warmup.later(lambda: self._beat(doing))
+        warmup.later(lambda: self._beat(doing), stopping=self._stopping.is_set)
         return True
 
     def _work_on(self, frame: Frame | None, now: dt.datetime) -> bool:

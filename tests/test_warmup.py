@@ -1,8 +1,14 @@
 """What is compiled ahead of time is what the work then calls: nothing is left for the dawn."""
 
-import numpy as np
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-from calib_library import combine, dark_compose, dark_model, defects
+import numpy as np
+import pytest
+
+from calib_library import combine, dark_compose, dark_model, defects, kernels
 from calib_library.frame import FrameType
 from daemon import warmup
 from daemon.light import calibrate
@@ -10,12 +16,12 @@ from daemon.stack import final
 from tests.records import KEY, master
 
 
-def signatures(*kernels):
-    return [list(kernel.signatures) for kernel in kernels]
+def signatures(*compiled):
+    return [list(kernel.signatures) for kernel in compiled]
 
 
 def test_masters_and_the_final_stack_find_their_kernels_compiled():
-    kernels = (
+    used = (
         combine._clip_integers,
         combine._clip_floats,
         combine._decode,
@@ -27,7 +33,7 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
     )
     warmup.kernels()
     warmup.later()
-    before = signatures(*kernels)
+    before = signatures(*used)
     assert all(before)
     rng = np.random.default_rng(1)
     shape = (KEY.height, KEY.width)
@@ -56,4 +62,49 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
     reader = {k: lambda first, last: dark[first:last] for k in (1, 2)}
     light = dark_compose.LightNoise(10.0, 1.0)
     dark_compose.compose(plan, reader, shape=shape, bayer=True, light=light)
-    assert signatures(*kernels) == before
+    assert signatures(*used) == before
+
+
+COUNT_COMPILATIONS = """
+from numba.core import event
+from daemon import warmup
+with event.install_recorder("numba:compile") as compilations:
+    warmup.kernels()
+    warmup.later()
+print(len(compilations.buffer))
+"""
+
+
+@pytest.mark.slow
+def test_the_very_first_start_leaves_the_compiling_to_others(tmp_path):
+    """The service's own process, whose lock it would hold, finds all in the cache."""
+    if warmup._free_bytes() < 2 * warmup.PROCESS_BYTES or os.cpu_count() == 1:
+        pytest.skip("one core, or too little memory: this machine compiles in one process")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_COMPILATIONS],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) == 0
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.glob("ready*"))) == 2
+
+
+def test_each_version_of_the_kernels_has_a_cache_of_its_own(tmp_path, monkeypatch):
+    """Types are kept by name: an old file could not even be read by a version that renamed one."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    for package in ("calib_library", "daemon/light"):
+        (tmp_path / package).mkdir(parents=True)
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "calib_library" / "kernels.py"))
+    source = tmp_path / "daemon" / "light" / "warp.py"
+    folders = []
+    for text in ("@kernel()\ndef a(): ...", "@kernel()\ndef b(): ...", "def c(): ..."):
+        source.write_text(text)
+        folders.append(kernels.cache_folder())
+    assert len(set(folders)) == 3
+    (tmp_path / "daemon" / "light" / "cli.py").write_text("def nothing_compiled(): ...")
+    assert kernels.cache_folder() == folders[-1]

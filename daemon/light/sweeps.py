@@ -201,7 +201,8 @@ def _copy_line(source: Image, start: int, line: Image) -> None:
     inside = min(max(-start, 0), line.size)
     end = max(min(source.size - start, line.size), inside)
     line[:inside] = source[0]
-    line[inside:end] = source[start + inside : start + end]
+    for k in range(inside, end):  # of slices the sizes would be compared, at a second of compiling
+        line[k] = source[start + k]
     line[end:] = source[source.size - 1]
 
 

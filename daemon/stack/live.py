@@ -420,40 +420,49 @@ def _add_rows(
     values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
     contrast: Count,
 ) -> None:  # fmt: skip
+    """Band by band. A parallel loop is slow to compile, so it has nothing in it but a call."""
+    shares = table[:, 0].astype(np.float32)
+    for band in prange((values.shape[2] + BLOCK_ROWS - 1) // BLOCK_ROWS):
+        _add_band(
+            band * BLOCK_ROWS, image, way, number, scale, planes, tolerances, table, shares, skies,
+            quantum, contrast_unit, low, values, frames, total, weight, spread, settled, contrast,
+        )  # fmt: skip
+
+
+@kernel()
+def _add_band(
+    y0: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
+    tolerances: Image, table: Matrix, shares: Image, skies: Matrix, quantum: float,
+    contrast_unit: float, low: int, values: Image, frames: Count, total: Sums, weight: Weights,
+    spread: Image, settled: Count, contrast: Count,
+) -> None:  # fmt: skip
     """Block by block, so that a frame's registered pixels are used while they are in the cache."""
     depth, plane_count, height, width = values.shape
-    shares = table[:, 0].astype(np.float32)
     frame = np.uint16(number)
-    for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
-        y0 = band * BLOCK_ROWS
-        y1 = min(y0 + BLOCK_ROWS, height)
-        scratch = np.empty((4, BLOCK_COLUMNS), np.float32)
-        names = np.empty(BLOCK_COLUMNS, np.uint16)
-        for plane in range(plane_count):
-            variances = table[:, 4 + plane].astype(np.float32)
-            a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
-            for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
-                x0, x1 = warp.columns_of(way, block)
-                made = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
-                fresh, out = scratch[0, : x1 - x0], scratch[1, : x1 - x0]
-                away, share = scratch[2, : x1 - x0], scratch[3, : x1 - x0]
-                who = names[: x1 - x0]
-                for y in range(y0, y1):
-                    settle.scale_row(
-                        made[y - y0], scale, a + by * y + bx * x0, bx, way.steps, fresh
-                    )
-                    sums, weights = total[plane, y, x0:x1], weight[plane, y, x0:x1]
-                    squares, counts = spread[plane, y, x0:x1], settled[plane, y, x0:x1]
-                    settle.fill(values, frames, plane, y, x0, frame, fresh, out)
-                    settle.push(values, frames, plane, y, x0, low, frame, fresh, out, who)
-                    if settle.measure(
-                        out, who, sums, weights, quantum, shares, variances, away, share
-                    ):
-                        settle.judge(
-                            out, who, table, plane, skies[plane], contrast_unit, depth, weights,
-                            squares, counts, contrast[plane, y, x0:x1], away, share,
-                        )  # fmt: skip
-                    settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
+    y1 = min(y0 + BLOCK_ROWS, height)
+    scratch = np.empty((4, BLOCK_COLUMNS), np.float32)
+    names = np.empty(BLOCK_COLUMNS, np.uint16)
+    for plane in range(plane_count):
+        variances = table[:, 4 + plane].astype(np.float32)
+        a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
+        for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
+            x0, x1 = warp.columns_of(way, block)
+            made = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
+            fresh, out = scratch[0, : x1 - x0], scratch[1, : x1 - x0]
+            away, share = scratch[2, : x1 - x0], scratch[3, : x1 - x0]
+            who = names[: x1 - x0]
+            for y in range(y0, y1):
+                settle.scale_row(made[y - y0], scale, a + by * y + bx * x0, bx, way.steps, fresh)
+                sums, weights = total[plane, y, x0:x1], weight[plane, y, x0:x1]
+                squares, counts = spread[plane, y, x0:x1], settled[plane, y, x0:x1]
+                settle.fill(values, frames, plane, y, x0, frame, fresh, out)
+                settle.push(values, frames, plane, y, x0, low, frame, fresh, out, who)
+                if settle.measure(out, who, sums, weights, quantum, shares, variances, away, share):
+                    settle.judge(
+                        out, who, table, plane, skies[plane], contrast_unit, depth, weights,
+                        squares, counts, contrast[plane, y, x0:x1], away, share,
+                    )  # fmt: skip
+                settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
 
 
 @kernel(parallel=True)
