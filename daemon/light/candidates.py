@@ -57,7 +57,7 @@ def find(image: F32, flags: U8, level: F32, noise: F32, *, binning: int) -> F64:
     rows, columns = _maxima(smoothed, _THRESHOLD_SIGMA * sigma)
     found = np.empty((len(rows), 6))
     _footprints(significance, smoothed, rows, columns, sigma, found)
-    x, y, peak, width, elongation, raw = found[(found[:, _LONG] < _LONGEST)].T
+    x, y, peak, width, _, raw = found[found[:, _LONG] < _LONGEST].T
     hot = peak < _HOT_RATIO * raw
     order = np.lexsort((x, y, -peak, hot))
     centre = (binning - 1) / 2
@@ -153,6 +153,21 @@ def _mean(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.
     return total / np.float32(max(good, 1)), good
 
 
+@kernel()
+def _any_bad(flags: U8, row: F32, top: int, first: int, last: int, lines: int) -> int:
+    """Is one of the pixels below these columns of the row flagged, or one of the values not finite?
+    `lines` is the binning, or 0 without a mask.
+    """
+    bad = 0
+    for y in range(top, top + lines):
+        line = flags[y]
+        for x in range(first * lines, last * lines):
+            bad |= line[x] & 1
+    for col in range(first, last):
+        bad |= not (abs(row[col]) < np.float32(3e38))
+    return bad
+
+
 @kernel(parallel=True)
 def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> None:
     """(mean of binning² good pixels − level) / its noise; 0 where no pixel is good."""
@@ -183,15 +198,7 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> No
         # … then the few places where a pixel is bad.
         for first in range(0, mx, _SEGMENT_PX):
             last = min(first + _SEGMENT_PX, mx)
-            bad = 0
-            if masked:
-                for y in range(top, top + binning):
-                    line = flags[y]
-                    for x in range(first * binning, last * binning):
-                        bad |= line[x] & 1
-            for col in range(first, last):
-                bad |= not (abs(target[col]) < np.float32(3e38))
-            if bad:
+            if _any_bad(flags, target, top, first, last, binning if masked else 0):
                 for col in range(first, last):
                     value, good = _mean(image, flags, top, col * binning, binning)
                     base = level0[col] + share * (level1[col] - level0[col])
@@ -240,8 +247,8 @@ def _order(low: F32, high: F32) -> None:
     """Exchange what is not in order, element by element, in place."""
     for i in range(len(low)):
         a, b = low[i], high[i]
-        low[i] = a if a < b else b
-        high[i] = b if a < b else a
+        low[i] = a if a < b else b  # noqa: FURB136 - becomes a vector instruction as it stands
+        high[i] = b if a < b else a  # noqa: FURB136
 
 
 @kernel(parallel=True)
