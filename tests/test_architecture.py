@@ -33,6 +33,7 @@ PURE = {
     "daemon.intake.settle",
     "daemon.ledger.states",
     "daemon.light.calibrate",
+    "daemon.light.candidates",
     "daemon.light.cosmic",
     "daemon.light.debayer",
     "daemon.light.distortion",

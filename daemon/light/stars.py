@@ -1,10 +1,10 @@
 """Background and stars of one image plane.
 
-The background is measured in cells on a sparse grid of pixels. Stars are *found* with sep on a
-significance image (background taken off, divided by the local noise, binned 2×2 where the frame is
-large) and *measured* at full resolution with adaptive moments, that is by matching an elliptical
-Gaussian weight to each star (Bernstein & Jarvis 2002, AJ 123, 583, section 3). That tells
-stars from hot pixels (narrower than one pixel), trails (elongated) and knots of nebulae (wide).
+The background is measured in cells on a sparse grid of pixels. Stars are *found* as peaks above the
+local noise (`candidates`, on 2×2 means where the frame is large) and *measured* at full resolution
+with adaptive moments, that is by matching an elliptical Gaussian weight to each star (Bernstein &
+Jarvis 2002, AJ 123, 583, section 3). That tells stars from hot pixels (narrower than one pixel),
+trails (elongated) and knots of nebulae (wide).
 
 Positions are px, x the column and y the row, centres of pixels at integers.
 """
@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import sep
 from numba import prange
 from scipy.ndimage import median_filter
 from scipy.spatial import cKDTree
 
 from calib_library.kernels import kernel
+from daemon.light import candidates
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -37,10 +37,7 @@ SATURATED = 2
 _STORED = 500  # stars kept by StarList.to_json
 _BINNED_FROM_PX = 8_000_000  # from here on stars are found on 2×2 means
 _SPARSE_FROM_PX = 6_000_000  # from here on the background looks at some of the rows and columns
-_THRESHOLD_SIGMA = 5.0
-_BLOCK_PX = 32  # nebulae are taken off at this scale where stars are looked for
 _NARROWEST_FWHM_PX = 1.05  # below: a single pixel, not light through optics
-_HOT_RATIO = 0.28  # smoothed over raw peak; a single pixel has 0.25 under the 1-2-1 kernel
 _APERTURE_FWHM = 3.0  # radius; scales with the seeing, so that the enclosed fraction does not
 _SNR_MIN = 5.0
 _ALIKE = 0.3  # in ln FWHM: stars of one frame differ by less
@@ -241,67 +238,7 @@ def _find(pixels: F32, flags: U8, sky: Background, binning: int) -> F64:
     # A constant image has no noise; the floor keeps its significance finite.
     floor = max(0.5 * sky.sigma_adu, 1e-5 * abs(sky.level_adu), 1e-6)
     noise = np.maximum(median_filter(sky.noise, size=3, mode="nearest"), np.float32(floor))
-    significance = np.empty([side // binning for side in pixels.shape], dtype=np.float32)
-    if significance.size == 0:
-        return np.empty((0, 3))
-    _significance(pixels, flags, sky.cells, noise, binning, significance)
-    if min(significance.shape) >= _BLOCK_PX:
-        ny, nx = (side // (_BLOCK_PX // binning) for side in significance.shape)
-        residual = np.empty((max(ny, 1), max(nx, 1)), dtype=np.float32)
-        _block_medians(significance, residual)
-        _subtract(significance, residual)
-    objects = _extract(significance, _THRESHOLD_SIGMA * max(_smoothed_noise(significance), 0.1))
-    compact = objects["a"] < 5.0 * np.maximum(objects["b"], 0.3)
-    objects = objects[compact]
-    # A lone hot pixel is put last rather than dropped: full resolution decides.
-    hot = objects["cpeak"] < _HOT_RATIO * objects["peak"]
-    order = np.lexsort((objects["x"], objects["y"], -objects["cpeak"], hot))
-    objects = objects[order]
-    centre = (binning - 1) / 2
-    width = np.sqrt(objects["a"] * np.maximum(objects["b"], 0.3)) * binning
-    return np.column_stack(
-        (objects["x"] * binning + centre, objects["y"] * binning + centre, np.clip(width, 0.8, 12))
-    )
-
-
-def _smoothed_noise(significance: F32) -> float:
-    """Noise of the image after sep's 1-2-1 kernel, from a sparse grid of pixels.
-
-    0.375 where pixels are independent; more where an interpolation has correlated them.
-    """
-    ny, nx = significance.shape
-    if ny < 8 or nx < 8:
-        return 0.375
-    step = max(1, math.isqrt(significance.size // 100_000))
-    total = np.zeros_like(significance[1 : ny - 1 : step, 1 : nx - 1 : step])
-    for dy, wy in ((0, 1), (1, 2), (2, 1)):
-        for dx, wx in ((0, 1), (1, 2), (2, 1)):
-            total += (wx * wy / 16) * significance[dy : ny - 2 + dy : step, dx : nx - 2 + dx : step]
-    low, middle = np.quantile(total, (0.1587, 0.5))  # the lower side: stars are on the other
-    return float(middle - low)
-
-
-def _extract(significance: F32, threshold: float) -> npt.NDArray[Any]:
-    """Run sep; where a bright nebula fills its buffers, with a higher threshold."""
-    sep.set_extract_pixstack(max(300_000, significance.size // 4))
-    for _ in range(4):
-        for contrast in (0.005, 1.0):  # 1.0: without deblending
-            try:
-                return np.asarray(
-                    sep.extract(
-                        significance,
-                        threshold,
-                        minarea=4,
-                        deblend_nthresh=8,
-                        deblend_cont=contrast,
-                        clean=False,  # slow in rich fields; measuring finds out the same
-                    )
-                )
-            except Exception as error:  # sep raises bare Exception
-                if "overflow" not in str(error) and "buffer" not in str(error):
-                    raise
-        threshold *= 4
-    return np.asarray(sep.extract(np.zeros((8, 8), dtype=np.float32), 1.0))
+    return candidates.find(pixels, flags, sky.cells, noise, binning=binning)
 
 
 def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: float) -> StarList:
@@ -489,31 +426,6 @@ def _clipped(samples: F32, count: int) -> tuple[float, float]:
     return median, float(sigma)
 
 
-@kernel()
-def _select(samples: F32, count: int, rank: int) -> float:
-    """The value of this rank (from 0) among the first `count` samples, which are reordered."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = samples[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while samples[i] < pivot:
-                i += 1
-            while samples[j] > pivot:
-                j -= 1
-            if i <= j:
-                samples[i], samples[j] = samples[j], samples[i]
-                i += 1
-                j -= 1
-        if rank <= j:
-            high = j
-        elif rank >= i:
-            low = i
-        else:
-            break
-    return float(samples[rank])
-
-
 @kernel(parallel=True)
 def _measure_levels(image: F32, step: int, cells: F32) -> None:
     """Clipped median of each cell, from every `step`-th row and column."""
@@ -600,101 +512,6 @@ def _mean_cells(image: F32, cells: F32) -> None:
                         total += image[y, x]
                         count += 1
             cells[j, i] = total / count if count > 0 else np.nan
-
-
-@kernel(parallel=True)
-def _block_medians(image: F32, out: F32) -> None:
-    """Median of a sparse grid of each block's pixels: what the cells left of a nebula."""
-    ny, nx = image.shape
-    by, bx = out.shape
-    for j in prange(by):
-        y0, y1 = j * ny // by, (j + 1) * ny // by
-        samples = np.empty(((ny // by) // 2 + 2) * ((nx // bx) // 2 + 2), np.float32)
-        for i in range(bx):
-            count = 0
-            for y in range(y0, y1, 2):
-                for x in range(i * nx // bx, (i + 1) * nx // bx, 2):
-                    samples[count] = image[y, x]
-                    count += 1
-            out[j, i] = _select(samples, count, count // 2)
-
-
-@kernel(parallel=True)
-def _subtract(image: F32, cells: F32) -> None:
-    """Take `cells`, bilinear between their centres, off `image` in place."""
-    ny, nx = image.shape
-    cy, cx = cells.shape
-    for row in prange(ny):
-        level = np.empty(cx, np.float32)
-        v = min(max((row + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
-        j = min(int(v), max(cy - 2, 0))
-        j1 = min(j + 1, cy - 1)
-        for i in range(cx):
-            level[i] = cells[j, i] + (v - j) * (cells[j1, i] - cells[j, i])
-        for col in range(nx):
-            u = min(max((col + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
-            i = min(int(u), max(cx - 2, 0))
-            i1 = min(i + 1, cx - 1)
-            image[row, col] -= level[i] + np.float32(u - i) * (level[i1] - level[i])
-
-
-@kernel()
-def _good_sum(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.float32, int]:
-    """Sum and number of the pixels of a block that are finite and not flagged as bad."""
-    masked = flags.shape[0] == image.shape[0] and flags.shape[1] == image.shape[1]
-    total, good = np.float32(0.0), 0
-    for y in range(top, top + binning):
-        for x in range(left, left + binning):
-            value = image[y, x]
-            if np.isfinite(value) and not (masked and flags[y, x] & 1):
-                total += value
-                good += 1
-    return total, good
-
-
-@kernel(parallel=True)
-def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int, out: F32) -> None:
-    """(mean of binning² good pixels − level) / its noise; level and noise bilinear from cells."""
-    ny, nx = image.shape
-    cy, cx = level.shape
-    my, mx = out.shape
-    masked = flags.shape[0] == ny and flags.shape[1] == nx
-    left = np.empty(mx, np.int32)
-    share = np.empty(mx, np.float32)
-    for col in range(mx):
-        u = min(max(((col + 0.5) * binning * cx) / nx - 0.5, 0.0), cx - 1.0)
-        left[col] = min(int(u), max(cx - 2, 0))
-        share[col] = u - left[col]
-    for row in prange(my):
-        # One cell more than there are: the last column may ask for what is right of the last.
-        level_row = np.empty(cx + 1, np.float32)
-        noise_row = np.empty(cx + 1, np.float32)
-        v = min(max(((row + 0.5) * binning * cy) / ny - 0.5, 0.0), cy - 1.0)
-        j = min(int(v), max(cy - 2, 0))
-        j1 = min(j + 1, cy - 1)
-        for i in range(cx):
-            level_row[i] = level[j, i] + (v - j) * (level[j1, i] - level[j, i])
-            noise_row[i] = (noise[j, i] + (v - j) * (noise[j1, i] - noise[j, i])) / binning
-        level_row[cx], noise_row[cx] = level_row[cx - 1], noise_row[cx - 1]
-        top = row * binning
-        for col in range(mx):
-            total = np.float32(0.0)
-            bad = 0
-            for y in range(top, top + binning):
-                for x in range(col * binning, col * binning + binning):
-                    total += image[y, x]
-                    if masked:
-                        bad |= flags[y, x] & 1
-            good = binning * binning
-            if bad or not np.isfinite(total):
-                total, good = _good_sum(image, flags, top, col * binning, binning)
-            i, p = left[col], share[col]
-            if good == 0:
-                out[row, col] = 0.0
-            else:
-                base = level_row[i] + p * (level_row[i + 1] - level_row[i])
-                scatter = noise_row[i] + p * (noise_row[i + 1] - noise_row[i])
-                out[row, col] = (total / np.float32(good) - base) / scatter
 
 
 @kernel()
