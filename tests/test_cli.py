@@ -261,7 +261,7 @@ def test_before_the_first_run_the_answer_is_a_sentence(
 @pytest.mark.parametrize("command", ["--help", "check-config", "log", "status"])
 def test_commands_start_without_the_heavy_libraries(config: Path, command: str) -> None:
     """They answer at once because nothing that they do not need is imported."""
-    heavy = ("numba", "astropy", "scipy", "sep", "astroalign", "watchdog", "apscheduler")
+    heavy = ("numba", "astropy", "scipy", "astroalign", "watchdog", "apscheduler")
     program = (
         "import sys; from daemon.cli import main; main([sys.argv[1]]);"
         f"sys.stderr.write('imported: ' + ' '.join(sorted(set({heavy}) & set(sys.modules))))"

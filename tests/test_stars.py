@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import sep
 
 from daemon.light.stars import Background, StarList, detect, measure_background
 from tests.star_fields import exposed, moffat, nearest, spread_out
@@ -323,3 +324,26 @@ def test_inputs_are_not_changed_and_threads_do_not_matter():
         assert detect(image, mask=mask).to_json() == stars.to_json()
     finally:
         numba.set_num_threads(threads)
+
+
+def test_an_independent_extractor_finds_the_same_stars():
+    """SExtractor's algorithm (sep), at 5 σ a pixel: of what either sees clearly, the other hardly
+    misses anything. The faintest are a matter of where each draws its line.
+    """
+    rng = np.random.default_rng(33)
+    image, *_ = field(rng, shape=(600, 720), fluxes=(1500, 60_000), sky=300.0)
+    background = sep.Background(image)
+    theirs = sep.extract(image - background, 5.0, err=background.globalrms)
+    theirs = theirs[np.argsort(-theirs["flux"])]
+    ours = detect(image, limit=2000)
+
+    def distance(ax, ay, bx, by):
+        """From each of the first to the nearest of the second, px."""
+        return np.hypot(ax[:, None] - bx, ay[:, None] - by).min(axis=1)
+
+    assert len(ours) > 100
+    clear = slice(len(ours) * 4 // 5)
+    missed = distance(theirs["x"][clear], theirs["y"][clear], ours.x, ours.y) > 0.5
+    invented = distance(ours.x[clear], ours.y[clear], theirs["x"], theirs["y"]) > 0.5
+    assert missed.mean() < 0.02
+    assert invented.mean() < 0.02
