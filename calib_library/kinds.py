@@ -70,7 +70,7 @@ def flat_light(reader: Reader, path: PurePath) -> str | None:
     """Say of a flat whether it was taken of the sky or of the dome; None where nothing tells.
 
     By the keywords that name types, then by the target's name, then by the folders and the file's
-    name, the nearest first. Two of one sort that disagree tell nothing.
+    name, the nearest first; a name that says both tells nothing.
     """
     for keyword in (*kw.TYPE_KEYWORDS, "SUBTYPE", "FIELD", "OBJECT"):
         found = _light_named(reader.text(keyword) or "")
@@ -81,9 +81,11 @@ def flat_light(reader: Reader, path: PurePath) -> str | None:
         words = _words(segment)
         pairs = (first + second for first, second in itertools.pairwise(words))
         lights = {_light_named(word) for word in (*words, *pairs)} - {None}
-        if lights:
+        if len(lights) == 1:
             reader.sources["flat_light"] = "path"
-            return lights.pop() if len(lights) == 1 else None
+            return lights.pop()
+        if lights:
+            return None
     return None
 
 
