@@ -131,7 +131,7 @@ def _medians(dome: Floats, twilight: Floats, block_px: int) -> npt.NDArray[np.fl
 
 
 def _smoothed(medians: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Median of 3×3; beyond the edges the slope goes on. Blocks without light have all others'."""
+    """Median of 3×3; beyond the edges the slope goes on. A dark block counts as the others' median."""
     dark = np.isnan(medians)
     medians = np.where(dark, 1.0 if dark.all() else np.median(medians[~dark]), medians)
     around = np.lib.stride_tricks.sliding_window_view(_continued(medians, 1), (3, 3))
@@ -152,7 +152,8 @@ def _enlarge_times(grid: npt.NDArray[np.float64], image: Floats, *, out: Floats)
     )
     wide = sum(grid[:, column[0] + k] * column[1][k] for k in range(4))
     for y, first in enumerate(row[0]):
-        out[y] = image[y] * (row[1][:, y] @ wide[first : first + 4])
+        # No product of matrices: its bits may depend on the number of threads.
+        out[y] = image[y] * sum(wide[first + k] * row[1][k, y] for k in range(4))
 
 
 def _cubic(size: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
