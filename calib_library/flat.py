@@ -131,7 +131,7 @@ def _medians(dome: Floats, twilight: Floats, block_px: int) -> npt.NDArray[np.fl
 
 
 def _smoothed(medians: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Median of 3×3; beyond the edges the slope goes on. A dark block counts as the others' median."""
+    """Median of 3×3; past the edges the slope goes on. Dark blocks take the others' median."""
     dark = np.isnan(medians)
     medians = np.where(dark, 1.0 if dark.all() else np.median(medians[~dark]), medians)
     around = np.lib.stride_tricks.sliding_window_view(_continued(medians, 1), (3, 3))
