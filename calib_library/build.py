@@ -739,7 +739,7 @@ def _path(
     temperature_c = _mean([frame.record.temperature_c for frame in used])
     parts = [TITLES[group.frame_type][0]]
     if _is_flat(group):
-        parts += [group.filter or "nofilter", group.session]
+        parts += [group.filter or "nofilter", group.flat_light or "", group.session]
     elif group.frame_type is not FrameType.BIAS and group.exposure_s is not None:
         parts.append(f"{group.exposure_s:g}s")
     if not _is_flat(group) and temperature_c is not None:
@@ -807,6 +807,7 @@ def _cards(
         Card("LKSET", group.id, "calibration set"),
         Card("LKGEN", built.generation, "generation of its master"),
         Card("LKNIGHT", group.session or None, "night of the flats"),
+        Card("LKLIGHT", group.flat_light, "what the flats were taken of"),
         Card("LKSTORE", key.storage, "pixel format of the raw frames"),
         Card("LKSECT", key.sections, "sections of the raw frames"),
         Card("LKMEAN", _fits_time(built.date_obs), "[UTC] mean start of the frames"),

@@ -4,6 +4,7 @@ A colour camera's flat is four flats, one for each phase of the mosaic, 2 (y mod
 light of the panel has a colour of its own, and each phase is scaled by its own level.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from calib_library.combine import Rows
 from calib_library.defects import FLAT_FLOOR
 
 Floats = npt.NDArray[np.float32]
+
+BLOCK = 32
+"""px: below this scale the dome is believed, above it the twilight."""
 
 _SAMPLE = 250_000
 """Pixels of one phase that are enough for a level: 0.002 % of it at 30,000 e-."""
@@ -89,6 +93,83 @@ def normalise(master: Floats, *, bayer: bool) -> Floats:
         np.divide(master[y : y + 2], scale[: len(rows)], out=rows)
         rows[~((rows > FLAT_FLOOR) & np.isfinite(rows))] = 0.0
     return flat
+
+
+def with_twilight(dome: Floats, twilight: Floats, *, bayer: bool) -> Floats:
+    """Give the dome's flat the large scale of the twilight's: dome × smooth(twilight / dome).
+
+    Both (ny, nx) float32, as `normalise` returns them; so is the result, which is new. The screen
+    of a dome is never even (2.5 % over a field), but its flats have photons enough for every pixel;
+    of the twilight's the opposite is true. Smooth is: medians of blocks of about 32 px (each
+    phase of a mosaic by itself), a median of 3×3 blocks, bicubic between their centres. Pixels that
+    are 0 in the dome's flat stay 0; those that are 0 in either tell nothing.
+    """
+    flat = np.empty_like(dome)
+    step = 2 if bayer else 1
+    for dy, dx in np.ndindex(step, step):
+        ours, theirs, out = (image[dy::step, dx::step] for image in (dome, twilight, flat))
+        if ours.size:
+            _enlarge_times(_smoothed(_medians(ours, theirs, BLOCK // step)), ours, out=out)
+    return flat
+
+
+def _medians(dome: Floats, twilight: Floats, block_px: int) -> npt.NDArray[np.float64]:
+    """Medians of twilight / dome in blocks of one size, near `block_px`; NaN where all is dark."""
+    edges = [
+        np.linspace(0, size, max(1, round(size / block_px)) + 1).astype(int) for size in dome.shape
+    ]
+    medians = np.full((len(edges[0]) - 1, len(edges[1]) - 1), np.nan)
+    for j, (y0, y1) in enumerate(itertools.pairwise(edges[0])):
+        above, below = twilight[y0:y1], dome[y0:y1]
+        ratio = np.divide(above, below, out=np.zeros_like(below), where=below > 0)
+        for i, (x0, x1) in enumerate(itertools.pairwise(edges[1])):
+            block = ratio[:, x0:x1]
+            lit = block[block > 0]
+            if lit.size:
+                medians[j, i] = np.median(lit)
+    return medians
+
+
+def _smoothed(medians: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Median of 3×3; past the edges the slope goes on. Dark blocks take the others' median."""
+    dark = np.isnan(medians)
+    medians = np.where(dark, 1.0 if dark.all() else np.median(medians[~dark]), medians)
+    around = np.lib.stride_tricks.sliding_window_view(_continued(medians, 1), (3, 3))
+    return np.asarray(np.median(around, axis=(2, 3)))
+
+
+def _continued(grid: npt.NDArray[np.float64], by: int) -> npt.NDArray[np.float64]:
+    return np.pad(grid, by, mode="reflect", reflect_type="odd")
+
+
+def _enlarge_times(grid: npt.NDArray[np.float64], image: Floats, *, out: Floats) -> None:
+    """Write to `out` the image (ny, nx) × the grid, bicubic between the centres of its blocks (Keys
+    1981, a = −1/2).
+    """
+    grid = _continued(grid, 2)
+    row, column = (
+        _cubic(size, count - 4) for size, count in zip(image.shape, grid.shape, strict=True)
+    )
+    wide = sum(grid[:, column[0] + k] * column[1][k] for k in range(4))
+    for y, first in enumerate(row[0]):
+        # No product of matrices: its bits may depend on the number of threads.
+        out[y] = image[y] * sum(wide[first + k] * row[1][k, y] for k in range(4))
+
+
+def _cubic(size: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """For each of `size` pixels the first (size,) and the weights (4, size) of the four of `count`
+    blocks, continued by two on either side, between which it lies.
+    """
+    at = (np.arange(size) + 0.5) * (count / size) - 0.5
+    before = np.floor(at)
+    t = at - before
+    weights = [
+        ((-0.5 * t + 1.0) * t - 0.5) * t,
+        (1.5 * t - 2.5) * t * t + 1.0,
+        ((-1.5 * t + 2.0) * t + 0.5) * t,
+        (0.5 * t - 0.5) * t * t,
+    ]
+    return before.astype(np.int64) + 1, np.array(weights)
 
 
 def half_split(

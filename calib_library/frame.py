@@ -114,6 +114,8 @@ class FrameRecord:
     """Field name → the keyword, `path` or `pattern` that gave its value."""
     warnings: tuple[str, ...] = ()
     """Contradictions and oddities, one sentence each."""
+    flat_light: str | None = None
+    """Of a flat: `sky` (twilight) or `dome`, None where nothing says it."""
 
     def to_json(self) -> str:
         """The record as one line of JSON, from which `from_json` makes an equal record."""

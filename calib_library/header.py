@@ -27,7 +27,7 @@ from calib_library.cards import (
 )
 from calib_library.errors import HeaderError
 from calib_library.frame import CalibrationKey, Card, FrameRecord, FrameType
-from calib_library.kinds import frame_type, normalise_type, says_nothing
+from calib_library.kinds import flat_light, frame_type, normalise_type, says_nothing
 from calib_library.observation import angle, date_obs, pier_side, position
 
 __all__ = ["normalise_filter", "normalise_type", "parse", "target_name"]
@@ -121,6 +121,7 @@ def parse(
         calibrated=_calibrated(reader),
         sources=reader.sources,
         warnings=tuple(reader.warnings),
+        flat_light=flat_light(reader, path) if kind is FrameType.FLAT else None,
     )
 
 

@@ -131,6 +131,11 @@ TYPES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("arc", "lamp", "comp", "comparison", "lampflat", "calibrationlamp"), IGNORED),
 }
 """A type's name, casefolded, without blanks, `_`, `-` and a closing `frame` → the type."""
+FLAT_LIGHTS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("skyflat", "twilightflat"), "sky"),
+    "domeflat": "dome",
+}
+"""A flat's name, compact, without plural and what follows → what it was taken of."""
 PICTTYPES: Final[Mapping[str, FrameType]] = {"1": _LIGHT, "2": _BIAS, "3": _DARK, "4": _FLAT}
 
 PATH_WORDS: Final[Mapping[str, FrameType]] = {

@@ -1,5 +1,6 @@
 """What type of frame it is: by the keywords, then the folders, then the file's name."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -63,6 +64,35 @@ def frame_type(
         reader.warn("A dark without any exposure is taken as a bias.")
         found = FrameType.BIAS
     return found, master
+
+
+def flat_light(reader: Reader, path: PurePath) -> str | None:
+    """Say of a flat whether it was taken of the sky or of the dome; None where nothing tells.
+
+    By the keywords that name types, then by the target's name, then by the folders and the file's
+    name, the nearest first; a name that says both tells nothing.
+    """
+    for keyword in (*kw.TYPE_KEYWORDS, "SUBTYPE", "FIELD", "OBJECT"):
+        found = _light_named(reader.text(keyword) or "")
+        if found is not None:
+            reader.sources["flat_light"] = keyword
+            return found
+    for segment in (path.stem, *reversed(path.parent.parts)):
+        words = _words(segment)
+        pairs = (first + second for first, second in itertools.pairwise(words))
+        lights = {_light_named(word) for word in (*words, *pairs)} - {None}
+        if len(lights) == 1:
+            reader.sources["flat_light"] = "path"
+            return lights.pop()
+        if lights:
+            return None
+    return None
+
+
+def _light_named(name: str) -> str | None:
+    """`sky` of `Sky Flat`, `SKYFLATS` and `Master Sky Flat Frame`, `dome` likewise."""
+    word = re.sub(r"(frames?|s)$", "", compact(name).removeprefix("master"))
+    return kw.FLAT_LIGHTS.get(word.removesuffix("field"))
 
 
 def _agree(found: FrameType, path_type: FrameType | None) -> bool:

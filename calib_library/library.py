@@ -84,6 +84,8 @@ class CalibrationSet:
     telescope: str | None
     focal_length_mm: float | None
     rotator_deg: float | None
+    flat_light: str | None
+    """`sky`, `dome`, or None where nothing says it."""
     n_frames: int
     """Frames that a master may use."""
     last_filed_at: dt.datetime
@@ -214,11 +216,12 @@ class CalibrationLibrary:
         """File one raw calibration frame; return the id of the set it belongs to.
 
         The frame joins the nearest set of its kind, key, exposure (flats: of any, since twilight's
-        differ), filter, optics and `session` (a flat's night; ignored otherwise) whose mean
-        temperature is within the tolerance, or begins a new one; so does a dark or a bias that is
-        SET_SPAN_DAYS from the set's mean date. Filing the same bytes again changes nothing, except
-        that the path is renewed where the old one is gone. `version` is the (size, mtime_ns) that
-        the file had when it was hashed: as long as it has them it need not be hashed again.
+        differ), filter, optics, light (sky or dome) and `session` (a flat's night; ignored
+        otherwise) whose mean temperature is within the tolerance, or begins a new one; so does a
+        dark or a bias that is SET_SPAN_DAYS from the set's mean date. Filing the same bytes again
+        changes nothing, except that the path is renewed where the old one is gone. `version` is the
+        (size, mtime_ns) that the file had when it was hashed: as long as it has them it need not be
+        hashed again.
 
         Raises LibraryError for a light, a master or a frame that is already calibrated.
         """
@@ -510,6 +513,7 @@ class CalibrationLibrary:
                     "telescope": group.telescope,
                     "focal_length_mm": group.focal_length_mm,
                     "rotator_deg": group.rotator_deg,
+                    "flat_light": group.flat_light,
                     "frames": built.frames if frames is None else frames,
                     "date_obs": _seconds(built.date_obs) if built.date_obs else None,
                     "path": built.path.as_posix(),
@@ -610,33 +614,50 @@ class CalibrationLibrary:
         return [(frame, reasons[frame.id]) for frame in map(_frame, rows)]
 
     def candidates(
-        self, record: FrameRecord, kind: FrameType, *, session: str | None = None
+        self,
+        record: FrameRecord,
+        kind: FrameType,
+        *,
+        session: str | None = None,
+        flat_light: str | None = None,
     ) -> list[MasterRecord]:
-        """Return the current masters from which `match.rank` chooses `kind` for this frame.
+        """Return the current masters from which `match.rank` chooses `kind` for this frame;
+        with `flat_light` (sky, dome) only flats of that light.
 
         All that could be chosen are among them, and a few near misses of every sort (another
         exposure, another gain, another camera), so that a refusal can be explained. Their number
         is bounded: asking costs milliseconds however large the library is.
         """
         found: dict[int, MasterRecord] = {}
+        only = "" if flat_light is None else " AND flat_light = :flat_light"
         for serving in match.serving(kind, record.frame_type):
             queries = _FLAT_QUERIES if serving is FrameType.FLAT else _dark_queries(record, serving)
             for where, order_by, limit in (*queries, *_FAR_QUERIES):
                 rows = self._rows(
                     "master",
-                    f"superseded_by IS NULL AND frame_type = :kind AND {where}",
-                    _terms(record, serving, session, self.ageing),
+                    f"superseded_by IS NULL AND frame_type = :kind{only} AND {where}",
+                    {
+                        **_terms(record, serving, session, self.ageing),
+                        "flat_light": flat_light,
+                    },
                     order_by=order_by,
                     limit=limit,
                 )
                 found.update((row["id"], _master(row)) for row in rows if row["id"] not in found)
         return list(found.values())
 
-    def match(self, record: FrameRecord, kind: FrameType, *, session: str | None) -> Match:
+    def match(
+        self,
+        record: FrameRecord,
+        kind: FrameType,
+        *,
+        session: str | None,
+        flat_light: str | None = None,
+    ) -> Match:
         """Choose the master of `kind` for this frame: `candidates`, then `match.rank`."""
         return match.rank(
             record,
-            self.candidates(record, kind, session=session),
+            self.candidates(record, kind, session=session, flat_light=flat_light),
             kind=kind,
             temperature_tolerance_c=self.temperature_tolerance_c,
             session=session,
@@ -711,7 +732,7 @@ class CalibrationLibrary:
         others = [
             master
             for master in self.candidates(typical, group.frame_type, session=group.session)
-            if master.frame_type is group.frame_type
+            if master.frame_type is group.frame_type and master.flat_light == group.flat_light
         ]
         return match.rank(
             typical,
@@ -893,7 +914,7 @@ class CalibrationLibrary:
         rows = self._rows(
             "calibration_set",
             "key = :key AND frame_type = :frame_type AND filter IS :filter AND session = :session"
-            " AND imported IS NULL"
+            " AND flat_light IS :flat_light AND imported IS NULL"
             # Somewhat wider than the rule itself, which decides below.
             " AND (frame_type = 'flat' OR exposure_s IS :exposure_s"
             " OR abs(exposure_s - :exposure_s) <= 0.0011 + 0.02 * :exposure_s)",
@@ -1129,6 +1150,7 @@ def _identity(record: FrameRecord, session: str) -> dict[str, Any]:
         "telescope": record.telescope if flat else None,
         "focal_length_mm": _real(record.focal_length_mm) if flat else None,
         "rotator_deg": _real(record.rotator_deg) if flat else None,
+        "flat_light": record.flat_light if flat else None,
     }
 
 
@@ -1222,6 +1244,7 @@ def _prospect(group: CalibrationSet) -> MasterRecord:
         telescope=group.telescope,
         focal_length_mm=group.focal_length_mm,
         rotator_deg=group.rotator_deg,
+        flat_light=group.flat_light,
         frames=group.n_frames,
         date_obs=group.date_obs,
         path=PurePosixPath(f"set {group.id}"),
@@ -1269,6 +1292,7 @@ def _set(row: Mapping[str, Any], master: MasterRecord | None) -> CalibrationSet:
         telescope=row["telescope"],
         focal_length_mm=row["focal_length_mm"],
         rotator_deg=row["rotator_deg"],
+        flat_light=row["flat_light"],
         n_frames=row["frames"],
         last_filed_at=_when(row["last_filed_at"]),
         accepted=bool(row["accepted"]),
@@ -1294,6 +1318,7 @@ def _master(row: Mapping[str, Any]) -> MasterRecord:
         telescope=row["telescope"],
         focal_length_mm=row["focal_length_mm"],
         rotator_deg=row["rotator_deg"],
+        flat_light=row["flat_light"],
         frames=row["frames"],
         date_obs=None if row["date_obs"] is None else _when(row["date_obs"]),
         path=PurePosixPath(row["path"]),

@@ -79,6 +79,8 @@ class MasterRecord:
     """The program that built it."""
     notes: tuple[str, ...]
     """What a person should know about it, one sentence each."""
+    flat_light: str | None = None
+    """Of a flat: `sky`, `dome`, or None where nothing said it."""
 
     @property
     def name(self) -> str:

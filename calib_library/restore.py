@@ -62,7 +62,7 @@ def read(root: Path, path: Path) -> FoundMaster:
         raise ImageError(f"{path.name}: its header does not tell what it was made of")
     storage = str(cards.get("LKSTORE", ""))
     parsed = header.parse(info.cards, shape=info.shape, storage=storage, path=PurePath(path.name))
-    sections = cards.get("LKSECT")
+    sections, light = cards.get("LKSECT"), cards.get("LKLIGHT")
     record = dataclasses.replace(
         parsed,
         key=dataclasses.replace(
@@ -71,6 +71,7 @@ def read(root: Path, path: Path) -> FoundMaster:
         stack_count=1,
         is_master=False,
         calibrated="",
+        flat_light=None if light is None else str(light),
     )
     subtracted = cards.get("LKSUBSHA")
     return FoundMaster(

@@ -217,6 +217,15 @@ def versions_of_files(db: Database) -> None:
         """)
 
 
+@MIGRATIONS()
+def light_of_flats(db: Database) -> None:
+    """Tell flats of the sky from those of the dome; what was filed before stays as it is."""
+    db.executescript("""
+        ALTER TABLE calibration_set ADD COLUMN flat_light TEXT;  -- sky, dome; NULL: nothing says it
+        ALTER TABLE master ADD COLUMN flat_light TEXT;
+        """)
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

@@ -32,7 +32,9 @@ KEPT_MASKS = 6
 of three filters, and the bad pixels of both."""
 
 REFUSED_FLAT = "refused flat"
-"""Among the recorded masters: the flat that this light was not divided by."""
+"""Among the recorded masters: the flat that this light was not divided by …"""
+REFUSED_SKY_FLAT = "refused sky flat"
+"""… and the one whose large scale it had."""
 
 STEPS_PER_OCTAVE = 2
 """The threshold for hot pixels moves in steps of √2 …"""
@@ -61,7 +63,11 @@ class Calibration:
     """A set that is about to become a better master than the one chosen here."""
     refused_flat: int | None = None
     """The flat that would have been used, had it not contradicted the light's own sky."""
+    refused_sky_flat: int | None = None
+    """Its `sky_flat`."""
 
+    sky_flat: MasterRecord | None = None
+    """The twilight's flat that gives `flat`, one of the dome, its large scale."""
     making: DarkChoice | None = None
     """How the dark is made; None where `dark` is subtracted as it is."""
 
@@ -79,17 +85,33 @@ class Calibration:
             "bias": self.bias.id if self.bias else None,
             "flat": self.flat.id if self.flat else None,
         }
-        masters |= {} if self.refused_flat is None else {REFUSED_FLAT: self.refused_flat}
+        further = {
+            "sky_flat": self.sky_flat.id if self.sky_flat else None,
+            REFUSED_FLAT: self.refused_flat,
+            REFUSED_SKY_FLAT: self.refused_sky_flat,
+        }
+        masters |= {name: number for name, number in further.items() if number is not None}
         return masters | (self.making.as_dict() if self.making else {})
 
 
 def masters_in(masters: Mapping[str, Any]) -> set[int]:
     """Every master (id) that went into a light which was calibrated by these `Calibration.ids`."""
-    found = {masters[kind] for kind in ("dark", "bias", "flat") if masters.get(kind) is not None}
+    kinds = ("dark", "bias", "flat", "sky_flat")
+    found = {masters[kind] for kind in kinds if masters.get(kind) is not None}
     making = DarkChoice.from_dict(masters)
     if making is not None and making.model is not None:
         found |= {source.master_id for source in making.model.sources}
     return found
+
+
+def _flats_considered(masters: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The flat and the sky flat that the rules gave a light, whether or not its own pixels refused
+    them afterwards: they would do so again.
+    """
+    return (
+        masters.get("flat") or masters.get(REFUSED_FLAT),
+        masters.get("sky_flat") or masters.get(REFUSED_SKY_FLAT),
+    )
 
 
 class Arrays(NamedTuple):
@@ -176,6 +198,10 @@ class Calibrator:
             missing += [] if bias else [FrameType.BIAS]
         chosen_flat, more = self._one(record, FrameType.FLAT, session, chosen)
         explanation += more
+        sky_flat = None
+        if chosen_flat is not None and FrameType.FLAT not in chosen:
+            chosen_flat, sky_flat, more = self._dome_with_sky(record, session, chosen_flat)
+            explanation += more
         if chosen_flat is None:
             flags.append("no flat")
             missing.append(FrameType.FLAT)
@@ -184,7 +210,14 @@ class Calibrator:
             found = (self._pending(record, kind, session, now) for kind in missing)
             pending = next((one.id for one in found if one is not None), None)
         return Calibration(
-            dark, bias, chosen_flat, tuple(flags), explanation, pending, making=making
+            dark,
+            bias,
+            chosen_flat,
+            tuple(flags),
+            explanation,
+            pending,
+            sky_flat=sky_flat,
+            making=making,
         )
 
     def settle(
@@ -232,18 +265,17 @@ class Calibrator:
         """
         now = self.choose(record, session=session, now=None, target=target, sha256=sha256)
         before = DarkChoice.from_dict(masters)
-        then = {kind: masters.get(kind) for kind in ("dark", "bias", "flat")}
-        ids = {kind: now.ids()[kind] for kind in then}
-        refused = masters.get(REFUSED_FLAT)
-        if refused is not None and ids["flat"] == refused:
-            ids["flat"] = None  # it is refused by the light's own pixels, now as then
+        ids = now.ids()
+        if _flats_considered(ids) != _flats_considered(masters):
+            return True
         if before is None or now.making is None:
-            return ids != then or (before is None) != (now.making is None)
+            pedestals = any(ids[kind] != masters.get(kind) for kind in ("dark", "bias"))
+            return pedestals or (before is None) != (now.making is None)
         # The light's own pixels had their say in the dark: it would be another only if others were
         # considered for it.
         making = self._darkroom.choose(record, fitted_c=before.fitted_c)
         considered = making.considered if making is not None else ()
-        return considered != before.considered or ids["flat"] != then["flat"]
+        return considered != before.considered
 
     def _principal(self, making: DarkChoice) -> MasterRecord | None:
         return self._library.master(making.model.nearest.master_id) if making.model else None
@@ -280,6 +312,30 @@ class Calibrator:
         lines.append(f"by the rules: {refused or 'it fits'}")
         return choice.master, [(f"Master {kind}", lines)]
 
+    def _dome_with_sky(
+        self, record: FrameRecord, session: str, found: MasterRecord
+    ) -> tuple[MasterRecord, MasterRecord | None, Explanation]:
+        """The flat that the rules found, and where there are one of the dome and one of the sky,
+        both: the dome's first, for the detail; the sky's for the large scale.
+
+        The dust of a dome's flat of another night may have moved since the sky's was taken: then
+        the sky's is used by itself.
+        """
+        other = {"dome": "sky", "sky": "dome"}.get(found.flat_light or "")
+        if other is None:
+            return found, None, []
+        second = self._library.match(
+            record, FrameType.FLAT, session=session, flat_light=other
+        ).chosen
+        if second is None:
+            return found, None, []
+        if other == "dome" and second.session != found.session:
+            told = f"{second.name} (dome) is of another night: {found.name} (sky) is used alone."
+            return found, None, [("Flat", [told])]
+        dome, sky = (found, second) if other == "sky" else (second, found)
+        told = f"{dome.name} (dome) for the detail, {sky.name} (sky) for the large scale."
+        return dome, sky, [("Flat", [told])]
+
     def without_wrong_flat(
         self, pixels: npt.NDArray[np.generic], record: FrameRecord, choice: Calibration
     ) -> Calibration:
@@ -295,7 +351,7 @@ class Calibrator:
             pedestal = compare.edges(self._image(subtract, record))
         elif sections_of(record.key).bias is not None:
             pedestal = np.zeros_like(light)  # it went with the overscan
-        response = compare.edges(self._flat(choice.flat, bayer=bayer))
+        response = compare.edges(self._flat(choice.flat, choice.sky_flat, bayer=bayer))
         # The noise is measured only where there is something to hold against it.
         wrong = compare.turned_around(light, pedestal, response, noise_adu=0.0)
         if wrong is not None:
@@ -306,7 +362,9 @@ class Calibrator:
         return dataclasses.replace(
             choice,
             flat=None,
+            sky_flat=None,
             refused_flat=choice.flat.id,
+            refused_sky_flat=choice.sky_flat.id if choice.sky_flat else None,
             flags=(*choice.flags, "flat refused"),
             explanation=[
                 *choice.explanation,
@@ -345,7 +403,15 @@ class Calibrator:
             return None if master_id is None else self._library.master(master_id)
 
         making = DarkChoice.from_dict(masters)
-        return Calibration(get("dark"), get("bias"), get("flat"), (), [], making=making)
+        return Calibration(
+            get("dark"),
+            get("bias"),
+            get("flat"),
+            (),
+            [],
+            sky_flat=get("sky_flat"),
+            making=making,
+        )
 
     def apply(
         self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
@@ -372,10 +438,10 @@ class Calibrator:
         bayer = record.key.bayer_pattern is not None
         # The plane first: where a dark must be composed for it, the same composition gives both.
         bad = self._bad(record, calibration)
-        subtract = calibration.subtracted
+        subtract, flat_field = calibration.subtracted, calibration.flat
         return Arrays(
             dark=self._image(subtract, record) if subtract else None,
-            flat=self._flat(calibration.flat, bayer=bayer) if calibration.flat else None,
+            flat=self._flat(flat_field, calibration.sky_flat, bayer=bayer) if flat_field else None,
             bad=bad,
             bad_above=_hot_step(noise_adu, record),
         )
@@ -409,8 +475,9 @@ class Calibrator:
         bad.reshape(-1)[jumping[low:high] - first * nx] = DEAD
         flat_field = None
         if calibration.flat:
-            flat_field = self._flat(calibration.flat, bayer=bayer)[first:last]
-            bad[self._cold(calibration.flat, bayer=bayer)[first:last]] = DEAD
+            flats = calibration.flat, calibration.sky_flat
+            flat_field = self._flat(*flats, bayer=bayer)[first:last]
+            bad[self._cold(*flats, bayer=bayer)[first:last]] = DEAD
         return Arrays(made.dark[inner], flat_field, bad, _hot_step(noise_adu, record))
 
     def _image(self, subtract: DarkPlan | MasterRecord, record: FrameRecord) -> Image:
@@ -421,12 +488,19 @@ class Calibrator:
 
         return self._darks.get(_kept_as(subtract), make)
 
-    def _flat(self, master: MasterRecord, *, bayer: bool) -> Image:
-        # The master's own image is not kept: only its normal form is ever used.
-        return self._images.get(
-            ("flat", master.id),
-            lambda: flat.normalise(self._load(master), bayer=bayer),
-        )
+    def _flat(self, master: MasterRecord, sky: MasterRecord | None = None, *, bayer: bool) -> Image:
+        """A flat in its normal form; with `sky`, of which it gets the large scale."""
+
+        def normal(one: MasterRecord) -> Image:
+            return flat.normalise(self._load(one), bayer=bayer)
+
+        def make() -> Image:
+            if sky is None:
+                return normal(master)
+            return flat.with_twilight(normal(master), normal(sky), bayer=bayer)
+
+        # The masters' own images are not kept: only this is ever used.
+        return self._images.get(_flat_kept_as("flat", master, sky), make)
 
     def _load(self, master: MasterRecord) -> Image:
         """The useful part of a master."""
@@ -441,8 +515,9 @@ class Calibrator:
         if dark is None and flat_field is None:
             return None
         name = _kept_as(calibration.subtracted)[0] if dark and calibration.subtracted else "-"
+        name = f"bad {dark.id if dark else '-'} {name}"
         return self._masks.get(
-            (f"bad {dark.id if dark else '-'} {name}", flat_field.id if flat_field else 0),
+            _flat_kept_as(name, flat_field, calibration.sky_flat) if flat_field else (name, 0),
             lambda: self._find_bad(record, calibration),
         )
 
@@ -466,7 +541,7 @@ class Calibrator:
                 whole.reshape(-1)[jumping] = True
                 bad[_cropped(whole, record.key)] = DEAD
         if flat_field is not None:
-            cold = self._cold(flat_field, bayer=bayer)
+            cold = self._cold(flat_field, calibration.sky_flat, bayer=bayer)
             bad = np.zeros(cold.shape, np.uint8) if bad is None else bad
             bad[cold] = DEAD
         assert bad is not None
@@ -477,12 +552,14 @@ class Calibrator:
         found = self._library.telegraph(dark.id)
         return np.empty(0, np.int64) if found is None else defects.unpack_pixels(found)
 
-    def _cold(self, flat_field: MasterRecord, *, bayer: bool) -> npt.NDArray[np.bool_]:
+    def _cold(
+        self, flat_field: MasterRecord, sky: MasterRecord | None, *, bayer: bool
+    ) -> npt.NDArray[np.bool_]:
         def make() -> Mask:
-            cold = defects.cold_pixels(self._flat(flat_field, bayer=bayer), bayer=bayer)
+            cold = defects.cold_pixels(self._flat(flat_field, sky, bayer=bayer), bayer=bayer)
             return cold.view(np.uint8)
 
-        return self._masks.get(("cold", flat_field.id), make).view(np.bool_)
+        return self._masks.get(_flat_kept_as("cold", flat_field, sky), make).view(np.bool_)
 
 
 def _marked(made: Composed, record: FrameRecord) -> Mask:
@@ -510,6 +587,11 @@ def _kept_as(subtract: DarkPlan | MasterRecord) -> tuple[str, int]:
     if isinstance(subtract, DarkPlan):
         return key_of(subtract), 0
     return "image", subtract.id
+
+
+def _flat_kept_as(what: str, master: MasterRecord, sky: MasterRecord | None) -> tuple[str, int]:
+    """The same of what is made of a flat, with or without the sky's large scale."""
+    return (what if sky is None else f"{what} with sky {sky.id}"), master.id
 
 
 def _hot_step(noise_adu: float, record: FrameRecord) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calib_library.combine import ArrayRows, sigma_clipped_mean
-from calib_library.flat import checks, half_split, levels, normalise, scales
+from calib_library.flat import checks, half_split, levels, normalise, scales, with_twilight
 
 SHAPE = (160, 220)
 
@@ -115,3 +115,114 @@ def test_checks_say_what_is_wrong():
     shaded = np.ones(SHAPE, np.float32)
     shaded[:10] = 0
     assert "covers the sensor" in checks(good, flat=shaded)[0]
+
+
+# --- twilight with dome --------------------------------------------------------------------------
+
+
+def telescope(shape, *, seed=7):
+    """True response: vignetting, dust shadows, and pixels that differ by 0.5 %."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    v, u = y / shape[0] - 0.5, x / shape[1] - 0.5
+    response = 1 - 0.5 * (u**2 + v**2)
+    for cy, cx in rng.uniform(0, 1, (6, 2)) * shape:
+        response *= 1 - 0.06 * (np.abs(np.hypot(y - cy, x - cx) - 6) < 3)
+    return response * rng.normal(1, 0.005, shape)
+
+
+def screen(shape):
+    """Light of a dome: a gradient, and the glare of a lamp; 2.5 % rms from even."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    v, u = y / shape[0] - 0.5, x / shape[1] - 0.5
+    glare = 0.07 * np.exp(-((u - 0.2) ** 2 + (v + 0.15) ** 2) / (2 * 0.22**2))
+    light = 1 + 0.03 * u - 0.02 * v + glare
+    return light / light.mean()
+
+
+def flat_of(light, *, electrons, frames, seed, bayer):
+    """Master of `frames` flats of so many electrons each, normalised."""
+    total = np.random.default_rng(seed).poisson(electrons * frames * light)
+    return normalise((total / frames).astype(np.float32), bayer=bayer)
+
+
+def large_scale(error, *, bayer, block=64):
+    """Rms of an image's means over blocks, about its mean; of a mosaic's phases the worst."""
+
+    def one(plane):
+        size = block // 2 if bayer else block
+        ny, nx = (n // size for n in plane.shape)
+        cut = plane[: ny * size, : nx * size].astype(np.float64)
+        return np.std(cut.reshape(ny, size, nx, size).mean(axis=(1, 3)))
+
+    return max(one(error[dy::2, dx::2]) for dy in (0, 1) for dx in (0, 1)) if bayer else one(error)
+
+
+def by_polynomial(dome, degree=3):
+    """The usual way: the dome's flat over a cubic polynomial fitted to it (less a flat response's
+    own vignetting, which here is known and is given to it)."""
+    ny, nx = dome.shape
+    y, x = np.mgrid[:ny, :nx]
+    v, u = y / ny - 0.5, x / nx - 0.5
+    terms = [u**i * v**j for i in range(degree + 1) for j in range(degree + 1 - i)]
+    matrix = np.stack([t[::4, ::4].ravel() for t in terms], axis=1)
+    vignette = 1 - 0.5 * (u**2 + v**2)
+    found = np.linalg.lstsq(matrix, (dome / vignette)[::4, ::4].ravel(), rcond=None)[0]
+    return dome / sum(c * t for c, t in zip(found, terms, strict=True))
+
+
+@pytest.mark.parametrize(("shape", "bayer"), [((1100, 1390), False), ((1101, 1391), True)])
+def test_twilight_gives_the_dome_its_large_scale(shape, bayer):
+    response = telescope(shape)
+    colours = np.array([0.5, 1.0, 1.1, 0.8])
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    colour = colours[(y % 2) * 2 + x % 2] if bayer else 1.0
+    dome = flat_of(
+        response * screen(shape) * colour, electrons=30000, frames=25, seed=1, bayer=bayer
+    )
+    twilight = flat_of(response * colour, electrons=20000, frames=5, seed=2, bayer=bayer)
+    made = with_twilight(dome, twilight, bayer=bayer)
+    assert made.dtype == np.float32
+    assert made.shape == shape
+    assert levels(made, bayer=bayer) == pytest.approx(np.ones(4 if bayer else 1), abs=1e-3)
+    alone = large_scale(dome / response, bayer=bayer)
+    assert 0.018 < alone < 0.032
+    assert large_scale(made / response, bayer=bayer) < 0.0004
+    if not bayer:
+        assert large_scale(made / response, bayer=False) < 0.3 * large_scale(
+            by_polynomial(dome) / response, bayer=False
+        )
+
+    def pixels(image):
+        step = 2 if bayer else 1
+        error = image / response / np.median(image / response)
+        return 1.4826 * np.median(np.abs(error[:, step:] - error[:, :-step])) / np.sqrt(2)
+
+    # The detail stays the dome's, whose photons are 7.5 times the twilight's.
+    assert pixels(made) == pytest.approx(pixels(dome / screen(shape)), rel=0.01)
+    assert pixels(twilight) > 2.5 * pixels(dome)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (20, 400), (40, 90), (65, 65)])
+@pytest.mark.parametrize("bayer", [False, True])
+def test_a_plane_between_them_is_followed_to_the_edges_at_any_size(shape, bayer):
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    slope = 1 + 1e-4 * (x - shape[1] / 2) - 2e-4 * (y - shape[0] / 2)
+    dome = np.ones(shape, np.float32)
+    made = with_twilight(dome, slope.astype(np.float32), bayer=bayer)
+    # Of an axis of one block only the level is known.
+    blocks = [max(1, round(size / 32)) for size in shape]
+    known = 1 + (x - shape[1] / 2) * (1e-4 if blocks[1] > 1 else 0)
+    known -= (y - shape[0] / 2) * (2e-4 if blocks[0] > 1 else 0)
+    error = made / known
+    assert np.ptp(error) < 5e-4
+
+
+def test_dead_pixels_stay_dead_and_tell_nothing():
+    dome, twilight = np.ones((130, 200), np.float32), np.ones((130, 200), np.float32)
+    dome[:64, :64] = 0.0
+    dome[100, 100] = 0.0
+    twilight[90:110, 150:190] = 0.0  # of one side only
+    made = with_twilight(dome, twilight, bayer=False)
+    assert (made == 0.0).sum() == 64 * 64 + 1
+    assert made == pytest.approx(dome, abs=1e-6)

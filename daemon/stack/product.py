@@ -92,6 +92,7 @@ def cards_for(
         Card("LKFLAGS", "; ".join(flags)[:60], "what the calibration lacks"),
         Card("LKSET", settings[:60], "settings of the stack"),
         *dark_cards([member.masters for member in members]),
+        *flat_cards([member.masters for member in members]),
         *(Card("HISTORY", f"master: {name}") for name in masters),
         *(Card("HISTORY", f"frame: {name}") for name in names),
     ]
@@ -106,6 +107,7 @@ def calibrated_cards(record: FrameRecord, masters: Mapping[str, Any], name: str)
         Card("CALSTAT", calstat([masters]), CALSTAT_COMMENT),
         *_camera_cards(record),
         *dark_cards([masters]),
+        *flat_cards([masters]),
         Card("HISTORY", f"frame: {name}"),
     ]
 
@@ -141,6 +143,17 @@ def dark_cards(masters: Sequence[Mapping[str, Any]]) -> list[Card]:
             at = f"{source.exposure_s:g} s, {source.temperature_c:+.2f} degC"
             cards.append(Card("HISTORY", f"dark: {hot}{smooth} of {source.name} ({at})"))
     return cards
+
+
+def flat_cards(masters: Sequence[Mapping[str, Any]]) -> list[Card]:
+    """One line of history where flats of the dome got the twilight's large scale, from the
+    `Calibration.ids` of each frame.
+    """
+    both = sum(one.get("sky_flat") is not None for one in masters)
+    if not both:
+        return []
+    how = f"dome x smooth(twilight / dome), {both} of {len(masters)} frames"
+    return [Card("HISTORY", f"flat: {how}")]
 
 
 def _span(values: Sequence[float], form: str) -> str:
