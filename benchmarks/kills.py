@@ -1,19 +1,22 @@
 """Kills the daemon at hundreds of seeded random instants of a night and compares the ends.
 
-    python -m benchmarks.kills --kills 300 --seed 1 [--power]
+    python -m benchmarks.kills --kills 300 --seed 1 [--power] [--no-egain]
 
 Each round is a whole night on fresh folders: lives that end with SIGKILL at a random instant, until
 one comes to the end by itself. Each end is compared with that of a night without trouble.
 """
 
 import argparse
+import dataclasses
 import random
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from calib_library.frame import Card
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
 from tests import killing, power
@@ -30,6 +33,11 @@ def prepared(folder: Path, taken: list) -> Path:
     for frame in taken:
         write_frame(folder / "in", frame)
     return write_config(folder, PATIENT)
+
+
+def without_egain(cards: Sequence[Card]) -> tuple[Card, ...]:
+    """A camera whose gain must be measured: which light gets it must not depend on the moment."""
+    return tuple(card for card in cards if card.keyword != "EGAIN")
 
 
 def killed(config: Path, took: float, rng: random.Random) -> int:
@@ -56,12 +64,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--power", action="store_true", help="cut the disk's power instead")
+    parser.add_argument("--no-egain", action="store_true", help="the headers do not tell the gain")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     plan = small_plan(
         seed=21, shape=(256, 384), bias=0, darks=5, flats=5, flat_darks=5, lights=6, trails=1
     )
     taken = list(frames(plan))
+    if options.no_egain:
+        taken = [dataclasses.replace(one, cards=without_egain(one.cards)) for one in taken]
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         # The first one compiles the kernels, and would tell nothing of how long a life is.

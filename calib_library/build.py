@@ -31,7 +31,7 @@ from calib_library import (
     suspects,
 )
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
-from calib_library.frame import Card, FrameType
+from calib_library.frame import CalibrationKey, Card, FrameType
 from calib_library.library import (
     MASTERS_FOLDER,
     BuiltMaster,
@@ -797,12 +797,12 @@ def _cards(
         Card("XBINNING", key.xbinning, "binning along a row"),
         Card("YBINNING", key.ybinning, "binning along a column"),
         Card("INSTRUME", key.camera, "camera"),
-        Card("BAYERPAT", _displayed_pattern(group), "Bayer pattern as displayed"),
+        Card("BAYERPAT", displayed_pattern(key, group.row_order), "Bayer pattern as displayed"),
         Card("ROWORDER", group.row_order, "order of rows"),
         Card("TELESCOP", group.telescope, "telescope"),
         Card("FOCALLEN", group.focal_length_mm, "[mm] focal length"),
         Card("ROTATANG", group.rotator_deg, "[deg] mechanical rotator angle"),
-        Card("DATE-OBS", _fits_time(first), "[UTC] start of the first frame"),
+        Card("DATE-OBS", fits_time(first), "[UTC] start of the first frame"),
         Card("SWCREATE", built.version, "program that made this file"),
         Card("LKSET", group.id, "calibration set"),
         Card("LKGEN", built.generation, "generation of its master"),
@@ -810,7 +810,7 @@ def _cards(
         Card("LKLIGHT", group.flat_light, "what the flats were taken of"),
         Card("LKSTORE", key.storage, "pixel format of the raw frames"),
         Card("LKSECT", key.sections, "sections of the raw frames"),
-        Card("LKMEAN", _fits_time(built.date_obs), "[UTC] mean start of the frames"),
+        Card("LKMEAN", fits_time(built.date_obs), "[UTC] mean start of the frames"),
         Card("LKMETHOD", "sigma-clipped mean", "how the frames were combined"),
         Card("LKSIGMA", round(reachable_sigma(sigma, len(used)), 4), "clip, standard deviations"),
         Card("LKKEPT", round(found.kept, 6), "fraction of the values kept"),
@@ -827,10 +827,10 @@ def _cards(
     return [card for card in cards if card.value is not None]
 
 
-def _displayed_pattern(group: CalibrationSet) -> str | None:
+def displayed_pattern(key: CalibrationKey, row_order: str) -> str | None:
     """Return the mosaic at the first displayed row, as headers give it; ours begins as stored."""
-    pattern = group.key.bayer_pattern
-    if pattern and group.row_order == "BOTTOM-UP" and group.key.height % 2 == 0:
+    pattern = key.bayer_pattern
+    if pattern and row_order == "BOTTOM-UP" and key.height % 2 == 0:
         return pattern[2:] + pattern[:2]
     return pattern
 
@@ -976,7 +976,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _fits_time(moment: dt.datetime | None) -> str | None:
+def fits_time(moment: dt.datetime | None) -> str | None:
     """Return a moment as FITS writes it, UTC without a zone."""
     if moment is None:
         return None

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from calib_library import header, image_io
 from calib_library.errors import ImageError, LibraryError
 from calib_library.frame import FrameRecord
-from calib_library.library import MASTERS_FOLDER
+from calib_library.library import MASTERS_FOLDER, BuiltMaster
 
 Value = str | int | float | bool | None
 
@@ -42,37 +42,39 @@ class FoundMaster:
     version: str
 
 
-def masters(root: Path) -> Iterator[FoundMaster | str]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class FoundImport:
+    """What the copy of a master tells that another program made, for `register_import`."""
+
+    record: FrameRecord
+    built: BuiltMaster
+    source: str
+    """The name of the file that was imported."""
+    session: str
+    imported_at: dt.datetime
+
+
+def masters(root: Path) -> Iterator[FoundMaster | FoundImport | str]:
     """Each master below `root`/masters, or a sentence where the file cannot be used."""
     for path in sorted((root / MASTERS_FOLDER).glob("Master*.fits")):
         try:
             yield read(root, path)
         except (LibraryError, OSError) as error:
-            yield f"{path.name} is left alone: {str(error).removeprefix(f'{path.name}: ')}"
+            yield f"{path.name} is set aside: {str(error).removeprefix(f'{path.name}: ')}"
 
 
-def read(root: Path, path: Path) -> FoundMaster:
+def read(root: Path, path: Path) -> FoundMaster | FoundImport:
     """Read one master's file, checksum and all. Raises ImageError, HeaderError, OSError."""
     loaded = image_io.load(path)  # verifies its checksum too
     info = loaded.info
     cards: Mapping[str, Value] = {card.keyword: card.value for card in info.cards}
+    if "LKIMPORT" in cards:
+        return _imported(root, path, info, cards)
     numbers = sorted(name for name in cards if name.startswith("LKI") and name[3:].isdigit())
     generation, set_id = cards.get("LKGEN"), cards.get("LKSET")
     if not numbers or not isinstance(generation, int) or not isinstance(set_id, int):
         raise ImageError(f"{path.name}: its header does not tell what it was made of")
-    storage = str(cards.get("LKSTORE", ""))
-    parsed = header.parse(info.cards, shape=info.shape, storage=storage, path=PurePath(path.name))
-    sections, light = cards.get("LKSECT"), cards.get("LKLIGHT")
-    record = dataclasses.replace(
-        parsed,
-        key=dataclasses.replace(
-            parsed.key, storage=storage, sections=None if sections is None else str(sections)
-        ),
-        stack_count=1,
-        is_master=False,
-        calibrated="",
-        flat_light=None if light is None else str(light),
-    )
+    record = dataclasses.replace(_record(path, info, cards), stack_count=1)
     subtracted = cards.get("LKSUBSHA")
     return FoundMaster(
         path=PurePosixPath(path.relative_to(root).as_posix()),
@@ -84,9 +86,59 @@ def read(root: Path, path: Path) -> FoundMaster:
         date_obs=_time(cards.get("LKMEAN")),
         inputs=tuple(str(cards[name]) for name in numbers),
         subtracted=None if subtracted is None else str(subtracted),
-        built_at=dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC),
+        built_at=_written(path),
         version=str(cards.get("SWCREATE") or ""),
     )
+
+
+def _imported(
+    root: Path, path: Path, info: image_io.ImageInfo, cards: Mapping[str, Value]
+) -> FoundImport:
+    if "LKSTORE" not in cards:
+        raise ImageError(f"{path.name}: its header does not tell for which frames it is")
+    source = str(cards["LKIMPORT"])
+    record = _record(path, info, cards)
+    date_obs = _time(cards.get("LKMEAN"))
+    built = BuiltMaster(
+        set_id=0,
+        generation=1,
+        path=PurePosixPath(path.relative_to(root).as_posix()),
+        sha256=_digest(path),
+        exposure_s=record.exposure_s,
+        temperature_c=record.temperature_c,
+        date_obs=date_obs,
+        inputs=(),
+        subtracted=None,
+        version=f"imported, made by {cards.get('LKIMPPRG') or 'an unknown program'}",
+        notes=(f"Imported from {source}.",),
+    )
+    return FoundImport(
+        record=dataclasses.replace(record, date_obs=date_obs),
+        built=built,
+        source=source,
+        session=str(cards.get("LKNIGHT") or ""),
+        imported_at=_written(path),
+    )
+
+
+def _record(path: Path, info: image_io.ImageInfo, cards: Mapping[str, Value]) -> FrameRecord:
+    """What a frame that the master is for has in its header."""
+    storage, sections = str(cards.get("LKSTORE", "")), cards.get("LKSECT")
+    light = cards.get("LKLIGHT")
+    parsed = header.parse(info.cards, shape=info.shape, storage=storage, path=PurePath(path.name))
+    return dataclasses.replace(
+        parsed,
+        key=dataclasses.replace(
+            parsed.key, storage=storage, sections=None if sections is None else str(sections)
+        ),
+        is_master=False,
+        calibrated="",
+        flat_light=None if light is None else str(light),
+    )
+
+
+def _written(path: Path) -> dt.datetime:
+    return dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC)
 
 
 def _time(value: Value) -> dt.datetime | None:

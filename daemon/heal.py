@@ -34,6 +34,8 @@ def heal(parts: Parts) -> None:
         elif stack.path:
             _link(root, Path(stack.path))
             _picture(parts, stack, Path(stack.path))
+        elif not stack.final_path and not parts.stacks.members(stack.id):
+            parts.publisher.clear(stack)
         if stack.final_path and not (root / stack.final_path).exists():
             parts.stacks.lost_final(stack)
             parts.log.warning("LOST", f"{stack.final_path} is gone; it will be made again")

@@ -144,16 +144,19 @@ def remove(parts: Parts, frame_id: int, *, now: dt.datetime) -> None:
     stack = parts.stacks.get(frame.stack_id)
     members = parts.stacks.members(stack.id)
     member = next(one for one in members if one.frame_id == frame.id)
+    last = len(members) == 1
     growing = parts.live.get(stack, members)
     with parts.ledger.transaction():
         parts.stacks.remove_member(frame.id)
+        if last:
+            parts.stacks.withdraw(stack)
         parts.ledger.finish(
             frame, State.REJECTED, now=now, reason=BY_HAND, stack_id=stack.id, by_hand="out"
         )
     parts.log.info("REMOVED", f"{stack.label}: {BY_HAND}", frame=frame.name)
-    if len(members) == 1:
+    if last:
         parts.live.forget(stack.id)
-        parts.publisher.withdraw(stack)
+        parts.publisher.clear(stack)
         return
     again = parts.pipeline.again(frame, member)
     if again is None or growing.image is None:

@@ -172,16 +172,15 @@ class Publisher:
             f"generation {made.generation}: {made.path}",
         )
 
-    def withdraw(self, stack: Stack) -> None:
-        """The last frame was taken out: the product goes, after the ledger has let go of it."""
-        with self._ledger.transaction():
-            self._stacks.withdraw(stack)
-        if stack.path:
-            stem = product.stem_of(stack, self._stacks.all())
-            folder = self._root / product.folder_of(stack)
-            for kind in (".fits", ".png", "_v*.fits", "_final*", "_drizzle.*"):
-                for path in folder.glob(stem + kind):
-                    path.unlink()
+    def clear(self, stack: Stack) -> None:
+        """After the ledger has let go of a stack's product, whose last frame was taken out: all its
+        files go.
+        """
+        stem = product.stem_of(stack, self._stacks.all())
+        folder = self._root / product.folder_of(stack)
+        for kind in (".fits", ".png", "_v*.fits", "_final*", "_drizzle.*"):
+            for path in folder.glob(stem + kind):
+                path.unlink()
 
     def _picture(self, stack: Stack, growing: Growing) -> None:
         image = rendered(growing)

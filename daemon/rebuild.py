@@ -1,19 +1,21 @@
 """`lightkeeper rebuild`: a lost or damaged database is made again, from its newest sound backup or
 from the library's files.
 
-Nothing is deleted: the damaged database and the stacks that were written are set aside in the
-library's `recovered` folder. The frames are found again by the next scan, and the stacks are made
-again from them; a stack whose raw frames are gone remains in `recovered`.
+Nothing is deleted: the damaged database, the stacks that were written, and masters that the new
+database does not know are set aside in the library's `recovered` folder. The frames are found again
+by the next scan, and the stacks are made again from them; a stack whose raw frames are gone remains
+in `recovered`.
 """
 
 import contextlib
 import dataclasses
 import datetime as dt
 import shutil
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from calib_library import restore, schema
-from calib_library.library import CalibrationLibrary
+from calib_library.library import MASTERS_FOLDER, CalibrationLibrary
 from daemon import storage
 from daemon.errors import FatalError
 from daemon.ledger.ledger import Ledger
@@ -63,17 +65,30 @@ def rebuild(root: Path, *, from_files: bool, now: dt.datetime) -> Rebuilt:
             Ledger.prepare(db)
             id_ = schema.identify(db, proposed=storage.read_marker(root) or storage.new_id())
             if backup is None:
-                count = library.restore(masters)
-            else:
-                count = len(library.masters(current=False))
-        aside = _set_aside(root, now)
+                library.restore(masters)
+            known = {one.path for one in library.masters(current=False)}
+            for one in found:
+                # A backup may be older than an import.
+                if isinstance(one, restore.FoundImport) and one.built.path not in known:
+                    library.register_import(
+                        one.record,
+                        one.built,
+                        source=one.source,
+                        session=one.session,
+                        now=one.imported_at,
+                    )
+            known = {one.path for one in library.masters(current=False)}
+        # The sweep of the next start would take these for what a crash left.
+        files = sorted((root / MASTERS_FOLDER).glob("Master*.fits"))
+        unknown = [path for path in files if PurePosixPath(path.relative_to(root)) not in known]
+        aside = _set_aside(root, unknown, now)
         # The last step: a death before it leaves a library without a database, to rebuild again.
         schema.sync(new)
         new.replace(database)
         schema.sync(root)
         storage.establish(root, id_)
     problems = tuple(one for one in found if isinstance(one, str))
-    return Rebuilt(backup, count, aside, problems)
+    return Rebuilt(backup, len(known), aside, problems)
 
 
 def newest_sound(folder: Path) -> Path | None:
@@ -82,16 +97,19 @@ def newest_sound(folder: Path) -> Path | None:
     return next((copy for copy in copies if schema.verdict(copy) == "ok"), None)
 
 
-def _set_aside(root: Path, now: dt.datetime) -> Path | None:
-    """Move what the new database does not speak of to a folder of its own; None: there was none."""
+def _set_aside(root: Path, masters: Sequence[Path], now: dt.datetime) -> Path | None:
+    """Move what the new database does not speak of, these masters too, to a folder of its own;
+    None: there was none.
+    """
     names = [schema.DATABASE_NAME + end for end in ("", "-wal", "-shm")] + ["stacks"]
     there = [root / name for name in names if (root / name).exists()]
-    if not there:
+    if not there and not masters:
         return None
     aside = root / RECOVERED / f"{now:%Y%m%d-%H%M%S}"
-    aside.mkdir(parents=True)
-    for path in there:
-        path.rename(aside / path.name)
+    for path in (*there, *masters):
+        place = aside / path.relative_to(root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
     return aside
 
 

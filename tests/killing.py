@@ -192,12 +192,19 @@ def end_state(root: Path) -> dict:
         assert db.execute("PRAGMA foreign_key_check").fetchall() == []
         state = {
             "frames": db.execute(
-                "SELECT name, state, reason, sha256, night, target, stack_id FROM frame"
+                # The gain is the header's, or the one that the camera was measured to have.
+                "SELECT name, state, reason, sha256, night, target,"
+                " json_extract(record, '$.e_per_adu'), stack_id FROM frame"
                 " ORDER BY name"
             ).fetchall(),
             "sets": db.execute(
                 "SELECT frame_type, frames, changed FROM calibration_set ORDER BY 1, 2"
             ).fetchall(),
+            "conditions": db.execute(
+                "SELECT kind, subject, since IS NOT NULL, frames, against FROM condition"
+                " ORDER BY kind, subject"
+            ).fetchall(),
+            "cameras": db.execute("SELECT DISTINCT gain FROM sensor ORDER BY gain").fetchall(),
             "masters": [
                 (*row, _digest(root / row[0]))
                 for row in db.execute("SELECT path, generation, sha256 FROM master ORDER BY path")

@@ -1,6 +1,8 @@
 """What a person asks of the library: a master chosen by hand, one made elsewhere taken in."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -228,6 +230,48 @@ def test_raw_frames_never_mix_with_an_imported_master(lights, tmp_path):
     assert sorted(m.frames for m in masters) == [3, 5]
     assert len({m.set_id for m in masters}) == 2
     assert all(m.superseded_by is None for m in masters)
+
+
+@pytest.mark.parametrize("how", [["--from-files"], []])
+def test_an_imported_master_outlives_the_database(lights, tmp_path, how):
+    """With the backup too: it is older than the import, and does not know of it."""
+    config, file = lights
+    database = config.library.path / "lightkeeper.db"
+    (config.library.path / "backup").mkdir(exist_ok=True)
+    shutil.copy(database, config.library.path / "backup" / "lightkeeper-20260101-120000.db")
+    flat = {"IMAGETYP": "Master Flat", "FILTER": "H", "DATE-OBS": "2026-01-01T18:00:00"}
+    optics = {"TELESCOP": "Newton", "FOCALLEN": 800.0, "BAYERPAT": "RGGB", "ROWORDER": "BOTTOM-UP"}
+    of_camera = {"INSTRUME": CAMERA, "GAIN": 100, "OFFSET": 50, "CCD-TEMP": -10.0, "STACKCNT": 30}
+    siril = {"PROGRAM": "Siril 1.2.0", "EXPTIME": 30.0}
+    for name, cards in (
+        ("dark.fits", {"IMAGETYP": "DARK", **of_camera, **siril}),
+        ("flat.fits", {**flat, **optics, **of_camera, **siril}),
+    ):
+        foreign(tmp_path / name, unit(PEDESTAL + HOT), **cards)
+        assert command(file, "import", str(tmp_path / name)) == 0
+    before = Outcome(config)
+    [member] = [m for ms in before.members.values() for m in ms]
+    assert len(before.masters) == 2
+    assert member.masters["dark"] is not None
+    stranger = config.library.path / "masters" / "MasterDark_of_nothing.fits"
+    foreign(stranger, unit(PEDESTAL + HOT), **PIXINSIGHT)
+    for path in config.library.path.glob("lightkeeper.db*"):
+        path.unlink()
+
+    assert cli.main(["rebuild", *how, "--config", str(file)]) == 0
+    run(config)
+
+    after = Outcome(config)
+    forget = {"id": 0, "set_id": 0, "built_at": before.masters[0].built_at, "notes": ()}
+    assert {dataclasses.replace(one, **forget) for one in after.masters} == {
+        dataclasses.replace(one, **forget) for one in before.masters
+    }
+    if how:  # the backup has the light stacked already, as it was before the import
+        [again] = [m for ms in after.members.values() for m in ms]
+        assert again.masters["dark"] in {m.id for m in after.masters if m.frame_type == "dark"}
+    assert list(config.library.path.glob(f"recovered/*/masters/{stranger.name}"))
+    assert command(file, "import", str(tmp_path / "dark.fits")) == 0
+    assert "in the library already" in Outcome(config).log
 
 
 def test_an_order_that_is_none_is_said_and_put_away(lights):
