@@ -180,7 +180,11 @@ def large_scale(
     answer, weights = fit
     block = np.floor((v + 1.0) * _BLOCKS / 2.001) * _BLOCKS + np.floor((u + 1.0) * _BLOCKS / 2.001)
     errors = _jackknife(design, y.ravel(), weights, block.ravel().astype(int))
-    found = {name: Estimate(float(answer[i]), float(errors[i])) for i, name in enumerate(patterns)}
+    rest = y.ravel() - design @ answer
+    found = {}
+    for i, (name, pattern) in enumerate(patterns.items()):
+        misfit = _misfit(rest, _beside(pattern, plane))
+        found[name] = Estimate(float(answer[i]), math.hypot(float(errors[i]), misfit))
     return found.get("glow"), found.get("vignetting")
 
 
@@ -285,11 +289,6 @@ def _robust(design: Doubles, y: Doubles, sigma: Doubles) -> tuple[Doubles, Doubl
         robust = 1.0 / (1.0 + (residual / (_CAUCHY * spread)) ** 2)
         weights = np.asarray(robust / (sigma * spread) ** 2, np.float64)
     return np.asarray(answer, np.float64), weights
-
-
-def _solve(design: Doubles, weights: Doubles, y: Doubles) -> Doubles:
-    normal = design.T @ (design * weights[:, None])
-    return np.asarray(np.linalg.solve(normal, design.T @ (weights * y)), np.float64)
 
 
 def _jackknife(
