@@ -231,7 +231,7 @@ class CalibrationLibrary:
         size, mtime_ns = version or (None, None)
         place = {"path": os.fsencode(path), "size": size, "mtime_ns": mtime_ns}
         with transaction(self.db):
-            known = self.frame(sha256) or self._seen_again(record, sha256, path)
+            known = self.frame(sha256) or self._seen_again(record, sha256, path, now)
             if known:
                 if known.path == path or not known.path.exists():
                     self._update("calibration_frame", known.id, place)
@@ -448,7 +448,9 @@ class CalibrationLibrary:
             [_real(one.record.temperature_c), one.set_id],
         )
 
-    def _seen_again(self, record: FrameRecord, sha256: str, path: Path) -> FiledFrame | None:
+    def _seen_again(
+        self, record: FrameRecord, sha256: str, path: Path, now: dt.datetime
+    ) -> FiledFrame | None:
         """Complete the row of a frame of which a restored master told only the hash's beginning."""
         known = self.frame(sha256[:_KNOWN_DIGITS])
         if known is None:
@@ -462,6 +464,7 @@ class CalibrationLibrary:
                 "record": record.to_json(),
                 "temperature_c": _real(record.temperature_c),
                 "date_obs": _seconds(record.date_obs) if record.date_obs else None,
+                "filed_at": _seconds(now),
             },
         )
         self._recount(known.set_id)
@@ -819,15 +822,21 @@ class CalibrationLibrary:
     # --- cameras ---------------------------------------------------------------------------------
 
     def unmeasured(self) -> tuple[CalibrationKey, str] | None:
-        """Return the key and row order of a camera that has flats and biases (or flat-darks), of
-        which a master was built since it was last measured.
+        """Return the key and row order of a camera whose flats and biases (or flat-darks) are at
+        hand, of which a master was built, or a master's frame seen again, since it was last
+        measured.
         """
+        # Where the database was lost, masters stand before their frames are seen again.
         row = self.db.execute(
-            "SELECT key FROM master WHERE superseded_by IS NULL GROUP BY key"
+            "SELECT master.key FROM master"
+            " JOIN master_input AS input ON input.master = master.id AND input.left_out IS NULL"
+            " JOIN calibration_frame AS frame ON frame.id = input.frame"
+            " WHERE superseded_by IS NULL AND frame.path != ? GROUP BY master.key"
             " HAVING sum(frame_type = 'flat') AND sum(frame_type IN ('bias', 'flat-dark'))"
-            " AND max(built_at) > coalesce("
+            " AND max(max(built_at, filed_at)) > coalesce("
             "  (SELECT max(measured_at) FROM sensor WHERE sensor.key = master.key), 0)"
-            " LIMIT 1"
+            " LIMIT 1",
+            [_UNSEEN],
         ).fetchone()
         return _split_key(row[0]) if row else None
 

@@ -10,6 +10,7 @@ import time
 import traceback
 
 from calib_library import image_io, schema
+from calib_library.frame import FrameType
 from daemon import heal, masters, orders, remake, retention, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
@@ -193,6 +194,8 @@ class Worker(threading.Thread):
             # Otherwise the one before may have died of the frame that was read ahead of it.
             self._parts.pipeline.reader.ahead(following)
         self._attempt(frame, now)
+        # It may be one of a master whose frames had to be seen again, see `unmeasured`.
+        self._unmeasured |= frame.frame_type is not FrameType.LIGHT
         self._parts.publisher.tick(self._now(), backlog=following is not None)
         return True
 

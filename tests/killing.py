@@ -204,7 +204,11 @@ def end_state(root: Path) -> dict:
                 "SELECT kind, subject, since IS NOT NULL, frames, against FROM condition"
                 " ORDER BY kind, subject"
             ).fetchall(),
-            "cameras": db.execute("SELECT DISTINCT gain FROM sensor ORDER BY gain").fetchall(),
+            # What is known of each now; how often it was measured is a matter of when.
+            "cameras": db.execute(
+                "SELECT gain FROM sensor AS one WHERE measured_at ="
+                " (SELECT max(measured_at) FROM sensor WHERE key = one.key) ORDER BY gain"
+            ).fetchall(),
             "masters": [
                 (*row, _digest(root / row[0]))
                 for row in db.execute("SELECT path, generation, sha256 FROM master ORDER BY path")

@@ -44,9 +44,8 @@ def readings(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [*hostile.CORPUS, "sparse.fits"])
 def test_a_hostile_file_is_refused_in_one_sentence(readings, name):
-    """In 400 MB at most (the kernel would end it), and in no time."""
+    """In 400 MB at most (the kernel would end it); the whole corpus within the time limit above."""
     line = readings[name]
-    assert line["s"] < 10
     assert "read" not in (line["said"]["load"], line["said"]["rows"])
     for sentence in line["said"].values():
         assert sentence.isprintable()
@@ -56,7 +55,6 @@ def test_a_hostile_file_is_refused_in_one_sentence(readings, name):
 @pytest.mark.parametrize("name", hostile.TOLERATED)
 def test_absurd_headers_are_read_for_what_they_are(readings, name):
     line = readings[name]
-    assert line["s"] < 10
     assert line["said"]["load"] == line["said"]["rows"] == "read"
     assert line["said"]["parsed"] == "read"
     assert line["said"]["intake"] in {"Complete", "Incomplete"}

@@ -88,6 +88,20 @@ def test_a_lost_database_is_made_again(how, night, copy, capsys):
     assert ended == night[1]
 
 
+def test_the_camera_is_measured_when_its_frames_are_seen_again(night, copy):
+    """A scan may take long: the worker finds the masters before the first of their frames."""
+    lose(copy / "library")
+    rebuild(copy / "library", from_files=True, now=NOW)
+    config = settings(copy, night)
+    nothing = copy / "nothing"
+    nothing.mkdir()
+    elsewhere = config.watch[0].model_copy(update={"path": nothing})
+    run(config.model_copy(update={"watch": (elsewhere,)}))
+    assert killing.end_state(copy / "library")["cameras"] == []
+    run(config)
+    assert killing.end_state(copy / "library")["cameras"] == night[1]["cameras"]
+
+
 def test_masters_serve_though_their_frames_are_gone(night, copy, tmp_path):
     """Raw calibration frames are often deleted: their masters are all there is."""
     lose(copy / "library")
