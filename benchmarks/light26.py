@@ -22,8 +22,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from calib_library import image_io, schema
+from calib_library import schema
 from calib_library.frame import FrameType
+from calib_library.images import frame_file
 from daemon import masters, remake, warmup
 from daemon.config import parse
 from daemon.ledger.ledger import Ledger
@@ -122,7 +123,7 @@ def measure(folder: Path, *, megapixels: float, memory_mb: int) -> dict[str, flo
         paths = sorted((folder / "in").rglob("*.fits"))
         for path in paths:
             stat = path.stat()
-            info = image_io.probe(path)
+            info = frame_file.probe(path)
             identity = parts.pipeline.identify(info, root=folder / "in", mtime_ns=stat.st_mtime_ns)
             parts.ledger.add(
                 path=path,

@@ -20,18 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import (
-    __version__,
-    combine,
-    compare,
-    flat,
-    image_io,
-    match,
-    overscan,
-    suspects,
-)
+from calib_library import __version__, atomic, combine, compare, flat, match, overscan, suspects
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import CalibrationKey, Card, FrameType
+from calib_library.images import product_file
+from calib_library.images.row_reader import RowReader
 from calib_library.library import (
     MASTERS_FOLDER,
     BuiltMaster,
@@ -87,7 +80,7 @@ class _Opened:
     """A frame whose file is the one that was filed, open for reading."""
 
     frame: FiledFrame
-    reader: image_io.RowReader
+    reader: RowReader
     pedestal: Floats | None = None
     """What is subtracted from it, (ny, nx) ADU."""
     overscan: Floats | None = None
@@ -99,7 +92,7 @@ class _Opened:
         return self.reader.version == self.frame.version
 
     @property
-    def rows(self) -> "image_io.RowReader | _Lowered":
+    def rows(self) -> "RowReader | _Lowered":
         """Its rows without the overscan."""
         return self.reader if self.overscan is None else _Lowered(self.reader, None, self.overscan)
 
@@ -108,7 +101,7 @@ class _Opened:
 class _Lowered:
     """The rows of a frame with its own pedestal and overscan subtracted, as `combine.Rows`."""
 
-    reader: image_io.RowReader
+    reader: RowReader
     pedestal: Floats | None
     overscan: Floats | None
     storage: str = "float32"
@@ -312,7 +305,7 @@ def _combine_into(
     opened: Sequence[_Opened],
     cards: Callable[[_Found], Sequence[Card]],
     *,
-    scale: image_io.Scale,
+    scale: product_file.Scale,
     pieces: Generator[tuple[int, int, combine.Combined]],
     judge: Callable[[Floats, float], None],
     progress: Progress,
@@ -331,8 +324,8 @@ def _combine_into(
             one.reader.hash_rows()
     kept, variances, rows = 0, [], []
     with (
-        image_io.atomically(path) as file,
-        image_io.RowWriter(file, (ny, nx), cards(_Found()), scale=scale) as writer,
+        atomic.atomically(path) as file,
+        product_file.RowWriter(file, (ny, nx), cards(_Found()), scale=scale) as writer,
         contextlib.closing(pieces),
         ThreadPoolExecutor(1, "master-writer") as pool,
     ):
@@ -358,7 +351,7 @@ def load_master(root: Path, master: MasterRecord) -> Floats:
     """
     path = root / master.path
     try:
-        image, _ = image_io.read_product(path)
+        image, _ = product_file.read_product(path)
     except FileNotFoundError:
         raise _gone(master, path) from None
     if image.shape != (master.key.height, master.key.width):
@@ -374,7 +367,7 @@ def open_master(root: Path, master: MasterRecord) -> Iterator[Callable[[int, int
     path = root / master.path
     with contextlib.ExitStack() as stack:
         try:
-            reader = stack.enter_context(image_io.ProductRows(path))
+            reader = stack.enter_context(product_file.ProductRows(path))
         except FileNotFoundError:
             raise _gone(master, path) from None
         if reader.shape != (master.key.height, master.key.width):
@@ -413,7 +406,7 @@ def _open(
     opened = []
     for frame in frames:
         try:
-            reader = stack.enter_context(image_io.RowReader(frame.path))
+            reader = stack.enter_context(RowReader(frame.path))
         except FileNotFoundError:
             left_out[frame.sha256] = "its file is gone"
         except (ImageError, OSError) as error:
@@ -674,7 +667,7 @@ def _strip_starts(height: int) -> list[int]:
     return sorted({int(y) // 2 * 2 for y in np.linspace(0, last, STRIPS)})
 
 
-def _strips(reader: image_io.RowReader | _Lowered, starts: Sequence[int]) -> list[Floats]:
+def _strips(reader: RowReader | _Lowered, starts: Sequence[int]) -> list[Floats]:
     height = reader.shape[0]
     return [reader.to_float(reader.rows(y, min(height, y + STRIP_ROWS))) for y in starts]
 
@@ -887,7 +880,7 @@ def _sections(group: CalibrationSet) -> overscan.Sections:
     return overscan.of_key(group.key.sections, mosaic=group.key.bayer_pattern is not None)
 
 
-def _overscan(reader: image_io.RowReader, sections: overscan.Sections) -> Floats | None:
+def _overscan(reader: RowReader, sections: overscan.Sections) -> Floats | None:
     """Return what is taken off a frame for its overscan; None without one."""
     if sections.bias is None:
         return None
@@ -914,7 +907,7 @@ def _compare(
     if predecessor is None:
         return ()
     try:
-        whole, cards = image_io.read_product(root / predecessor.path)
+        whole, cards = product_file.read_product(root / predecessor.path)
     except (ImageError, OSError):
         return (f"Its predecessor {predecessor.name} cannot be read: not compared.",)
     columns = overscan.useful(_sections(group), whole.shape)[1]

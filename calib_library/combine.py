@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Rows(Protocol):
-    """A frame that can be read by rows, such as `image_io.RowReader` or `ArrayRows`."""
+    """A frame that can be read by rows, such as `RowReader` or `ArrayRows`."""
 
     @property
     def shape(self) -> tuple[int, ...]:

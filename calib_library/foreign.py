@@ -14,9 +14,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, build, header, image_io, match
+from calib_library import __version__, build, header, match
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, Card, FrameRecord, FrameType
+from calib_library.images import frame_file, product_file
+from calib_library.images.product_file import FULL_SCALE_ADU
 from calib_library.library import MASTERS_FOLDER, BuiltMaster, CalibrationLibrary
 from calib_library.match import MasterRecord
 
@@ -24,9 +26,8 @@ Floats = npt.NDArray[np.float32]
 
 NONE = "none"
 """Given for what the camera does not have: `--temperature none`."""
-FULL_SCALE_ADU = 65535.0
 UNIT_PROGRAMS = re.compile(r"pixinsight|siril", re.IGNORECASE)
-"""These scale 16-bit frames to 0..1 by 65535."""
+"""These scale 16-bit frames to 0..1 by 65535 (FULL_SCALE_ADU)."""
 LIKE = 0.2
 """Levels this close, as a part, speak for a scale."""
 
@@ -73,7 +74,7 @@ def examine(
     Raises LibraryError with what to give where something is lacking or contradicts; ImageError
     where the file is no image.
     """
-    loaded = image_io.load(path)
+    loaded = frame_file.load(path)
     record = header.parse(
         loaded.info.cards,
         shape=loaded.info.shape,
@@ -140,7 +141,7 @@ def take(
         Card("LKIMPSHA", foreign.sha256[:16], "its SHA-256, beginning"),
         Card("LKIMPPRG", record.program, "program that made it"),
     ]
-    image_io.write_fits(
+    product_file.write_fits(
         library.root / path,
         foreign.image,
         [card for card in cards if card.value is not None],
@@ -261,7 +262,7 @@ def _lacking(path: Path, names: list[str]) -> LibraryError:
 
 def _in_adu(
     path: Path,
-    loaded: image_io.Loaded,
+    loaded: frame_file.Loaded,
     record: FrameRecord,
     *,
     full_scale_adu: float | None,
@@ -303,7 +304,7 @@ def _in_adu(
     )
 
 
-def _programs(loaded: image_io.Loaded, record: FrameRecord) -> list[str]:
+def _programs(loaded: frame_file.Loaded, record: FrameRecord) -> list[str]:
     """What names the program: its own card, and what it wrote into the history."""
     lines = [
         str(card.value) for card in loaded.info.cards if card.keyword in {"HISTORY", "COMMENT"}

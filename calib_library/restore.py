@@ -10,9 +10,11 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 
-from calib_library import header, image_io
+from calib_library import header
 from calib_library.errors import ImageError, LibraryError
 from calib_library.frame import FrameRecord
+from calib_library.images import frame_file
+from calib_library.images.structure import ImageInfo
 from calib_library.library import MASTERS_FOLDER, BuiltMaster
 
 Value = str | int | float | bool | None
@@ -65,7 +67,7 @@ def masters(root: Path) -> Iterator[FoundMaster | FoundImport | str]:
 
 def read(root: Path, path: Path) -> FoundMaster | FoundImport:
     """Read one master's file, checksum and all. Raises ImageError, HeaderError, OSError."""
-    loaded = image_io.load(path)  # verifies its checksum too
+    loaded = frame_file.load(path)  # verifies its checksum too
     info = loaded.info
     cards: Mapping[str, Value] = {card.keyword: card.value for card in info.cards}
     if "LKIMPORT" in cards:
@@ -91,9 +93,7 @@ def read(root: Path, path: Path) -> FoundMaster | FoundImport:
     )
 
 
-def _imported(
-    root: Path, path: Path, info: image_io.ImageInfo, cards: Mapping[str, Value]
-) -> FoundImport:
+def _imported(root: Path, path: Path, info: ImageInfo, cards: Mapping[str, Value]) -> FoundImport:
     if "LKSTORE" not in cards:
         raise ImageError(f"{path.name}: its header does not tell for which frames it is")
     source = str(cards["LKIMPORT"])
@@ -121,7 +121,7 @@ def _imported(
     )
 
 
-def _record(path: Path, info: image_io.ImageInfo, cards: Mapping[str, Value]) -> FrameRecord:
+def _record(path: Path, info: ImageInfo, cards: Mapping[str, Value]) -> FrameRecord:
     """What a frame that the master is for has in its header."""
     storage, sections = str(cards.get("LKSTORE", "")), cards.get("LKSECT")
     light = cards.get("LKLIGHT")

@@ -7,7 +7,6 @@ gets in.
 
 import contextlib
 import datetime as dt
-import os
 import sqlite3
 from collections.abc import Iterator
 from enum import StrEnum
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
+from calib_library.atomic import sync
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 
@@ -350,12 +350,3 @@ def backup(db: Database, folder: Path, *, keep: int, now: dt.datetime) -> Path:
     for old in sorted(folder.glob(f"{stem}-*.db"))[: -max(1, keep)]:
         old.unlink()
     return copy
-
-
-def sync(path: Path) -> None:
-    """Have a file, or a folder's names, on the disk before going on. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,10 +16,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import image_io, overscan
+from calib_library import overscan
 from calib_library.dark_model import DarkPlan
 from calib_library.errors import ImageError
 from calib_library.frame import FrameRecord
+from calib_library.images import frame_file
+from calib_library.images.row_reader import RowReader
 from daemon.calibration import (
     KEPT_DARKS,
     Arrays,
@@ -109,7 +111,7 @@ def _open(
         return None
     calibration = pipeline.calibrator.recorded(member.masters)
     sections = applied_sections(record, calibration)
-    with image_io.RowReader(frame.path) as reader:
+    with RowReader(frame.path) as reader:
         useful = overscan.useful(sections, reader.shape)
         rows = range(reader.shape[0])[sampled_rows(reader.shape[0])]
         sample = np.concatenate([_native(reader, reader.rows(y, y + 1)) for y in rows])
@@ -122,7 +124,7 @@ def _open(
         calibration=calibration,
         shape=(useful[0].stop - useful[0].start, useful[1].stop - useful[1].start),
         useful=useful,
-        overscan_adu=useful_correction(image_io.load(frame.path).pixels, sections)
+        overscan_adu=useful_correction(frame_file.load(frame.path).pixels, sections)
         if sections.bias
         else None,
         version=version,
@@ -140,14 +142,14 @@ def _rays(
     pipeline: Pipeline, frame: Frame, record: FrameRecord, calibration: Calibration
 ) -> tuple[npt.NDArray[np.int64], Image]:
     """Where cosmic rays were cleaned from one whole frame, and what stands there now."""
-    loaded = image_io.load(frame.path)
+    loaded = frame_file.load(frame.path)
     cleaned, _ = pipeline.calibrated(loaded, record, calibration, clean=True)
     plain, _ = pipeline.calibrated(loaded, record, calibration, clean=False)
     at = np.flatnonzero(cleaned != plain)
     return at, cleaned.reshape(-1)[at]
 
 
-def _native(reader: image_io.RowReader, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _native(reader: RowReader, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """What a reader gave, as physical values in the machine's byte order: in place."""
     if not reader.plain:
         return rows
@@ -292,7 +294,7 @@ class Bands:
         try:
             if _version(source.frame.path) != source.version:
                 raise LostFrameError(source, "has changed since it was stacked")
-            with image_io.RowReader(source.frame.path) as reader:
+            with RowReader(source.frame.path) as reader:
                 top = source.useful[0].start
                 shape = (last - first, reader.shape[1])
                 out = buffer.array(shape, ">i2") if reader.plain else None

@@ -12,8 +12,9 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from calib_library import image_io, schema
+from calib_library import schema
 from calib_library.errors import ImageError, LibraryError
+from calib_library.images import frame_file
 from calib_library.library import CalibrationLibrary
 from daemon import storage
 from daemon.config import Config
@@ -129,7 +130,7 @@ def _stacks(root: Path, stacks: Stacks) -> Iterator[Finding]:
     for stack in stacks.all():
         for relative in filter(None, (stack.path, stack.final_path)):
             try:
-                image_io.load(root / relative)
+                frame_file.load(root / relative)
             except FileNotFoundError:
                 wrong = "is gone: restart the service, it is made again"
             except (ImageError, OSError) as error:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import image_io
 from calib_library.errors import ImageError
 from calib_library.frame import Card
+from calib_library.images import product_file
 from daemon.bands import Bands, LostFrameError, Source, band_of, open_sources
 from daemon.calibration import masters_in
 from daemon.ledger.stacks import Stack
@@ -255,8 +255,8 @@ def difference_to_live(root: Path, stack: Stack, frames: int, image: StackImage)
     if stack.path is None or stack.published_frames != frames:
         return None
     try:
-        growing, cards = image_io.read_product(root / stack.path)
-        coverage = image_io.read_extra(root / stack.path, "COVERAGE")
+        growing, cards = product_file.read_product(root / stack.path)
+        coverage = product_file.read_extra(root / stack.path, "COVERAGE")
     except (ImageError, OSError):
         return None
     if growing.size != image.mean.size:
@@ -265,7 +265,7 @@ def difference_to_live(root: Path, stack: Stack, frames: int, image: StackImage)
     values = {card.keyword: card.value for card in cards}
     pedestal = values.get("PEDESTAL")
     # What the file's scale cuts off is no difference.
-    limit = image_io.FULL_SCALE_ADU - (pedestal if isinstance(pedestal, float) else 0.0)
+    limit = product_file.FULL_SCALE_ADU - (pedestal if isinstance(pedestal, float) else 0.0)
     squares, count = 0.0, 0
     for plane, exact, variance in zip(growing, image.mean, image.variance, strict=True):
         for y in range(0, len(exact), 64):
@@ -344,7 +344,7 @@ def _drizzle(
             for c in _cards(pipeline, stack, sources, made, settings=settings)
         ]
         covered = weight[:, :: drizzle.SCALE, :: drizzle.SCALE].min(axis=0) > 0
-        image_io.write_fits(
+        product_file.write_fits(
             root / relative,
             mean if planes > 1 else mean[0],
             cards,

@@ -8,8 +8,9 @@ there is made again.
 import re
 from pathlib import Path
 
-from calib_library import image_io
+from calib_library import atomic
 from calib_library.errors import ImageError
+from calib_library.images import product_file
 from daemon.ledger.stacks import Stack
 from daemon.parts import Parts
 from daemon.report import preview
@@ -74,12 +75,12 @@ def _picture(parts: Parts, stack: Stack, newest: Path) -> None:
     if picture.exists() and picture.stat().st_mtime_ns >= path.stat().st_mtime_ns:
         return
     try:
-        image, _ = image_io.read_product(path)
-        coverage = image_io.read_extra(path, "COVERAGE")
+        image, _ = product_file.read_product(path)
+        coverage = product_file.read_extra(path, "COVERAGE")
     except ImageError as error:
         parts.log.error("DAMAGED", f"{stack.label}: {error}; it will be made again")
         parts.stacks.lost_product(stack)
         return
     planes = image.reshape(-1, *image.shape[-2:])
     max_px = parts.config.stack.preview_px
-    image_io.write_bytes(picture, preview.png(planes, coverage=coverage, max_px=max_px))
+    atomic.write_bytes(picture, preview.png(planes, coverage=coverage, max_px=max_px))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, defects, image_io
+from calib_library import build, defects
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
+from calib_library.images.row_reader import RowReader
 from calib_library.library import BuiltMaster, CalibrationSet, FiledFrame
 from daemon import storage
 from daemon.explain import describe
@@ -99,7 +100,7 @@ def _telegraph(
         with contextlib.ExitStack() as stack:
             return defects.find_telegraph(
                 [
-                    stack.enter_context(image_io.RowReader(frame.path))
+                    stack.enter_context(RowReader(frame.path))
                     for frame in [f for f in frames if f.sha256 in used][-TELEGRAPH_MOST:]
                 ],
                 e_per_adu=gain.value if gain else None,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from calib_library import image_io
+from calib_library import atomic
 from daemon import finish, shelf
 from daemon.ledger.stacks import Stack
 from daemon.ledger.states import State
@@ -59,7 +59,7 @@ def leave(root: Path, order: Order) -> None:
     folder = root / FOLDER
     folder.mkdir(exist_ok=True)
     text = json.dumps(dataclasses.asdict(order))
-    image_io.write_bytes(folder / f"{uuid.uuid4().hex}.json", text.encode())
+    atomic.write_bytes(folder / f"{uuid.uuid4().hex}.json", text.encode())
 
 
 def waiting(root: Path) -> Iterator[tuple[Path, Order | None]]:

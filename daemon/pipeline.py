@@ -15,9 +15,11 @@ from pathlib import Path, PurePath
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import header, image_io, inspect
+from calib_library import header, inspect
 from calib_library.errors import HeaderError, ImageError, IncompleteImageError
 from calib_library.frame import FrameRecord, FrameType
+from calib_library.images import frame_file, product_file
+from calib_library.images.structure import ImageInfo
 from calib_library.library import CalibrationLibrary
 from daemon import explain, placing
 from daemon.calibration import Calibration, Calibrator, useful_pixels
@@ -89,7 +91,7 @@ class Pipeline:
 
     # -- what is it? ------------------------------------------------------------------------
 
-    def identify(self, info: image_io.ImageInfo, *, root: Path, mtime_ns: int) -> Identity:
+    def identify(self, info: ImageInfo, *, root: Path, mtime_ns: int) -> Identity:
         """The record, target and night that a header and a path tell; HeaderError if they refuse
         (a focus frame, a guide frame).
         """
@@ -127,7 +129,7 @@ class Pipeline:
             return self._light(frame, loaded, identity, explanation, now)
         return self._calibration_frame(frame, loaded, identity, explanation, now)
 
-    def _load(self, frame: Frame) -> image_io.Loaded:
+    def _load(self, frame: Frame) -> frame_file.Loaded:
         try:
             loaded = self.reader.load(frame.path)
         except IncompleteImageError as error:
@@ -143,7 +145,7 @@ class Pipeline:
         return loaded
 
     def _inspect(
-        self, identity: Identity, loaded: image_io.Loaded, explanation: Explanation
+        self, identity: Identity, loaded: frame_file.Loaded, explanation: Explanation
     ) -> Identity:
         """Do the pixels agree with the label? Fills in a missing type from confident pixels."""
         record = identity.record
@@ -178,7 +180,7 @@ class Pipeline:
     def _calibration_frame(
         self,
         frame: Frame,
-        loaded: image_io.Loaded,
+        loaded: frame_file.Loaded,
         identity: Identity,
         explanation: Explanation,
         now: dt.datetime,
@@ -208,7 +210,7 @@ class Pipeline:
     def _light(
         self,
         frame: Frame,
-        loaded: image_io.Loaded,
+        loaded: frame_file.Loaded,
         identity: Identity,
         explanation: Explanation,
         now: dt.datetime,
@@ -355,7 +357,7 @@ class Pipeline:
         folder /= product.safe(record.filter or "nofilter")
         path = self.config.library.path / folder / f"{product.safe(frame.path.stem)}_c.fits"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image_io.write_fits(
+        product_file.write_fits(
             path,
             light.image if len(light.image) > 1 else light.image[0],
             product.calibrated_cards(record, light.calibration.ids(), frame.name),
@@ -371,7 +373,12 @@ class Pipeline:
         return mode == "always" or (mode == "auto" and frames < COSMICS_BELOW_FRAMES)
 
     def calibrated(
-        self, loaded: image_io.Loaded, record: FrameRecord, calibration: Calibration, *, clean: bool
+        self,
+        loaded: frame_file.Loaded,
+        record: FrameRecord,
+        calibration: Calibration,
+        *,
+        clean: bool,
     ) -> tuple[Image, npt.NDArray[np.uint8]]:
         """Raw pixels → (planes, ny, nx) float32 ADU and the (ny, nx) uint8 mask.
 
@@ -395,7 +402,7 @@ class Pipeline:
             )
         return image[np.newaxis], result.mask
 
-    def raw(self, frame: Frame) -> image_io.Loaded | None:
+    def raw(self, frame: Frame) -> frame_file.Loaded | None:
         """The raw file of a frame that was stacked; None, and a line in the log, where it is gone
         or has changed since.
         """
@@ -424,7 +431,12 @@ class Pipeline:
         )
 
     def measure(
-        self, loaded: image_io.Loaded, record: FrameRecord, calibration: Calibration, *, clean: bool
+        self,
+        loaded: frame_file.Loaded,
+        record: FrameRecord,
+        calibration: Calibration,
+        *,
+        clean: bool,
     ) -> Light:
         """Calibrate a light, find its stars and its background."""
         clean = clean and record.key.bayer_pattern is None

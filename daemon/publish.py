@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calib_library import image_io
+from calib_library import atomic
 from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import masters_in
@@ -237,7 +237,7 @@ class Publisher:
                 relative = (
                     Path("stacks") / product.safe(target) / f"{product.safe(target)}_colour.png"
                 )
-                image_io.write_bytes(self._root / relative, picture)
+                atomic.write_bytes(self._root / relative, picture)
                 self._log.info("COLOUR", f"{target}: {relative}")
 
 

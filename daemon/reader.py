@@ -8,7 +8,7 @@ is 122 MB.
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from calib_library import image_io
+from calib_library.images import frame_file
 
 KEPT = 2
 """The file that is wanted now and the one after it."""
@@ -19,7 +19,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
-        self._files: dict[Path, Future[image_io.Loaded]] = {}
+        self._files: dict[Path, Future[frame_file.Loaded]] = {}
 
     def ahead(self, path: Path | None) -> None:
         """Begin to read a file that will be wanted next. The one before it, which is about to be
@@ -29,15 +29,15 @@ class Reader:
             return
         while len(self._files) >= KEPT:
             self._files.pop(next(iter(self._files))).cancel()
-        self._files[path] = self._pool.submit(image_io.load, path)
+        self._files[path] = self._pool.submit(frame_file.load, path)
 
-    def load(self, path: Path) -> image_io.Loaded:
-        """The file's content, read ahead or now. Raises what `image_io.load` raises.
+    def load(self, path: Path) -> frame_file.Loaded:
+        """The file's content, read ahead or now. Raises what `frame_file.load` raises.
 
         What was read ahead may be older than the file: the caller compares size and mtime.
         """
         future = self._files.pop(path, None)
-        return image_io.load(path) if future is None else future.result()
+        return frame_file.load(path) if future is None else future.result()
 
     def close(self) -> None:
         """End the thread."""

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from calib_library import restore, schema
+from calib_library import atomic, restore, schema
 from calib_library.library import MASTERS_FOLDER, CalibrationLibrary
 from daemon import storage
 from daemon.errors import FatalError
@@ -83,9 +83,9 @@ def rebuild(root: Path, *, from_files: bool, now: dt.datetime) -> Rebuilt:
         unknown = [path for path in files if PurePosixPath(path.relative_to(root)) not in known]
         aside = _set_aside(root, unknown, now)
         # The last step: a death before it leaves a library without a database, to rebuild again.
-        schema.sync(new)
+        atomic.sync(new)
         new.replace(database)
-        schema.sync(root)
+        atomic.sync(root)
         storage.establish(root, id_)
     problems = tuple(one for one in found if isinstance(one, str))
     return Rebuilt(backup, len(known), aside, problems)

@@ -10,9 +10,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
-from calib_library import header, image_io, sensor
+from calib_library import header, sensor
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameType
+from calib_library.images import frame_file
+from calib_library.images.row_reader import RowReader
 from calib_library.library import CalibrationLibrary, FiledFrame
 from calib_library.match import MasterRecord
 from calib_library.sensor_record import DarkCurrent, Measured, Sensor, SensorRecord
@@ -84,9 +86,7 @@ def measure(
     bayer = key.bayer_pattern is not None
     try:
         with contextlib.ExitStack() as stack:
-            readers = {
-                frame.id: stack.enter_context(image_io.RowReader(frame.path)) for frame in used
-            }
+            readers = {frame.id: stack.enter_context(RowReader(frame.path)) for frame in used}
             found = sensor.measure(
                 [readers[frame.id] for pair in flats for frame in pair],
                 [readers[frame.id] for pair in biases for frame in pair],
@@ -125,7 +125,7 @@ def _pairs(library: CalibrationLibrary, masters: Sequence[MasterRecord]) -> list
 def _is_there(frame: FiledFrame) -> bool:
     """Is the file still the frame that was filed? Camera programs use their file names again."""
     try:
-        info = image_io.probe(frame.path)
+        info = frame_file.probe(frame.path)
         now = header.parse(
             info.cards, shape=info.shape, storage=info.storage, path=PurePath(frame.path.name)
         )
@@ -157,7 +157,7 @@ def _dark_currents(
         try:
             with contextlib.ExitStack() as stack:
                 dark, under = (
-                    [stack.enter_context(image_io.RowReader(frame.path)) for frame in frames]
+                    [stack.enter_context(RowReader(frame.path)) for frame in frames]
                     for frames in (pair, bias)
                 )
                 current = sensor.dark_current(

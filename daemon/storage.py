@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from calib_library import image_io
+from calib_library import atomic
 from daemon.errors import FatalError
 
 MARKER = ".lightkeeper"
@@ -203,7 +203,7 @@ def establish(root: Path, id_: str) -> Storage:
             "were mixed; put the database and the folder together that belong to each other"
         )
     if not there:
-        image_io.write_bytes(root / MARKER, f"{id_}\n".encode())
+        atomic.write_bytes(root / MARKER, f"{id_}\n".encode())
     _remember(root, id_)
     return Storage(root, id_)
 
@@ -269,7 +269,7 @@ def _remember(root: Path, id_: str) -> None:
     memory = _memory()
     if memory is not None and not _remembered(root):
         with contextlib.suppress(OSError):  # a convenience: the service goes on without
-            image_io.write_bytes(memory, json.dumps({str(root): id_}).encode())
+            atomic.write_bytes(memory, json.dumps({str(root): id_}).encode())
 
 
 # --- room ----------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import threading
 import time
 import traceback
 
-from calib_library import image_io, schema
+from calib_library import schema
 from calib_library.frame import FrameType
+from calib_library.images import frame_file
 from daemon import heal, masters, orders, remake, retention, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
@@ -277,7 +278,7 @@ class Worker(threading.Thread):
         the frame's turn comes.
         """
         try:
-            info = image_io.probe(arrival.path)
+            info = frame_file.probe(arrival.path)
             return self._parts.pipeline.identify(info, root=arrival.root, mtime_ns=arrival.mtime_ns)
         except Exception:  # noqa: BLE001 — said, and bounded, when the frame's turn comes
             return None

@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from calib_library import image_io, schema
+from calib_library import atomic, schema
+from calib_library.images import product_file
 from daemon import reader, service
 from daemon.config import Config, load
 from daemon.inbox import Inbox, Request
@@ -67,7 +68,7 @@ def _at_file(pattern, moment):
     """Die while a file is written whose path matches: `half`, `renamed`, `whole`; or around the
     next COMMIT of the database after it: `uncommitted`, `committed`.
     """
-    atomically, sync, connect = image_io.atomically, image_io._sync_folder, schema.connect
+    atomically, sync, connect = atomic.atomically, atomic.sync, schema.connect
     state = {"writing": False, "written": False, "commit": False}
 
     @contextlib.contextmanager
@@ -102,7 +103,7 @@ def _at_file(pattern, moment):
             db.conn.set_trace_callback(trace)
         return db
 
-    image_io.atomically, image_io._sync_folder, schema.connect = watched, sync_folder, connected
+    atomic.atomically, atomic.sync, schema.connect = watched, sync_folder, connected
 
 
 def arm(what: str, where: str) -> None:
@@ -121,7 +122,7 @@ def arm(what: str, where: str) -> None:
         case "live", "added":
             _wrap(Stacks, "add_member", before=lambda *_: die())
         case "read", name:
-            _wrap(reader.image_io, "load", before=lambda path: name in path.name and die())
+            _wrap(reader.frame_file, "load", before=lambda path: name in path.name and die())
         case _:
             _at_file(FILES[what], where)
 
@@ -246,7 +247,7 @@ def _digest(path: Path) -> str:
 
 
 def _digest_pixels(path: Path) -> list[str]:
-    planes = [image_io.read_product(path)[0], image_io.read_extra(path, "WEIGHT")]
+    planes = [product_file.read_product(path)[0], product_file.read_extra(path, "WEIGHT")]
     return [hashlib.sha256(plane.tobytes()).hexdigest() for plane in planes]
 
 

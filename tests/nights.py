@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib_library import image_io, schema
+from calib_library import schema
+from calib_library.images import product_file
 from calib_library.library import CalibrationLibrary
 from daemon import service
 from daemon.config import Config, parse
@@ -83,4 +84,4 @@ class Outcome:
 
     def image(self, stack: Stack) -> np.ndarray:
         """The stack's product, (ny, nx) or (3, ny, nx) float32 ADU."""
-        return image_io.read_product(self.root / stack.path)[0]
+        return product_file.read_product(self.root / stack.path)[0]

@@ -8,8 +8,10 @@ import resource
 import sys
 from pathlib import Path, PurePath
 
-from calib_library import header, image_io
+from calib_library import header
 from calib_library.errors import HeaderError, ImageError
+from calib_library.images import frame_file
+from calib_library.images.row_reader import RowReader
 from daemon.intake.intake import file_probe
 
 MEMORY = 400_000_000
@@ -29,7 +31,7 @@ def attempt(read, path):
 
 
 def parsed(path):
-    info = image_io.probe(path)
+    info = frame_file.probe(path)
     record = header.parse(
         info.cards, shape=info.shape, storage=info.storage, path=PurePath("night/x.fits")
     )
@@ -40,17 +42,17 @@ def parsed(path):
 
 
 def rows(path):
-    with image_io.RowReader(path) as reader:
+    with RowReader(path) as reader:
         reader.to_float(reader.rows(0, 1))
 
 
 def main():
     folder = Path(sys.argv[1])
-    image_io.load(folder / "whole.fz")  # what astropy loads late is loaded before the limit
+    frame_file.load(folder / "whole.fz")  # what astropy loads late is loaded before the limit
     limit = mapped() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for path in sorted(folder.iterdir()):
-        said = {read.__name__: attempt(read, path) for read in (image_io.probe, image_io.load)}
+        said = {read.__name__: attempt(read, path) for read in (frame_file.probe, frame_file.load)}
         said |= {read.__name__: attempt(read, path) for read in (rows, parsed)}
         said["intake"] = type(file_probe(path)).__name__
         print(json.dumps({"name": path.name, "said": said}))

@@ -5,8 +5,8 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 
-from calib_library import image_io
 from calib_library.frame import FrameType
+from calib_library.images import product_file
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibration, Calibrator
 from tests.records import KEY, master, record
@@ -28,7 +28,7 @@ def calibrator(tmp_path):
 
 def written(root, number, kind, image):
     path = PurePosixPath(f"masters/{kind}.fits")
-    image_io.write_fits(root / path, image.astype(np.float32), [], scale="adu")
+    product_file.write_fits(root / path, image.astype(np.float32), [], scale="adu")
     return master(number, kind, path=path)
 
 

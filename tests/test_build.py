@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from calib_library import build, header, image_io
+from calib_library import build, header
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import FrameType
+from calib_library.images import frame_file, product_file
+from calib_library.images.row_reader import RowReader
 from calib_library.library import CalibrationLibrary
 from tests.records import NIGHT, key, record
 
@@ -81,7 +83,7 @@ class Bench:
             **options,
         )
         master = self.library.register(built, NIGHT)
-        image, cards = image_io.read_product(self.root / master.path)
+        image, cards = product_file.read_product(self.root / master.path)
         return master, image, {card.keyword: card.value for card in cards}
 
     def failure(self, set_id) -> str:
@@ -298,9 +300,9 @@ def test_files_that_are_gone_or_overwritten_are_left_out(bench):
 
 def test_only_files_that_were_written_to_are_hashed_again(bench, monkeypatch):
     hashed = []
-    genuine = image_io.RowReader.digest
+    genuine = RowReader.digest
     monkeypatch.setattr(
-        image_io.RowReader,
+        RowReader,
         "digest",
         lambda reader: hashed.append(reader.info.path.name) or genuine(reader),
     )
@@ -444,7 +446,7 @@ def test_the_header_says_what_the_database_knows(bench):
     hashes = {frame.sha256[:16] for frame in bench.library.frames_of(set_id)}
     assert {cards[f"LKI{n:05d}"] for n in (1, 2, 3)} == hashes
     # read back by the header's own reader, as a foreign master would be
-    info = image_io.probe(path)
+    info = frame_file.probe(path)
     parsed = header.parse(info.cards, shape=info.shape, storage=info.storage, path=Path("x.fits"))
     assert (parsed.frame_type, parsed.is_master, parsed.stack_count) == (FLAT, True, 3)
     assert (parsed.exposure_s, parsed.temperature_c, parsed.filter) == (2.0, -9.87, "H")
@@ -456,7 +458,7 @@ def test_the_header_says_what_the_database_knows(bench):
 def test_every_kind_reads_back_as_a_master_of_its_kind(bench):
     for seed, kind in enumerate((BIAS, DARK, FLAT_DARK)):
         master, _, _ = bench.build(bench.take_many(kind, noisy(LEVEL, 3, seed=seed)))
-        info = image_io.probe(bench.root / master.path)
+        info = frame_file.probe(bench.root / master.path)
         parsed = header.parse(
             info.cards, shape=info.shape, storage=info.storage, path=Path("x.fits")
         )
@@ -480,7 +482,7 @@ def test_the_asi120_gives_four_masters(bench):
     if not folder.is_dir():
         pytest.skip(f"the real frames of asi120 are not here ({folder})")
     for path in sorted(folder.glob("*/*.fit")):
-        loaded = image_io.load(path)
+        loaded = frame_file.load(path)
         frame = header.parse(
             loaded.info.cards,
             shape=loaded.info.shape,

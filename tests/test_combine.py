@@ -10,7 +10,7 @@ from astropy.stats import sigma_clip
 
 from calib_library.combine import ArrayRows, median, sigma_clipped_mean, sorting_network
 from calib_library.errors import IncompatibleFramesError
-from calib_library.image_io import RowReader
+from calib_library.images.row_reader import RowReader
 
 
 def cube(n, *, shape=(9, 150), seed=1, dtype=np.uint16):

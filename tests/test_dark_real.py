@@ -10,9 +10,10 @@ from pathlib import PurePath
 import numpy as np
 import pytest
 
-from calib_library import build, dark_compose, dark_model, header, image_io
+from calib_library import build, dark_compose, dark_model, header
 from calib_library.defects import local_median
 from calib_library.frame import FrameType
+from calib_library.images import frame_file
 from tests.nights import shared
 from tests.records import master
 
@@ -23,7 +24,7 @@ MEDIAN_OF_CHI2 = 0.4549  # with one degree of freedom
 
 def frames_of(folder, pattern) -> tuple[np.ndarray, list]:
     """(frames, ny, nx) float32 ADU and their records."""
-    loaded = [image_io.load(path) for path in sorted(folder.glob(pattern))]
+    loaded = [frame_file.load(path) for path in sorted(folder.glob(pattern))]
     records = [
         header.parse(
             one.info.cards,

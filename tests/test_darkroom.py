@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
-from calib_library import build, darks, image_io
+from calib_library import build, darks
 from calib_library.dark_model import Rule
 from calib_library.errors import LibraryError, NoMatchingMasterError
 from calib_library.frame import FrameType
+from calib_library.images import product_file
 from calib_library.library import BuiltMaster, CalibrationLibrary, Input
 from daemon.calibration import Calibrator, _Kept, masters_in
 from daemon.darkroom import DarkChoice
@@ -55,7 +56,7 @@ class Shelf:
             f"masters/MasterDark_{exposure_s:g}s_{temperature_c:g}C_{taken.id}.fits"
         )
         (self.root / "masters").mkdir(exist_ok=True)
-        image_io.write_fits(self.root / path, self.sensor.images[taken.id], [], scale="unit")
+        product_file.write_fits(self.root / path, self.sensor.images[taken.id], [], scale="unit")
         built = BuiltMaster(
             set_id=set_id,
             generation=self.library.next_generation(set_id),
@@ -384,7 +385,7 @@ def test_a_night_between_two_sets_of_darks(tmp_path):
         assert {model.rule for model in models} == {Rule.HOT_PAIR}
         assert all(model.fitted for model in models)
         assert all(abs(model.temperature_c + 10.0) < 0.2 for model in models)
-        _, cards = image_io.read_product(config.library.path / stack.path)
+        _, cards = product_file.read_product(config.library.path / stack.path)
         values = {card.keyword: card.value for card in cards}
         assert values["CALSTAT"] == "BDF"
         assert values["LKDTEMP"] == pytest.approx(-10.0, abs=0.15)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib_library import image_io, schema
+from calib_library import schema
+from calib_library.images import product_file
 from daemon import service, storage
 from daemon.config import parse
 from daemon.errors import FatalError
@@ -88,7 +89,7 @@ def sound(root):
         recorded = {path for (path,) in db.execute("SELECT path FROM stack")}
         recorded |= {path for (path,) in db.execute("SELECT path FROM master")}
     for path in recorded - {None}:
-        image_io.read_product(root / path)
+        product_file.read_product(root / path)
 
 
 def finish_and_compare(tmp_path, undisturbed):

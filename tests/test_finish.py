@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib_library import flat, image_io, schema
+from calib_library import flat, schema
+from calib_library.images import frame_file, product_file
 from daemon import bands, finish, masters
 from daemon.config import parse
 from daemon.ledger.ledger import Ledger
@@ -42,7 +43,7 @@ def worked(plan, folder):
         now = dt.datetime.now(dt.UTC)
         for path in paths:
             stat = path.stat()
-            info = image_io.probe(path)
+            info = frame_file.probe(path)
             parts.ledger.add(
                 path=path,
                 root=folder / "in",
@@ -95,8 +96,8 @@ def make(parts, **options):
 def written(parts, made):
     """The image (planes, ny, nx), its coverage, and its cards."""
     path = parts.config.library.path / made.path
-    image, cards = image_io.read_product(path)
-    coverage = image_io.read_extra(path, "COVERAGE")
+    image, cards = product_file.read_product(path)
+    coverage = product_file.read_extra(path, "COVERAGE")
     return image.reshape(-1, *image.shape[-2:]), coverage, cards
 
 
@@ -112,7 +113,7 @@ def from_whole_frames(parts, members=None):
     frames = [parts.ledger.get(m.frame_id) for m in members]
     again = [
         pipeline.calibrated(
-            image_io.load(frame.path),
+            frame_file.load(frame.path),
             frame.record,
             pipeline.calibrator.recorded(m.masters),
             clean=pipeline.cleans(len(members)),
@@ -407,8 +408,8 @@ def in_blocks(fine):
 def drizzled(parts, **options):
     made = make(parts, drizzle=True, **options)
     path = parts.config.library.path / made.drizzled
-    image, cards = image_io.read_product(path)
-    weight = image_io.read_extra(path, "WEIGHT")
+    image, cards = product_file.read_product(path)
+    weight = product_file.read_extra(path, "WEIGHT")
     shape = (-1, *image.shape[-2:])
     return made, image.reshape(shape), weight.reshape(shape), cards
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from calib_library import image_io
+from calib_library.images import product_file
 from daemon import cli
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
@@ -110,12 +110,12 @@ def test_finish_makes_the_exact_stack(taken, tmp_path, capsys):
     outcome = Outcome(config)
     (stack,) = outcome.stacks
     assert stack.final_frames == 6
-    exact, _ = image_io.read_product(config.library.path / stack.final_path)
+    exact, _ = product_file.read_product(config.library.path / stack.final_path)
     growing = outcome.image(stack)
     assert exact.shape == growing.shape
     # Both see the same sky: they differ by a fraction of the noise of one frame.
     sigma = outcome.members[stack.id][0].quality.noise_adu
     assert np.median(np.abs(exact - growing)) < 0.1 * sigma
     (fine,) = (config.library.path / stack.final_path).parent.glob("*_drizzle.fits")
-    assert image_io.read_product(fine)[0].shape == tuple(2 * side for side in exact.shape)
+    assert product_file.read_product(fine)[0].shape == tuple(2 * side for side in exact.shape)
     assert any("FINAL" in line for line in outcome.log.splitlines())

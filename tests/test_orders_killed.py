@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from calib_library import image_io
+from calib_library.images import frame_file, product_file
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
 from tests import killing
@@ -15,7 +15,7 @@ from tests.nights import Outcome, config_for, run
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from calib_library import image_io
+from calib_library.images import frame_file, product_file
 from daemon import finish, orders, service
 from daemon.config import load
 from daemon.ledger.stacks import Stacks
@@ -68,7 +68,8 @@ def held(config):
     if stack.path is None:
         return None
     cards = {
-        card.keyword: card.value for card in image_io.probe(config.library.path / stack.path).cards
+        card.keyword: card.value
+        for card in frame_file.probe(config.library.path / stack.path).cards
     }
     return cards["NCOMBINE"]
 
@@ -113,6 +114,6 @@ def test_a_stack_is_finished_once(point, tmp_path):
     assert stack.final_frames == len(Outcome(config).members[1])
     finals = list(config.library.path.rglob("*_final_v*.fits"))
     assert finals == [config.library.path / stack.final_path]
-    image_io.read_product(finals[0])
+    product_file.read_product(finals[0])
     assert finals[0].with_name(finals[0].name.split("_v")[0] + ".fits").exists()
     assert not list((config.library.path / "orders").iterdir())

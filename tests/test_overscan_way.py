@@ -5,9 +5,10 @@ import sqlite3
 import numpy as np
 import pytest
 
-from calib_library import build, image_io, overscan, schema
+from calib_library import build, overscan, schema
 from calib_library.errors import HeaderError
 from calib_library.frame import FrameType
+from calib_library.images import product_file
 from calib_library.library import CalibrationLibrary
 from daemon import service
 from daemon.orders import Action, Order
@@ -98,7 +99,7 @@ def test_the_exact_stack_is_that_of_the_growing_one(night):
     assert service.carry_out(config, [Order(Action.FINISH, stack.id)]) == 0
     after = Outcome(config)
     [stack] = after.stacks
-    exact = image_io.read_product(config.library.path / stack.final_path)[0]
+    exact = product_file.read_product(config.library.path / stack.final_path)[0]
     assert exact.shape == growing.shape
     inner = np.s_[10:-10, 10:-10]
     difference = (exact - growing)[inner]

@@ -15,7 +15,7 @@ import pytest
 from astropy.io import fits
 
 from calib_library.combine import sigma_clipped_mean
-from calib_library.image_io import RowReader
+from calib_library.images.row_reader import RowReader
 
 N, SHAPE, NOISE = 20, (64, 96), 12.0
 TRUTH = 1000.0 + 20.0 * np.sin(np.arange(SHAPE[1]) / 7.0) * np.ones(SHAPE)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from calib_library import image_io
 from calib_library.errors import ImageError
+from calib_library.images import frame_file, product_file
 from daemon.reader import KEPT, Reader
 
 
@@ -16,7 +16,7 @@ def reader():
 
 
 def write(path, value):
-    image_io.write_fits(path, np.full((10, 12), value, np.float32), [], scale="adu")
+    product_file.write_fits(path, np.full((10, 12), value, np.float32), [], scale="adu")
     return path
 
 
@@ -26,7 +26,7 @@ def test_what_is_read_ahead_is_what_is_loaded(reader, tmp_path):
         reader.ahead(following)
         loaded = reader.load(path)
         assert loaded.pixels[0, 0] == int(path.stem)
-        assert loaded.sha256 == image_io.load(path).sha256
+        assert loaded.sha256 == frame_file.load(path).sha256
 
 
 def test_errors_come_when_the_file_is_wanted(reader, tmp_path):

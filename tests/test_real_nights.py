@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib_library import image_io, schema
+from calib_library import schema
+from calib_library.images import frame_file
 from daemon import remake, service
 from daemon.light import quality, stars
 from daemon.log import StatusLog
@@ -70,7 +71,7 @@ def test_tres1_darks_and_a_drift_of_many_pixels(tmp_path):
 
 def raw(path) -> np.ndarray:
     """One frame as it came, float32 ADU."""
-    return image_io.load(path).pixels.astype(np.float32)
+    return frame_file.load(path).pixels.astype(np.float32)
 
 
 def single_hot_pixels(image: np.ndarray) -> int:

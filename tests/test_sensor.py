@@ -9,7 +9,7 @@ import pytest
 from calib_library import sensor
 from calib_library.combine import ArrayRows
 from calib_library.errors import IncompatibleFramesError
-from calib_library.image_io import RowReader
+from calib_library.images.row_reader import RowReader
 from calib_library.sensor_record import DarkCurrent, Measured, SensorRecord
 from daemon.simulator.camera import dark_ratio
 from tests.nights import shared

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from calib_library import image_io, restore
+from calib_library import restore
 from calib_library.frame import FrameRecord, FrameType
+from calib_library.images import product_file
 from calib_library.library import CalibrationLibrary
 from daemon import service
 from daemon.calibration import Calibrator, masters_in
@@ -219,7 +220,7 @@ def test_members_and_the_header_say_of_both(nights):
     assert {m.masters["flat"] for m in [*old, *new]} == {light["dome"]}
     assert not any("sky_flat" in m.masters for m in old)
     assert {m.masters["sky_flat"] for m in new} == {light["sky"]}
-    cards = image_io.read_product(config.library.path / after.stacks[0].path)[1]
+    cards = product_file.read_product(config.library.path / after.stacks[0].path)[1]
     history = [card.value for card in cards if card.keyword == "HISTORY"]
     assert "flat: dome x smooth(twilight / dome), 4 of 4 frames" in history
     assert sum("MasterFlat" in str(line) for line in history) == 2
@@ -230,7 +231,7 @@ def test_the_exact_stack_replays_the_same_flat(nights):
     growing = after.image(after.stacks[0])
     assert service.carry_out(config, [Order(Action.FINISH, after.stacks[0].id)]) == 0
     [stack] = Outcome(config).stacks
-    exact = image_io.read_product(config.library.path / stack.final_path)[0]
+    exact = product_file.read_product(config.library.path / stack.final_path)[0]
     assert unevenness(exact) == pytest.approx(unevenness(growing), abs=2e-4)
 
 

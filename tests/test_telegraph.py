@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from calib_library import defects, image_io
+from calib_library import defects
+from calib_library.images import frame_file
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator
 from daemon.simulator.night import frames, small_plan
@@ -59,7 +60,7 @@ def test_they_are_bad_in_every_light(night):
             quiet_s=lambda: 0.0,
         )
         choice = calibrator.choose(light.record, session=light.night, now=None)
-        done = calibrator.apply(image_io.load(light.path).pixels, light.record, choice)
+        done = calibrator.apply(frame_file.load(light.path).pixels, light.record, choice)
     bad = np.flatnonzero(done.mask & defects.BAD)
     assert len(np.intersect1d(bad, jumping)) >= 57
     assert len(bad) < 0.02 * done.mask.size

@@ -21,7 +21,8 @@ from answer import serve
 from numba import prange
 from stages import Point, Seconds, Stages, added, clocks, since, without
 
-from calib_library import header, image_io, inspect, schema
+from calib_library import header, inspect, schema
+from calib_library.images import frame_file, product_file
 from calib_library.kernels import kernel
 from daemon import calibration, masters, warmup
 from daemon.config import Config, parse
@@ -38,9 +39,9 @@ from daemon.stack import final, live
 Image = npt.NDArray[np.float32]
 
 POINTS: tuple[Point, ...] = (
-    (image_io, "probe", "probe"),
+    (frame_file, "probe", "probe"),
     (header, "parse", "header"),
-    (image_io, "load", "load and hash"),
+    (frame_file, "load", "load and hash"),
     (inspect, "examine", "inspect"),
     (calibration.Calibrator, "choose", "choose masters"),
     (calibration.Calibrator, "apply", "masters, bad pixels"),
@@ -107,7 +108,7 @@ def _now() -> dt.datetime:
 def arrive(parts: Parts, path: Path, *, root: Path) -> None:
     """What the worker does when the intake delivers a complete file."""
     stat = path.stat()
-    info = image_io.probe(path)
+    info = frame_file.probe(path)
     identity = parts.pipeline.identify(info, root=root, mtime_ns=stat.st_mtime_ns)
     parts.ledger.add(path, root, stat.st_size, stat.st_mtime_ns, identity=identity, now=_now())
 
@@ -309,7 +310,7 @@ def rays(*, library: str, watched: str, path: str) -> dict[str, Any]:
         return clean(image, **options)
 
     with opened(configuration(Path(library), Path(watched), memory_mb=1500)) as parts:
-        loaded = image_io.load(Path(path))
+        loaded = frame_file.load(Path(path))
         identity = parts.pipeline.identify(
             loaded.info, root=Path(watched), mtime_ns=loaded.mtime_ns
         )
@@ -353,7 +354,7 @@ def registered(*, library: str, watched: str, output: str) -> dict[str, Any]:
         for number, (frame, member) in enumerate(placed(parts), start=1):
             assert frame.record is not None
             image, _ = parts.pipeline.calibrated(
-                image_io.load(frame.path),
+                frame_file.load(frame.path),
                 frame.record,
                 parts.pipeline.calibrator.recorded(member.masters),
                 clean=False,
@@ -364,7 +365,7 @@ def registered(*, library: str, watched: str, output: str) -> dict[str, Any]:
             level = member.terms.scale * moved[0] + (a + bx * x + by * y).astype(np.float32)
             level[coverage == 0] = 0
             path = folder / f"flat_{number:05d}.fit"
-            image_io.write_fits(path, level, (), scale="unit")
+            product_file.write_fits(path, level, (), scale="unit")
             terms.append(
                 {
                     "index": number - 1,
@@ -391,7 +392,7 @@ def finish(*, folder: str, output: str) -> dict[str, Any]:
         live.FrameTerms(**{**one, "planes": tuple(tuple(plane) for plane in one["planes"])})
         for one in json.loads((Path(folder) / "terms.json").read_text())
     ]
-    infos = [image_io.probe(path) for path in paths]
+    infos = [frame_file.probe(path) for path in paths]
     ny, nx = infos[0].shape
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
@@ -403,7 +404,7 @@ def finish(*, folder: str, output: str) -> dict[str, Any]:
             _native(stored.reshape(-1, nx))
 
         made = final.combine_into(fill, terms, shape=(1, ny, nx))
-    image_io.write_fits(Path(output), made.image.mean[0], (), scale="adu")
+    product_file.write_fits(Path(output), made.image.mean[0], (), scale="adu")
     return {"frames": len(paths), "rejected": [float(share) for share in made.rejected]}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from calib_library.errors import ImageError, IncompleteImageError
-from calib_library.image_io import probe
+from calib_library.images.frame_file import probe
 from daemon.intake.scan import Folder, Found, belongs, image_name, scan
 from daemon.intake.settle import (
     Blocked,

@@ -1,7 +1,7 @@
 """The foreign camera program's part: puts simulated frames on disk the way such programs do.
 
-This is the one module besides `image_io` that writes FITS, and on purpose not by its means: what
-the daemon reads must not come from its own writer.
+This is the one module besides `product_file` that writes FITS, and on purpose not by its means:
+what the daemon reads must not come from its own writer.
 """
 
 import collections

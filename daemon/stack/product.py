@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, image_io
+from calib_library import __version__, atomic
 from calib_library.dark_model import DarkPlan
 from calib_library.frame import Card, FrameRecord
+from calib_library.images import product_file
 from daemon.darkroom import DarkChoice
 from daemon.ledger.stacks import Member, Stack
 from daemon.report import preview
@@ -217,7 +218,7 @@ def write(
     image: live.StackImage,
     cards: Sequence[Card],
     *,
-    scale: image_io.Scale,
+    scale: product_file.Scale,
 ) -> None:
     """Write one generation to `relative`, a path in the library. The ledger's pointer is the
     caller's to move.
@@ -226,7 +227,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     mean = image.mean if len(image.mean) > 1 else image.mean[0]
     weight = image.weight if image.weight.ndim == 2 or len(image.weight) > 1 else image.weight[0]
-    image_io.write_fits(
+    product_file.write_fits(
         path,
         mean,
         cards,
@@ -240,7 +241,7 @@ def write_preview(root: Path, relative: Path, image: live.StackImage, *, max_px:
     """Write the auto-stretched picture to `relative`, a path in the library."""
     path = root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
-    image_io.write_bytes(path, preview.png(image.mean, coverage=image.coverage, max_px=max_px))
+    atomic.write_bytes(path, preview.png(image.mean, coverage=image.coverage, max_px=max_px))
 
 
 def link_newest(root: Path, link_to: Path, newest: Path) -> None:

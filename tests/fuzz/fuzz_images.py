@@ -24,10 +24,14 @@ except ImportError:
     atheris = None
 
 if atheris is None:
-    from calib_library import header, image_io
+    from calib_library import header
+    from calib_library.images import frame_file
+    from calib_library.images.row_reader import RowReader
 else:
     with atheris.instrument_imports(include=["calib_library"]):
-        from calib_library import header, image_io
+        from calib_library import header
+        from calib_library.images import frame_file
+        from calib_library.images.row_reader import RowReader
 from calib_library.errors import HeaderError, ImageError
 from tests import hostile
 
@@ -87,12 +91,12 @@ def mutate(data, rng):
 def check(path):
     """Read one file in every way there is."""
     try:
-        info = image_io.probe(path)
-        loaded = image_io.load(path)
+        info = frame_file.probe(path)
+        loaded = frame_file.load(path)
         assert loaded.pixels.shape == loaded.info.shape == info.shape
         assert str(loaded.pixels.dtype) == info.storage
         if len(info.shape) == 2:
-            with image_io.RowReader(path) as reader:
+            with RowReader(path) as reader:
                 rows = reader.to_float(reader.rows(0, min(3, info.shape[0])))
                 assert rows.shape == (min(3, info.shape[0]), info.shape[1])
         record = header.parse(info.cards, shape=info.shape, storage=info.storage, path=PATH)

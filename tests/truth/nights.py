@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from calib_library import image_io, schema
+from calib_library import schema
 from calib_library.frame import FrameType
+from calib_library.images import frame_file
 from daemon import finish, masters
 from daemon.bands import open_sources
 from daemon.config import parse
@@ -74,7 +75,7 @@ class Night:
         """(planes, ny, nx) and mask of one light, as it was stacked."""
         pipeline = self.parts.pipeline
         return pipeline.calibrated(
-            image_io.load(light.frame.path),
+            frame_file.load(light.frame.path),
             light.frame.record,
             pipeline.calibrator.recorded(light.member.masters),
             clean="cosmics cleaned" in light.member.flags,
@@ -84,7 +85,7 @@ class Night:
         """(ny, nx) and mask of one light, calibrated, before anything else."""
         calibrator = self.parts.pipeline.calibrator
         result = calibrator.apply(
-            image_io.load(light.frame.path).pixels,
+            frame_file.load(light.frame.path).pixels,
             light.frame.record,
             calibrator.recorded(light.member.masters),
         )
@@ -153,7 +154,7 @@ def worked(plan: NightPlan, folder: Path) -> Iterator[Night]:
 
 def _add(parts: Parts, path: Path, root: Path) -> None:
     stat = path.stat()
-    identity = parts.pipeline.identify(image_io.probe(path), root=root, mtime_ns=stat.st_mtime_ns)
+    identity = parts.pipeline.identify(frame_file.probe(path), root=root, mtime_ns=stat.st_mtime_ns)
     parts.ledger.add(
         path=path,
         root=root,

@@ -14,21 +14,14 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib_library import image_io
+from calib_library.atomic import atomically, write_bytes
 from calib_library.errors import ImageError, IncompleteImageError
 from calib_library.fits_cards import format_card, parse_card
 from calib_library.frame import Card
-from calib_library.image_io import (
-    RowReader,
-    RowWriter,
-    atomically,
-    load,
-    probe,
-    read_extra,
-    read_product,
-    write_bytes,
-    write_fits,
-)
+from calib_library.images import frame_file
+from calib_library.images.frame_file import load, probe
+from calib_library.images.product_file import RowWriter, read_extra, read_product, write_fits
+from calib_library.images.row_reader import RowReader
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -362,14 +355,14 @@ def test_checksums_are_verified(tmp_path, keyword):
 
 def test_a_file_that_changes_while_it_is_read_is_incomplete(tmp_path, monkeypatch):
     path = put(tmp_path, whole(tmp_path))
-    read = image_io._read_and_hash
+    read = frame_file._read_and_hash
 
     def read_while_it_is_touched(file, raw):
         digest = read(file, raw)
         os.utime(path, ns=(1, 1))
         return digest
 
-    monkeypatch.setattr(image_io, "_read_and_hash", read_while_it_is_touched)
+    monkeypatch.setattr(frame_file, "_read_and_hash", read_while_it_is_touched)
     with pytest.raises(IncompleteImageError, match="changed"):
         load(path)
 
