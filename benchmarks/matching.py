@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from calib_library.catalogue import agenda, candidates, filing, registry
+from calib_library.catalogue.records import BuiltMaster
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
-from calib_library.library import BuiltMaster, CalibrationLibrary
+from calib_library.library import CalibrationLibrary
 from calib_library.schema import transaction
 
 MASTERS, FRAMES, QUESTIONS = 10_000, 200_000, 300
@@ -86,7 +88,8 @@ def fill(library: CalibrationLibrary, generator: random.Random) -> None:
             frame = record(generator, generator.choice(KINDS))
             # Every master has its own set: some sets would take frames of two.
             session = f"{number}"
-            set_id = library.file_frame(
+            set_id = filing.file_frame(
+                library,
                 frame,
                 sha256=f"{number:064x}",
                 path=Path(f"/c/{number}"),
@@ -108,7 +111,7 @@ def fill(library: CalibrationLibrary, generator: random.Random) -> None:
                 version="",
                 notes=(),
             )
-            library.register(made, NIGHT, frames=20)
+            registry.register(library, made, NIGHT, frames=20)
             sets.append(set_id)
         text = record(generator, FrameType.DARK).to_json()
         library.db.conn.executemany(
@@ -131,8 +134,8 @@ def measure(name: str, asked: list[Callable[[], object]]) -> None:
 
 
 def _pending(library: CalibrationLibrary, light: FrameRecord) -> object:
-    return library.pending(
-        light, FrameType.DARK, session="1", now=NIGHT, min_frames=5, quiet_s=60.0
+    return agenda.pending(
+        library, light, FrameType.DARK, session="1", now=NIGHT, min_frames=5, quiet_s=60.0
     )
 
 
@@ -147,9 +150,9 @@ def main(folder: Path) -> None:
         print(f"(filled in {time.perf_counter() - begin:.0f} s)")
         lights = [record(generator, FrameType.LIGHT) for _ in range(QUESTIONS)]
         for kind in (FrameType.DARK, FrameType.FLAT, FrameType.BIAS):
-            found = [library.match(light, kind, session="1").chosen for light in lights]
+            found = [candidates.best(library, light, kind, session="1").chosen for light in lights]
             name = f"{kind}: {sum(one is not None for one in found)} of {len(lights)} matched"
-            ask = functools.partial(library.match, kind=kind, session="1")
+            ask = functools.partial(candidates.best, library, kind=kind, session="1")
             measure(name, [functools.partial(ask, light) for light in lights])
         measure(
             "a set that may be waited for",
@@ -160,7 +163,8 @@ def main(folder: Path) -> None:
             "one more frame filed",
             [
                 functools.partial(
-                    library.file_frame,
+                    filing.file_frame,
+                    library,
                     frame,
                     sha256=f"new{n}",
                     path=Path("/c/new"),

@@ -21,17 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import __version__, atomic, combine, compare, flat, match, overscan, suspects
+from calib_library.catalogue.records import BuiltMaster, CalibrationSet, FiledFrame, Input
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import CalibrationKey, Card, FrameType
 from calib_library.images import product_file
 from calib_library.images.row_reader import RowReader
-from calib_library.library import (
-    MASTERS_FOLDER,
-    BuiltMaster,
-    CalibrationSet,
-    FiledFrame,
-    Input,
-)
+from calib_library.library import MASTERS_FOLDER
 from calib_library.match import MasterRecord
 
 Floats = npt.NDArray[np.float32]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import build, dark_compose, dark_model, dark_temperature
+from calib_library.catalogue import candidates
 from calib_library.dark_compose import Composed, LightNoise, ReadRows
 from calib_library.dark_model import DarkPlan, Energies, Leg
 from calib_library.dark_temperature import FitBasis, FitPixels
@@ -228,7 +229,10 @@ def dark_for(
     record = _light_of(like.key, like.row_order, exposure_s, temperature_c)
     darks = Darks(library.root, library.master)
     made = darks.plan(
-        library.darks(record), exposure_s=exposure_s, temperature_c=temperature_c, force=force
+        candidates.darks(library, record),
+        exposure_s=exposure_s,
+        temperature_c=temperature_c,
+        force=force,
     )
     composed = darks.compose(made)
     assert composed.error is not None

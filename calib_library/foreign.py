@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import __version__, build, header, match
+from calib_library.catalogue import cameras, candidates, registry
+from calib_library.catalogue.records import BuiltMaster
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, Card, FrameRecord, FrameType
 from calib_library.images import frame_file, product_file
 from calib_library.images.product_file import FULL_SCALE_ADU
-from calib_library.library import MASTERS_FOLDER, BuiltMaster, CalibrationLibrary
+from calib_library.library import MASTERS_FOLDER, CalibrationLibrary
 from calib_library.match import MasterRecord
 
 Floats = npt.NDArray[np.float32]
@@ -161,8 +163,8 @@ def take(
         version=f"imported, made by {record.program or 'an unknown program'}",
         notes=(f"Imported from {foreign.source.name}.", *foreign.notes),
     )
-    return library.register_import(
-        record, made, source=foreign.source.name, session=session, now=now
+    return registry.register_import(
+        library, record, made, source=foreign.source.name, session=session, now=now
     )
 
 
@@ -223,7 +225,7 @@ def _inferred(
     The storage is always the raw frames': a float master is of 16-bit frames.
     """
     key = dataclasses.replace(record.key, storage="uint16")
-    known = library.keys_of(key.camera, key.width, key.height)
+    known = cameras.keys_of(library, key.camera, key.width, key.height)
     notes = []
     for name in ("gain", "offset", "readout_mode", "bayer_pattern", "sections", "storage"):
         values = {getattr(one, name) for one in known}
@@ -288,7 +290,7 @@ def _in_adu(
     if UNIT_PROGRAMS.search(" ".join(_programs(loaded, record))):
         image *= np.float32(FULL_SCALE_ADU)
         return image, "Its pixels from 0 to 1 were multiplied by 65535, as its program scales."
-    for master in library.candidates(record, record.frame_type or FrameType.DARK):
+    for master in candidates.near(library, record, record.frame_type or FrameType.DARK):
         fits = dataclasses.replace(master.key, gain=record.key.gain) == record.key
         if fits and match.same_exposure(master.exposure_s, record.exposure_s):
             known = float(np.median(build.load_master(library.root, master)[::4, ::4]))

@@ -15,16 +15,7 @@ from typing import Final
 
 from calib_library import keywords as kw
 from calib_library import overscan
-from calib_library.cards import (
-    Reader,
-    Value,
-    collapse,
-    compact,
-    number,
-    quantity,
-    text_of,
-    truth,
-)
+from calib_library.cards import Reader, Value, collapse, compact, number, quantity, text_of, truth
 from calib_library.errors import HeaderError
 from calib_library.frame import CalibrationKey, Card, FrameRecord, FrameType
 from calib_library.kinds import flat_light, frame_type, normalise_type, says_nothing

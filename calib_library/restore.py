@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 
 from calib_library import header
+from calib_library.catalogue.records import BuiltMaster
 from calib_library.errors import ImageError, LibraryError
 from calib_library.frame import FrameRecord
 from calib_library.images import frame_file
 from calib_library.images.structure import ImageInfo
-from calib_library.library import MASTERS_FOLDER, BuiltMaster
+from calib_library.library import MASTERS_FOLDER
 
 Value = str | int | float | bool | None
 

@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import build, compare, defects, flat, match, overscan
+from calib_library.catalogue import agenda, by_hand, candidates, registry
+from calib_library.catalogue.by_hand import Choice
+from calib_library.catalogue.records import CalibrationSet
 from calib_library.dark_compose import Composed
 from calib_library.dark_model import DarkPlan
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
-from calib_library.library import CalibrationLibrary, CalibrationSet, Choice
+from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord
 from daemon.darkroom import DarkChoice, DarkRoom, key_of
 from daemon.ledger.ledger import Explanation
@@ -171,7 +174,7 @@ class Calibrator:
 
         With `now`, `pending_set` names a set that will soon give a master that is missing.
         """
-        chosen = self._library.by_hand(target=target, sha256=sha256)
+        chosen = by_hand.chosen(self._library, target=target, sha256=sha256)
         flags = [f"{kind} chosen by hand" for kind in chosen]
         dark: MasterRecord | None = None
         explanation: Explanation = []
@@ -324,8 +327,8 @@ class Calibrator:
         other = {"dome": "sky", "sky": "dome"}.get(found.flat_light or "")
         if other is None:
             return found, None, []
-        second = self._library.match(
-            record, FrameType.FLAT, session=session, flat_light=other
+        second = candidates.best(
+            self._library, record, FrameType.FLAT, session=session, flat_light=other
         ).chosen
         if second is None:
             return found, None, []
@@ -376,7 +379,7 @@ class Calibrator:
         self, record: FrameRecord, kind: FrameType, session: str
     ) -> tuple[MasterRecord | None, Explanation]:
         """The master of one kind for a frame, and every candidate with its score or refusal."""
-        found = self._library.match(record, kind, session=session)
+        found = candidates.best(self._library, record, kind, session=session)
         lines = [found.text, *found.notes]
         for candidate in found.candidates:
             verdict = candidate.refused or f"score {candidate.score:.3g}"
@@ -386,7 +389,8 @@ class Calibrator:
     def _pending(
         self, record: FrameRecord, kind: FrameType, session: str, now: dt.datetime
     ) -> CalibrationSet | None:
-        return self._library.pending(
+        return agenda.pending(
+            self._library,
             record,
             kind,
             session=session,
@@ -549,7 +553,7 @@ class Calibrator:
 
     def _jumping(self, dark: MasterRecord) -> npt.NDArray[np.int64]:
         """The telegraph pixels (n,) that the frames of a dark showed: flat indices, ascending."""
-        found = self._library.telegraph(dark.id)
+        found = registry.telegraph(self._library, dark.id)
         return np.empty(0, np.int64) if found is None else defects.unpack_pixels(found)
 
     def _cold(

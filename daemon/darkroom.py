@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import dark_model, dark_temperature
+from calib_library.catalogue import candidates
 from calib_library.dark_compose import Composed, LightNoise
 from calib_library.dark_model import DarkPlan
 from calib_library.darks import Darks
@@ -98,7 +99,7 @@ class DarkRoom:
         """
         if record.exposure_s is None or record.temperature_c is None:
             return None
-        pool = self._library.darks(record)
+        pool = candidates.darks(self._library, record)
         considered = self._considered(record, pool, fitted_c)
         try:
             model = self._plan(record, pool, record.temperature_c)
@@ -120,7 +121,7 @@ class DarkRoom:
         if choice.model is None or record.temperature_c is None:
             return choice
         light = LightNoise(noise_adu, record.e_per_adu or 1.0)
-        pool = self._library.darks(record)
+        pool = candidates.darks(self._library, record)
         found, why = self._fit(pixels, record, choice.model, pool, light)
         model, note = self._best(choice.model, pool, found, light)
         verdict = self._judge(model, noise_adu, record)

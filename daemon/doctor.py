@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calib_library import schema
+from calib_library.catalogue import registry
 from calib_library.errors import ImageError, LibraryError
 from calib_library.images import frame_file
 from calib_library.library import CalibrationLibrary
@@ -144,7 +145,7 @@ def _stacks(root: Path, stacks: Stacks) -> Iterator[Finding]:
 
 def _orphans(root: Path, library: CalibrationLibrary, stacks: Stacks) -> Finding:
     used = stacks.product_paths()
-    found = [path.relative_to(root) for path in library.orphans()]
+    found = [path.relative_to(root) for path in registry.orphans(library)]
     if used:
         found += [
             relative

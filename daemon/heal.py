@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from calib_library import atomic
+from calib_library.catalogue import agenda, registry
 from calib_library.errors import ImageError
 from calib_library.images import product_file
 from daemon.ledger.stacks import Stack
@@ -44,7 +45,7 @@ def heal(parts: Parts) -> None:
             _link(root, Path(stack.final_path))
     for master in parts.library.masters():
         if not (root / master.path).exists():
-            parts.library.rebuild_due(master.set_id)
+            agenda.rebuild_due(parts.library, master.set_id)
             parts.log.warning("LOST", f"{master.path} is gone; it will be built again")
 
 
@@ -56,7 +57,7 @@ def sweep(parts: Parts) -> None:
         for path in (root / "stacks").rglob("*_v[0-9][0-9][0-9][0-9]*.fits"):
             if str(path.relative_to(root)) not in used:
                 path.unlink()
-    for orphan in parts.library.orphans():
+    for orphan in registry.orphans(parts.library):
         orphan.unlink(missing_ok=True)
 
 

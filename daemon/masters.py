@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import build, defects
+from calib_library.catalogue import agenda, cameras, candidates, registry
+from calib_library.catalogue.records import BuiltMaster, CalibrationSet, FiledFrame
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.images.row_reader import RowReader
-from calib_library.library import BuiltMaster, CalibrationSet, FiledFrame
 from daemon import storage
 from daemon.explain import describe
 from daemon.ledger.stacks import Member
@@ -30,7 +31,7 @@ def build_due(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float, beat: Bea
     Returns how many were built.
     """
     settings = pipeline.config.calibration
-    due = pipeline.library.due_sets(now, min_frames=settings.min_frames, quiet_s=quiet_s)
+    due = agenda.due_sets(pipeline.library, now, min_frames=settings.min_frames, quiet_s=quiet_s)
     built = 0
     for one in due:
         built += _build(pipeline, one, now=now, beat=beat)
@@ -46,9 +47,9 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
             one,
             frames,
             root=pipeline.config.library.path,
-            generation=pipeline.library.next_generation(one.id),
-            subtract=pipeline.library.pedestals(one, frames),
-            predecessor=pipeline.library.predecessor(one),
+            generation=registry.next_generation(pipeline.library, one.id),
+            subtract=candidates.pedestals(pipeline.library, one, frames),
+            predecessor=candidates.predecessor(pipeline.library, one),
             sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
         )
@@ -59,14 +60,15 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
         # The lights that wait for it go on with what there is; the set is tried again when
         # another frame joins it.
         with pipeline.ledger.transaction():
-            pipeline.library.build_failed(one.id, str(error), now)
+            agenda.build_failed(pipeline.library, one.id, str(error), now)
             pipeline.ledger.release_waiting([one.id])
         return False
     jumping = _telegraph(pipeline, one, frames, made, label=label)
     with pipeline.ledger.transaction():
-        master = pipeline.library.register(made, now)
+        master = registry.register(pipeline.library, made, now)
         if jumping is not None:
-            pipeline.library.keep_telegraph(
+            registry.keep_telegraph(
+                pipeline.library,
                 master.id,
                 pixels=defects.pack_pixels(jumping),
                 found=len(jumping),
@@ -95,7 +97,7 @@ def _telegraph(
     used = {entry.sha256 for entry in made.inputs if entry.left_out is None}
     if one.frame_type is not FrameType.DARK or len(used) < defects.TELEGRAPH_FRAMES:
         return None
-    gain = pipeline.library.gain(one.key, one.row_order)
+    gain = cameras.gain(pipeline.library, one.key, one.row_order)
     try:
         with contextlib.ExitStack() as stack:
             return defects.find_telegraph(

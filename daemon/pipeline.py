@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import header, inspect
+from calib_library.catalogue import cameras, filing
 from calib_library.errors import HeaderError, ImageError, IncompleteImageError
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.images import frame_file, product_file
@@ -187,7 +188,8 @@ class Pipeline:
     ) -> State:
         """File a bias, dark, flat or flat-dark."""
         with self.ledger.transaction():
-            set_id = self.library.file_frame(
+            set_id = filing.file_frame(
+                self.library,
                 identity.record,
                 sha256=loaded.sha256,
                 path=frame.path,
@@ -338,7 +340,7 @@ class Pipeline:
         record = identity.record
         if record.e_per_adu is not None:
             return identity
-        gain = self.library.gain(record.key, record.row_order)
+        gain = cameras.gain(self.library, record.key, record.row_order)
         if gain is None:
             return identity
         record = dataclasses.replace(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from calib_library import atomic, restore, schema
+from calib_library.catalogue import recovery, registry
 from calib_library.library import MASTERS_FOLDER, CalibrationLibrary
 from daemon import storage
 from daemon.errors import FatalError
@@ -65,12 +66,13 @@ def rebuild(root: Path, *, from_files: bool, now: dt.datetime) -> Rebuilt:
             Ledger.prepare(db)
             id_ = schema.identify(db, proposed=storage.read_marker(root) or storage.new_id())
             if backup is None:
-                library.restore(masters)
+                recovery.register_again(library, masters)
             known = {one.path for one in library.masters(current=False)}
             for one in found:
                 # A backup may be older than an import.
                 if isinstance(one, restore.FoundImport) and one.built.path not in known:
-                    library.register_import(
+                    registry.register_import(
+                        library,
                         one.record,
                         one.built,
                         source=one.source,

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from calib_library.catalogue import cameras
 from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator, masters_in, noise_of, sampled_rows
@@ -101,7 +102,7 @@ class SelfCheck:
     def _unexplained(
         self, noise_adu: float, raw: npt.NDArray[np.generic], record: FrameRecord
     ) -> float | None:
-        measured = self._library.sensor(record.key, record.row_order)
+        measured = cameras.sensor(self._library, record.key, record.row_order)
         if measured is None or measured.sensor is None:
             return None
         return residual.unexplained_noise(

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from calib_library import header, sensor
+from calib_library.catalogue import cameras
+from calib_library.catalogue.records import FiledFrame
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameType
 from calib_library.images import frame_file
 from calib_library.images.row_reader import RowReader
-from calib_library.library import CalibrationLibrary, FiledFrame
+from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord
 from calib_library.sensor_record import DarkCurrent, Measured, Sensor, SensorRecord
 from daemon.pipeline import Pipeline
@@ -34,14 +36,14 @@ def measure_next(pipeline: Pipeline, *, now: dt.datetime, beat: Beat) -> bool:
     in the log.
     """
     library = pipeline.library
-    due = library.unmeasured()
+    due = cameras.unmeasured(library)
     if due is None:
         return False
     key, row_order = due
     beat(f"measuring {key.camera or 'the camera'}")
-    before = [one for one in library.sensors(key, row_order) if one.sensor is not None]
+    before = [one for one in cameras.sensors(library, key, row_order) if one.sensor is not None]
     made = measure(library, key, row_order, before=before[0] if before else None, now=now)
-    library.add_sensor(made)
+    cameras.add_sensor(library, made)
     name = _name(key)
     if made.sensor is None:
         pipeline.log.info("SENSOR", f"{name}: could not be measured: {made.refused}")
@@ -74,7 +76,7 @@ def measure(
 
     `before`: the last measurement, with which this one is compared.
     """
-    masters = library.masters_of(key, row_order)
+    masters = cameras.masters_of(library, key, row_order)
     flats = _pairs(library, [one for one in masters if one.frame_type is FrameType.FLAT])
     biases: list[Pair] = []
     for kind in (FrameType.BIAS, FrameType.FLAT_DARK):

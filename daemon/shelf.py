@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from calib_library import foreign
+from calib_library.catalogue import agenda, by_hand
+from calib_library.catalogue.by_hand import Scope
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
-from calib_library.library import CalibrationLibrary, Scope
+from calib_library.library import CalibrationLibrary
 from daemon.masters import mark_changed
 from daemon.pipeline import Pipeline, night_of
 
@@ -32,7 +34,7 @@ def use(pipeline: Pipeline, master_id: int, words: Mapping[str, str], *, now: dt
                 name = _use(pipeline, master_id, kind, scope, subject, now=now)
                 told = f"{name}, chosen by hand for {label}"
             else:
-                gone = pipeline.library.unuse(kind, scope=scope, subject=subject)
+                gone = by_hand.unuse(pipeline.library, kind, scope=scope, subject=subject)
                 told = f"{gone} masters chosen by hand for {label} are given up: by the rules again"
             stale = mark_changed(pipeline, told)
     except LibraryError as error:
@@ -57,7 +59,7 @@ def _use(
     )
     if (role is FrameType.FLAT) != (master.frame_type is FrameType.FLAT):
         raise LibraryError(f"{master.name} cannot be used as a {role}.")
-    pipeline.library.use(master_id, role, scope=scope, subject=subject, now=now)
+    by_hand.use(pipeline.library, master_id, role, scope=scope, subject=subject, now=now)
     return f"{role}: {master.name}"
 
 
@@ -74,7 +76,7 @@ def _subject(pipeline: Pipeline, words: Mapping[str, str]) -> tuple[Scope, str, 
 def accept(pipeline: Pipeline, set_id: int) -> None:
     """Let the next master of a set be unlike its predecessor: a person says that it is right."""
     try:
-        pipeline.library.accept(set_id)
+        agenda.accept(pipeline.library, set_id)
     except LibraryError as error:
         pipeline.log.warning("ORDER", str(error))
         return

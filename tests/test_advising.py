@@ -10,8 +10,10 @@ from sqlite_utils import Database
 
 from calib_library import schema
 from calib_library.advice import Noise, Shot, Site
+from calib_library.catalogue import cameras
+from calib_library.catalogue.rows import join_key
 from calib_library.frame import CalibrationKey, FrameType
-from calib_library.library import CalibrationLibrary, _join_key
+from calib_library.library import CalibrationLibrary
 from calib_library.sensor_record import DarkCurrent, Measured, Sensor, SensorRecord
 from daemon.cli import main
 from daemon.ledger import lights
@@ -103,7 +105,7 @@ class Records:
 
     def master(self, number, kind, site_key, *, frames=30, exposure_s=300.0, temperature_c=-10.0,
                filter_name=None):  # fmt: skip
-        text = _join_key(site_key, "TOP-DOWN")
+        text = join_key(site_key, "TOP-DOWN")
         common = (str(kind), text, site_key.camera, site_key.width, site_key.height, exposure_s,
                   temperature_c, filter_name)  # fmt: skip
         self.db.conn.execute(
@@ -143,7 +145,7 @@ def command(tmp_path, *words: str) -> int:
 
 def a_small_library(records, *, dithered):
     library = CalibrationLibrary(records.db, None)
-    library.add_sensor(measured())
+    cameras.add_sensor(library, measured())
     records.stack(1)
     for n in range(50):
         xy = (8.0 * n, 0.0) if dithered else (0.1 * (n % 3), 0.0)

@@ -7,6 +7,7 @@ import pytest
 
 from calib_library import match
 from calib_library.ageing import Ageing
+from calib_library.catalogue import agenda, candidates, registry
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationLibrary
 from tests.records import NIGHT, master, record
@@ -101,16 +102,16 @@ def test_a_set_that_would_be_too_young_is_not_waited_for(tmp_path):
     with CalibrationLibrary.open(tmp_path) as library:
         put_many(library, DARK, 5, date_obs=days(0.1))
         question = {"session": None, "now": days(0.2), "min_frames": 5, "quiet_s": 1.0}
-        assert library.pending(record(LIGHT), DARK, **question) is not None
+        assert agenda.pending(library, record(LIGHT), DARK, **question) is not None
         library.ageing = Ageing(only_older=True)
-        assert library.pending(record(LIGHT), DARK, **question) is None
+        assert agenda.pending(library, record(LIGHT), DARK, **question) is None
 
 
 def test_the_library_refuses_by_age(tmp_path):
     with CalibrationLibrary.open(tmp_path) as library:
         set_id = put_many(library, DARK, 5, date_obs=days(-500))
         made = dataclasses.replace(built(library, set_id), date_obs=days(-500))
-        one = library.register(made, NIGHT)
-        assert library.match(record(LIGHT), DARK, session=None).chosen is None
+        one = registry.register(library, made, NIGHT)
+        assert candidates.best(library, record(LIGHT), DARK, session=None).chosen is None
         archived = record(LIGHT, date_obs=days(-400))
-        assert library.match(archived, DARK, session=None).chosen == one
+        assert candidates.best(library, archived, DARK, session=None).chosen == one

@@ -12,6 +12,7 @@ import pytest
 from astropy.io import fits
 
 from calib_library import build, header
+from calib_library.catalogue import agenda, candidates, filing, registry
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import FrameType
 from calib_library.images import frame_file, product_file
@@ -58,7 +59,8 @@ class Bench:
             **fields,
         )
         status = path.stat()
-        set_id = self.library.file_frame(
+        set_id = filing.file_frame(
+            self.library,
             frame,
             sha256=digest(path),
             path=path,
@@ -79,10 +81,10 @@ class Bench:
             group,
             self.library.frames_of(set_id),
             root=self.root,
-            generation=self.library.next_generation(set_id),
+            generation=registry.next_generation(self.library, set_id),
             **options,
         )
-        master = self.library.register(built, NIGHT)
+        master = registry.register(self.library, built, NIGHT)
         image, cards = product_file.read_product(self.root / master.path)
         return master, image, {card.keyword: card.value for card in cards}
 
@@ -489,10 +491,10 @@ def test_the_asi120_gives_four_masters(bench):
             storage=loaded.info.storage,
             path=path.relative_to(folder),
         )
-        bench.library.file_frame(
-            frame, sha256=loaded.sha256, path=path, session="2024-04-18", now=NIGHT
+        filing.file_frame(
+            bench.library, frame, sha256=loaded.sha256, path=path, session="2024-04-18", now=NIGHT
         )
-    due = bench.library.due_sets(NIGHT, min_frames=5, quiet_s=0)
+    due = agenda.due_sets(bench.library, NIGHT, min_frames=5, quiet_s=0)
     assert [(group.frame_type, group.exposure_s) for group in due] == [
         (BIAS, pytest.approx(6.4e-5)),
         (DARK, 10.0),
@@ -501,7 +503,11 @@ def test_the_asi120_gives_four_masters(bench):
     ]
     images = {}
     for group in due:
-        pedestal = bench.library.pedestal_for(group).chosen if group.frame_type is FLAT else None
+        pedestal = (
+            candidates.pedestal_for(bench.library, group).chosen
+            if group.frame_type is FLAT
+            else None
+        )
         master, image, _ = bench.build(group.id, subtract=pedestal)
         # In three darks of five the last rows were cut short: dark current cannot fall.
         dark = group.frame_type is DARK
@@ -523,7 +529,8 @@ def test_the_asi120_gives_four_masters(bench):
     hot = (long - bias > 3000) & (long < 50000)
     assert hot.sum() > 50
     assert np.median((short - bias)[hot] / (long - bias)[hot]) == pytest.approx(0.2, abs=0.05)
-    light = bench.library.match(
+    light = candidates.best(
+        bench.library,
         record(
             FrameType.LIGHT,
             key=due[0].key,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from calib_library import compare
+from calib_library.catalogue import agenda, candidates
 from calib_library.errors import IncompatibleFramesError
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationLibrary
@@ -103,7 +104,7 @@ def bench(tmp_path):
 
 
 def following(bench, set_id):
-    return bench.library.predecessor(bench.library.set(set_id))
+    return candidates.predecessor(bench.library, bench.library.set(set_id))
 
 
 def test_a_poisoned_successor_is_refused_until_a_person_accepts_it(bench):
@@ -117,7 +118,7 @@ def test_a_poisoned_successor_is_refused_until_a_person_accepts_it(bench):
     assert f"lightkeeper library accept {first}" in str(caught.value)
     assert bench.library.set(first).master == good
 
-    bench.library.accept(first)
+    agenda.accept(bench.library, first)
     assert following(bench, first) is None
     second = bench.build(first, predecessor=following(bench, first))[0]
     assert second.generation == 2

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from calib_library import build, darks
+from calib_library.catalogue import filing, registry
+from calib_library.catalogue.records import BuiltMaster, Input
 from calib_library.dark_model import Rule
 from calib_library.errors import LibraryError, NoMatchingMasterError
 from calib_library.frame import FrameType
 from calib_library.images import product_file
-from calib_library.library import BuiltMaster, CalibrationLibrary, Input
+from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator, _Kept, masters_in
 from daemon.darkroom import DarkChoice
 from daemon.simulator.night import frames, small_plan
@@ -43,7 +45,8 @@ class Shelf:
         """Register a master, as a build would; returns its number."""
         taken = self.sensor.take(exposure_s, temperature_c)
         sha256 = f"{taken.id:064x}"
-        set_id = self.library.file_frame(
+        set_id = filing.file_frame(
+            self.library,
             record(
                 FrameType.DARK, key=self.key, exposure_s=exposure_s, temperature_c=temperature_c
             ),
@@ -59,7 +62,7 @@ class Shelf:
         product_file.write_fits(self.root / path, self.sensor.images[taken.id], [], scale="unit")
         built = BuiltMaster(
             set_id=set_id,
-            generation=self.library.next_generation(set_id),
+            generation=registry.next_generation(self.library, set_id),
             path=path,
             sha256=sha256,
             exposure_s=exposure_s,
@@ -70,7 +73,7 @@ class Shelf:
             version="test",
             notes=(),
         )
-        return self.library.register(built, NIGHT).id
+        return registry.register(self.library, built, NIGHT).id
 
     def light(self, truth_c, *, header_c=None, exposure_s=300.0):
         """(raw pixels, record) of a light whose thermometer says `header_c`."""

@@ -13,9 +13,11 @@ import pytest
 
 from calib_library import match, schema
 from calib_library.ageing import ANY_AGE, Ageing
+from calib_library.catalogue import agenda, by_hand, candidates, filing, registry
+from calib_library.catalogue.records import BuiltMaster, Input
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
-from calib_library.library import BuiltMaster, CalibrationLibrary, Input
+from calib_library.library import CalibrationLibrary
 from calib_library.schema import transaction
 from tests.records import KEY, NIGHT, key, record
 
@@ -43,7 +45,8 @@ def sha(name: object) -> str:
 
 
 def put(library, kind, name, *, now=0.0, session="", **fields) -> int:
-    return library.file_frame(
+    return filing.file_frame(
+        library,
         record(kind, **fields),
         sha256=sha(name),
         path=Path(f"/camera/{name}.fits"),
@@ -59,7 +62,7 @@ def put_many(library, kind, count, *, name="f", **fields) -> int:
 
 def built(library, set_id, *, generation=None, subtracted=None, without=()) -> BuiltMaster:
     group = library.set(set_id)
-    generation = generation or library.next_generation(set_id)
+    generation = generation or registry.next_generation(library, set_id)
     return BuiltMaster(
         set_id=set_id,
         generation=generation,
@@ -79,7 +82,7 @@ def built(library, set_id, *, generation=None, subtracted=None, without=()) -> B
 
 
 def due(library, *, now=1e6, min_frames=5, quiet_s=60.0) -> list[int]:
-    return [g.id for g in library.due_sets(at(now), min_frames=min_frames, quiet_s=quiet_s)]
+    return [g.id for g in agenda.due_sets(library, at(now), min_frames=min_frames, quiet_s=quiet_s)]
 
 
 # --- sets ----------------------------------------------------------------------------------------
@@ -87,8 +90,8 @@ def due(library, *, now=1e6, min_frames=5, quiet_s=60.0) -> list[int]:
 
 def test_like_frames_are_one_set_and_the_record_comes_back(library):
     frame = record(DARK, temperature_c=-10.2, rotator_deg=3.0, date_obs=None)
-    first = library.file_frame(
-        frame, sha256=sha(1), path=Path("/a/1.fits"), session="2026-11-20", now=at(5)
+    first = filing.file_frame(
+        library, frame, sha256=sha(1), path=Path("/a/1.fits"), session="2026-11-20", now=at(5)
     )
     assert put(library, DARK, 2, exposure_s=301.0, temperature_c=-9.8, now=7) == first
     [group] = library.sets()
@@ -169,16 +172,16 @@ def test_the_path_is_renewed_only_where_the_old_one_is_gone(library, tmp_path):
     old, new, other = (tmp_path / name for name in ("old.fits", "new.fits", "other.fits"))
     old.touch()
     for path, known in ((old, old), (new, old)):
-        library.file_frame(record(DARK), sha256=sha(1), path=path, session="", now=at(0))
+        filing.file_frame(library, record(DARK), sha256=sha(1), path=path, session="", now=at(0))
         assert library.frame(sha(1)).path == known
     old.unlink()
-    library.file_frame(record(DARK), sha256=sha(1), path=other, session="", now=at(0))
+    filing.file_frame(library, record(DARK), sha256=sha(1), path=other, session="", now=at(0))
     assert library.frame(sha(1)).path == other
 
 
 def test_a_path_that_is_no_text_survives(library):
     path = Path(b"/camera/dark_\xff\xfe.fits".decode("utf-8", "surrogateescape"))
-    library.file_frame(record(DARK), sha256=sha(1), path=path, session="", now=at(0))
+    filing.file_frame(library, record(DARK), sha256=sha(1), path=path, session="", now=at(0))
     assert library.frame(sha(1)).path == path
 
 
@@ -196,7 +199,9 @@ def test_a_path_that_is_no_text_survives(library):
 def test_only_raw_calibration_frames_are_filed(library, fields):
     frame = dataclasses.replace(record(DARK), **fields)
     with pytest.raises(LibraryError, match=r"^x\.fits cannot be filed: it "):
-        library.file_frame(frame, sha256=sha(1), path=Path("/c/x.fits"), session="", now=at(0))
+        filing.file_frame(
+            library, frame, sha256=sha(1), path=Path("/c/x.fits"), session="", now=at(0)
+        )
     assert library.sets() == []
 
 
@@ -239,19 +244,19 @@ def test_pedestals_are_built_before_flats(library):
 
 def test_a_built_set_is_due_again_only_when_its_frames_change(library):
     set_id = put_many(library, DARK, 6)
-    library.register(built(library, set_id), at(50))
+    registry.register(library, built(library, set_id), at(50))
     assert due(library) == []
     put(library, DARK, "f0")
     assert due(library) == []
     put(library, DARK, "new", now=60)
     assert due(library) == [set_id]
-    library.register(built(library, set_id, without={sha("new")}), at(70))
+    registry.register(library, built(library, set_id, without={sha("new")}), at(70))
     assert due(library) == []  # it was looked at, and left out
-    library.exclude(sha("new"), "a light leak")
+    filing.exclude(library, sha("new"), "a light leak")
     assert due(library) == []  # the master did without it already
-    library.exclude(sha("f1"), "a light leak")
+    filing.exclude(library, sha("f1"), "a light leak")
     assert due(library) == [set_id]
-    library.exclude(sha("f1"), None)
+    filing.exclude(library, sha("f1"), None)
     assert due(library) == []
 
 
@@ -259,26 +264,26 @@ def test_a_frame_filed_during_a_build_leaves_the_set_due(library):
     set_id = put_many(library, DARK, 5)
     made = built(library, set_id)
     put(library, DARK, "late")
-    library.register(made, at(50))
+    registry.register(library, made, at(50))
     assert due(library) == [set_id]
 
 
 def test_an_excluded_frame_is_kept_with_its_reason_and_counts_for_nothing(library):
     set_id = put_many(library, DARK, 5, temperature_c=-10.0)
     put(library, DARK, "warm", temperature_c=-9.4)
-    library.exclude(sha("warm"), "the cover was open")
+    filing.exclude(library, sha("warm"), "the cover was open")
     [kept] = library.excluded_of(set_id)
     assert (kept.sha256, kept.excluded) == (sha("warm"), "the cover was open")
     group = library.set(set_id)
     assert (group.n_frames, group.temperature_c) == (5, -10.0)
     assert sha("warm") not in {frame.sha256 for frame in library.frames_of(set_id)}
     with pytest.raises(LibraryError, match="No calibration frame"):
-        library.exclude(sha("never seen"), "x")
+        filing.exclude(library, sha("never seen"), "x")
 
 
 def test_a_failed_build_rests_until_a_frame_joins(library):
     set_id = put_many(library, DARK, 5)
-    library.build_failed(set_id, "the disk is full")
+    agenda.build_failed(library, set_id, "the disk is full")
     assert library.set(set_id).refused == "the disk is full"
     assert due(library) == []
     put(library, DARK, "another")
@@ -288,7 +293,7 @@ def test_a_failed_build_rests_until_a_frame_joins(library):
 
 def test_a_fault_that_may_pass_is_tried_again_after_hours(library):
     set_id = put_many(library, DARK, 5)
-    library.build_failed(set_id, "the share is away", at(1000))
+    agenda.build_failed(library, set_id, "the share is away", at(1000))
     assert due(library, now=1000 + 5 * 3600) == []
     assert due(library, now=1000 + 7 * 3600) == [set_id]
 
@@ -297,7 +302,9 @@ def test_a_fault_that_may_pass_is_tried_again_after_hours(library):
 
 
 def pending(library, light, kind=DARK, *, now=0.0, session=None):
-    found = library.pending(light, kind, session=session, now=at(now), min_frames=5, quiet_s=60.0)
+    found = agenda.pending(
+        library, light, kind, session=session, now=at(now), min_frames=5, quiet_s=60.0
+    )
     return found.id if found else None
 
 
@@ -315,13 +322,13 @@ def test_a_light_waits_for_a_set_that_will_fit_it(library):
         record(LIGHT, key=key(gain=0.0)),
     ):
         assert pending(library, unfit) is None
-    library.build_failed(set_id, "x")
+    agenda.build_failed(library, set_id, "x")
     assert pending(library, light) is None
 
 
 def test_nothing_is_pending_once_the_master_is_there(library):
     set_id = put_many(library, DARK, 5)
-    library.register(built(library, set_id), at(50))
+    registry.register(library, built(library, set_id), at(50))
     assert pending(library, record(LIGHT)) is None
 
 
@@ -336,12 +343,12 @@ def test_a_light_waits_for_the_flats_of_its_filter(library):
 
 def test_a_master_supersedes_its_predecessor(library):
     set_id = put_many(library, DARK, 5)
-    first = library.register(built(library, set_id), at(50))
+    first = registry.register(library, built(library, set_id), at(50))
     assert (first.generation, first.frames, first.key, first.row_order) == (1, 5, KEY, "TOP-DOWN")
     assert (first.notes, first.built_at, first.date_obs) == (("One ä note.",), at(50), NIGHT)
     assert (first.frame_type, first.exposure_s, first.temperature_c) == (DARK, 300.0, -10.0)
     put(library, DARK, "new")
-    second = library.register(built(library, set_id), at(90))
+    second = registry.register(library, built(library, set_id), at(90))
     assert (second.generation, second.frames) == (2, 6)
     assert library.masters() == [second]
     assert library.set(set_id).master == second
@@ -352,7 +359,7 @@ def test_a_master_supersedes_its_predecessor(library):
 
 def test_the_inputs_of_a_master_tell_what_was_left_out(library):
     set_id = put_many(library, DARK, 6)
-    made = library.register(built(library, set_id, without={sha("f3")}), at(50))
+    made = registry.register(library, built(library, set_id, without={sha("f3")}), at(50))
     assert made.frames == 5
     reasons = {frame.sha256: reason for frame, reason in library.inputs_of(made.id)}
     assert reasons == {sha(f"f{n}"): "cloud" if n == 3 else None for n in range(6)}
@@ -361,16 +368,16 @@ def test_the_inputs_of_a_master_tell_what_was_left_out(library):
 def test_a_build_that_was_overtaken_is_refused(library):
     set_id = put_many(library, DARK, 5)
     stale = built(library, set_id)
-    library.register(built(library, set_id), at(50))
+    registry.register(library, built(library, set_id), at(50))
     with pytest.raises(LibraryError, match="out of date"):
-        library.register(stale, at(60))
+        registry.register(library, stale, at(60))
     assert len(library.masters(current=False)) == 1
 
 
 def test_registering_is_part_of_the_callers_transaction(library):
     set_id = put_many(library, DARK, 5)
     with pytest.raises(RuntimeError, match="killed"), transaction(library.db):  # noqa: PT012
-        library.register(built(library, set_id), at(50))
+        registry.register(library, built(library, set_id), at(50))
         raise RuntimeError("killed")
     assert library.masters(current=False) == []
     assert due(library) == [set_id]
@@ -385,28 +392,28 @@ def test_unknown_numbers_are_a_sentence(library):
 
 def test_flats_without_a_pedestal_are_built_again_when_one_comes(library):
     flat = put_many(library, FLAT, 5, name="f", exposure_s=2.0, filter="H", session="n")
-    library.register(built(library, flat), at(1))
+    registry.register(library, built(library, flat), at(1))
     other = put_many(library, FLAT, 5, name="o", exposure_s=2.0, key=key(gain=0.0))
-    library.register(built(library, other), at(1))
+    registry.register(library, built(library, other), at(1))
     assert due(library) == []
 
     bias = put_many(library, BIAS, 5, name="b", exposure_s=0.0)
-    bias_master = library.register(built(library, bias), at(2))
+    bias_master = registry.register(library, built(library, bias), at(2))
     assert due(library) == [flat]
-    assert library.pedestal_for(library.set(flat)).chosen == bias_master
-    library.register(built(library, flat, subtracted=bias_master.id), at(3))
+    assert candidates.pedestal_for(library, library.set(flat)).chosen == bias_master
+    registry.register(library, built(library, flat, subtracted=bias_master.id), at(3))
     assert due(library) == []
 
     # a newer bias is no reason, flat-darks of another exposure are none, the right ones are
     put(library, BIAS, "b9", exposure_s=0.0)
-    library.register(built(library, bias), at(4))
+    registry.register(library, built(library, bias), at(4))
     wrong = put_many(library, FLAT_DARK, 5, name="w", exposure_s=9.0)
-    library.register(built(library, wrong), at(5))
+    registry.register(library, built(library, wrong), at(5))
     assert due(library) == []
     right = put_many(library, FLAT_DARK, 5, name="r", exposure_s=2.0)
-    best = library.register(built(library, right), at(6))
+    best = registry.register(library, built(library, right), at(6))
     assert due(library) == [flat]
-    assert library.pedestal_for(library.set(flat)).chosen == best
+    assert candidates.pedestal_for(library, library.set(flat)).chosen == best
 
 
 def test_orphans_are_files_that_no_master_speaks_of(library, tmp_path):
@@ -417,9 +424,11 @@ def test_orphans_are_files_that_no_master_speaks_of(library, tmp_path):
     (tmp_path / made.path).touch()
     (folder / "MasterDark_orphan_v1.fits").touch()
     (folder / "notes.txt").touch()
-    assert library.orphans() == []  # no master known: the database may be the one that is new
-    library.register(made, at(50))
-    assert library.orphans() == [folder / "MasterDark_orphan_v1.fits"]
+    assert (
+        registry.orphans(library) == []
+    )  # no master known: the database may be the one that is new
+    registry.register(library, made, at(50))
+    assert registry.orphans(library) == [folder / "MasterDark_orphan_v1.fits"]
 
 
 # --- candidates ----------------------------------------------------------------------------------
@@ -449,7 +458,7 @@ def fill(library, generator, count):
             date_obs=fields["date_obs"],
             path=PurePosixPath(f"masters/M{n}.fits"),
         )
-        library.register(made, at(n))
+        registry.register(library, made, at(n))
 
 
 @pytest.mark.parametrize(
@@ -483,7 +492,7 @@ def test_candidates_lead_to_the_same_choice_as_all_masters(library, ageing):
                 session=session,
                 ageing=library.ageing,
             )
-            found = library.match(light, kind, session=session)
+            found = candidates.best(library, light, kind, session=session)
             assert found.chosen == brute.chosen
             assert len(found.candidates) <= 3 * 70
             assert bool(found.candidates) == bool(brute.candidates)
@@ -502,8 +511,8 @@ def test_near_misses_of_every_sort_are_shown(library):
     names = {}
     for what, fields in misses.items():
         set_id = put(library, DARK, what, **fields)
-        names[library.register(built(library, set_id), at(1)).id] = what
-    found = library.match(record(LIGHT), DARK, session=None)
+        names[registry.register(library, built(library, set_id), at(1)).id] = what
+    found = candidates.best(library, record(LIGHT), DARK, session=None)
     assert found.chosen is None
     assert {names[candidate.master_id] for candidate in found.candidates} == set(misses)
 
@@ -511,9 +520,9 @@ def test_near_misses_of_every_sort_are_shown(library):
 def test_no_query_of_the_candidates_reads_the_whole_table(library):
     plans = []
     library.db.conn.set_trace_callback(plans.append)
-    library.candidates(record(LIGHT, filter="H"), DARK)
-    library.candidates(record(LIGHT, filter="H"), FLAT)
-    library.candidates(record(FLAT, filter="H"), FLAT_DARK)
+    candidates.near(library, record(LIGHT, filter="H"), DARK)
+    candidates.near(library, record(LIGHT, filter="H"), FLAT)
+    candidates.near(library, record(FLAT, filter="H"), FLAT_DARK)
     library.db.conn.set_trace_callback(None)
     queries = [sql for sql in plans if 'from "master"' in sql and "where" in sql]
     assert len(queries) >= 20
@@ -539,7 +548,7 @@ def test_nan_is_missing(library):
     frame = record(DARK)
     set_id = put(library, DARK, 1)
     made = dataclasses.replace(built(library, set_id), temperature_c=float("nan"))
-    assert library.register(made, at(1)).temperature_c is None
+    assert registry.register(library, made, at(1)).temperature_c is None
     assert frame.temperature_c is not None
 
 
@@ -634,15 +643,17 @@ def test_no_question_of_a_night_reads_a_whole_table(library):
     200,000 frames a scan would cost seconds.
     """
     set_id = put_many(library, DARK, 5)
-    library.register(built(library, set_id), at(1))
+    registry.register(library, built(library, set_id), at(1))
     statements = []
     library.db.conn.set_trace_callback(statements.append)
     put(library, DARK, "one more")
     library.frame(sha("one more"))
     for kind in (BIAS, DARK, FLAT):
-        library.match(record(LIGHT, filter="H"), kind, session="n")
-        library.pending(record(LIGHT), kind, session="n", now=at(2), min_frames=5, quiet_s=60.0)
-    library.by_hand(target="M 31", sha256=sha(1))
+        candidates.best(library, record(LIGHT, filter="H"), kind, session="n")
+        agenda.pending(
+            library, record(LIGHT), kind, session="n", now=at(2), min_frames=5, quiet_s=60.0
+        )
+    by_hand.chosen(library, target="M 31", sha256=sha(1))
     library.db.conn.set_trace_callback(None)
     tables = ("calibration_set", "calibration_frame", "master")
     asked = {sql for sql in statements if any(table in sql for table in tables)}

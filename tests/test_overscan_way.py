@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from calib_library import build, overscan, schema
+from calib_library.catalogue import registry
 from calib_library.errors import HeaderError
 from calib_library.frame import FrameType
 from calib_library.images import product_file
@@ -149,9 +150,9 @@ def test_masters_of_before_keep_their_frames_as_they_were(tmp_path):
     text = "[1:60,1:48];[61:64,1:48];"
     with CalibrationLibrary.open(tmp_path) as library:
         set_id = put_many(library, FrameType.DARK, 5, key=key(sections=text))
-        library.register(built(library, set_id), at(1))
+        registry.register(library, built(library, set_id), at(1))
         plain = put_many(library, FrameType.DARK, 5, name="p", key=KEY)
-        library.register(built(library, plain), at(1))
+        registry.register(library, built(library, plain), at(1))
     with sqlite3.connect(tmp_path / schema.DATABASE_NAME) as db:
         _undo(db)
     with CalibrationLibrary.open(tmp_path) as library:

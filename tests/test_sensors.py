@@ -5,6 +5,7 @@ import datetime as dt
 
 import pytest
 
+from calib_library.catalogue import cameras
 from calib_library.library import CalibrationLibrary
 from calib_library.sensor_record import Measured
 from daemon import sensors
@@ -38,13 +39,14 @@ def nights(tmp_path_factory):
     run(config)
     first = Outcome(config).log
     with CalibrationLibrary.open(config.library.path) as library:
-        (made,) = library.sensors()
+        (made,) = cameras.sensors(library)
         other = dataclasses.replace(made.sensor, gain=Measured(0.6, 0.001))
         library.db.execute("DELETE FROM sensor")
-        library.add_sensor(
+        cameras.add_sensor(
+            library,
             dataclasses.replace(
                 made, sensor=other, measured_at=made.measured_at - dt.timedelta(days=1)
-            )
+            ),
         )
     run(config)
     second = Outcome(config).log[len(first) :]
@@ -87,7 +89,7 @@ def test_a_gain_that_has_changed_is_warned_of_once(nights):
     assert second.count("the gain was 0.600") == 1
     assert "SENSOR" not in third
     with CalibrationLibrary.open(config.library.path, readonly=True) as library:
-        history = library.sensors()
+        history = cameras.sensors(library)
     assert [round(one.sensor.gain.value, 1) for one in history] == [0.8, 0.6]
     assert set(history[0].warnings) == {"header", "gain"}
 
@@ -106,7 +108,7 @@ def test_lights_without_egain_get_the_measured_gain_and_keep_it(tmp_path):
     run(config)
     outcome = Outcome(config)
     with CalibrationLibrary.open(config.library.path, readonly=True) as library:
-        gain = library.sensors()[0].sensor.gain
+        gain = cameras.sensors(library)[0].sensor.gain
     recorded = [frame.record for frame in outcome.frames if frame.frame_type == "light"]
     assert len(recorded) == 3
     for record in recorded:
@@ -130,7 +132,7 @@ def test_files_that_are_gone_or_others_by_now_are_not_measured(tmp_path):
     biases[1].write_bytes(flats[0].read_bytes())
     biases[2].write_bytes(b"no image")
     with CalibrationLibrary.open(config.library.path) as library:
-        (before,) = library.sensors()
+        (before,) = cameras.sensors(library)
         again = sensors.measure(library, before.key, before.row_order, before=None, now=NIGHT)
         for path in biases:
             path.unlink(missing_ok=True)

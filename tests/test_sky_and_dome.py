@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from calib_library import restore
+from calib_library.catalogue import by_hand, candidates, registry
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.images import product_file
 from calib_library.library import CalibrationLibrary
@@ -73,7 +74,7 @@ def flats(library, light, *, night=0, **fields):
     taken = {"filter": "R", "flat_light": light, "date_obs": moment} | fields
     set_id = put_many(library, FLAT, 4, name=name, session=session, **taken)
     one = dataclasses.replace(built(library, set_id), date_obs=moment)
-    return library.register(one, at(9))
+    return registry.register(library, one, at(9))
 
 
 def calibrated(library, *, night=0, target=None):
@@ -100,7 +101,7 @@ def test_sky_and_dome_are_two_sets_and_two_predecessors(library):
     library.db.execute("DELETE FROM master_input WHERE master = ?", [later.id])
     library.db.execute("DELETE FROM master WHERE id = ?", [later.id])
     flats(library, "sky", night=1)
-    assert library.predecessor(library.set(later.set_id)) == dome
+    assert candidates.predecessor(library, library.set(later.set_id)) == dome
 
 
 def test_a_dome_gets_the_sky_of_its_night_first_then_of_the_days_around(library):
@@ -127,7 +128,7 @@ def test_unmarked_flats_and_those_chosen_by_hand_stay_alone(library):
     flats(library, "sky", night=1)
     assert pair(library) == (plain, None)
     dome = flats(library, "dome", night=1)
-    library.use(dome.id, FLAT, scope="target", subject="M 1", now=at(0))
+    by_hand.use(library, dome.id, FLAT, scope="target", subject="M 1", now=at(0))
     assert pair(library, night=1, target="M 1") == (dome, None)
 
 

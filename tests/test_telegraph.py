@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from calib_library import defects
+from calib_library.catalogue import registry
 from calib_library.images import frame_file
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator
@@ -39,9 +40,9 @@ def test_they_are_found_with_the_master_and_kept(night):
     config, outcome, jumping = night
     (dark,) = [one for one in outcome.masters if one.frame_type == "dark"]
     with CalibrationLibrary.open(config.library.path, readonly=True) as library:
-        found = defects.unpack_pixels(library.telegraph(dark.id))
+        found = defects.unpack_pixels(registry.telegraph(library, dark.id))
         others = [one.id for one in outcome.masters if one.id != dark.id]
-        assert all(library.telegraph(number) is None for number in others)
+        assert all(registry.telegraph(library, number) is None for number in others)
     # Those on a very hot pixel are hidden by its shot noise; nothing else jumps.
     assert len(np.intersect1d(found, jumping)) >= 57
     assert len(np.setdiff1d(found, jumping)) <= 2

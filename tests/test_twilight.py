@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from calib_library.catalogue import candidates
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationLibrary
 from tests.test_build import LEVEL, VIGNETTE, Bench, X, noisy, shape_error
@@ -42,7 +43,7 @@ def take_dusk(bench):
 
 def pedestals_of(bench, set_id):
     frames = bench.library.frames_of(set_id)
-    return bench.library.pedestals(bench.library.set(set_id), frames)
+    return candidates.pedestals(bench.library, bench.library.set(set_id), frames)
 
 
 def test_each_flat_loses_the_dark_of_its_own_exposure(bench):

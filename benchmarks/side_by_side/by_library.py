@@ -8,6 +8,7 @@ from typing import Any
 from answer import serve
 
 from calib_library import build, schema
+from calib_library.catalogue import agenda, registry
 from calib_library.library import CalibrationLibrary
 
 
@@ -17,12 +18,12 @@ def master(*, library: str) -> dict[str, Any]:
     root, now = Path(library), dt.datetime.now(dt.UTC)
     db = schema.connect(root / schema.DATABASE_NAME)
     shelf = CalibrationLibrary(db, root, temperature_tolerance_c=1.0)
-    (due,) = shelf.due_sets(now, min_frames=2, quiet_s=0.0)
+    (due,) = agenda.due_sets(shelf, now, min_frames=2, quiet_s=0.0)
     made = build.build(
-        due, shelf.frames_of(due.id), root=root, generation=shelf.next_generation(due.id)
+        due, shelf.frames_of(due.id), root=root, generation=registry.next_generation(shelf, due.id)
     )
     with schema.transaction(db):
-        shelf.register(made, now)
+        registry.register(shelf, made, now)
     db.conn.close()
     return {"seconds": time.perf_counter() - began}
 

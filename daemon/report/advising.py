@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 
 from calib_library import advice
 from calib_library.advice import Advice, Cell, Line, Noise, Part, Shot, Site, Use
+from calib_library.catalogue import cameras
 from calib_library.header import normalise_filter
 from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord, seconds
@@ -67,8 +68,8 @@ def gather(config: Config, *, nights: int, goal: float, plan: Plan | None) -> Ad
         uses: list[Use] = []
         masters: list[MasterRecord] = []
         for site, taken in by_site.items():
-            noise[site] = _noise(library.sensors(site.key, site.row_order), taken)
-            masters += library.masters_of(site.key, site.row_order)
+            noise[site] = _noise(cameras.sensors(library, site.key, site.row_order), taken)
+            masters += cameras.masters_of(library, site.key, site.row_order)
             if plan is None:
                 uses += _uses(site, taken, noise[site])
             else:

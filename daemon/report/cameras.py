@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 
 from calib_library.advice import Site
+from calib_library.catalogue import cameras
 from calib_library.sensor_record import Measured, Sensor, SensorRecord
 from daemon.config import Config
 from daemon.report import collect, layout, status
@@ -28,7 +29,7 @@ def gather(config: Config) -> SensorReport:
     """Read the measurements. Raises as collect.open_library."""
     found: dict[Site, list[SensorRecord]] = {}
     with collect.open_library(config) as library:
-        for one in library.sensors():
+        for one in cameras.sensors(library):
             found.setdefault(Site(one.key, one.row_order), []).append(one)
     return SensorReport(list(found.values()))
 
