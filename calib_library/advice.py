@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from calib_library import dark_model
 from calib_library.frame import CalibrationKey, FrameType
 from calib_library.match import MasterRecord, same_exposure
 
@@ -32,10 +33,6 @@ WIDEST_C = 20.0
 """Beyond this gap nothing is interpolated."""
 TOLERANCE_C = 1.0
 """A dark this close in temperature is taken as it is."""
-ENERGY_EV = 0.57
-"""Activation energy of hot pixels, where the camera's own is not known."""
-
-_BOLTZMANN_EV_K = 8.617333e-5
 
 
 class Site(NamedTuple):
@@ -145,7 +142,6 @@ class Shot:
 class Advice:
     """Everything there is to say."""
 
-    goal: float
     lines: tuple[Line, ...]
     grid: tuple[Cell, ...]
     shots: tuple[Shot, ...]
@@ -194,22 +190,6 @@ def frames_needed(light_e2: float, one_e2: float, groups: Sequence[int], goal: f
     return max(LEAST, math.ceil(round(needed, 9)))
 
 
-def temperature_weight(
-    temperature_c: float, low_c: float, high_c: float, energy_ev: float = ENERGY_EV
-) -> float:
-    """Weight of the warmer of two darks that together make one for a temperature between.
-
-    w = [f(T) − f(T1)] / [f(T2) − f(T1)], f(T) = T^1.5 exp(−E/kT), T in kelvin.
-    """
-
-    def current(celsius: float) -> float:
-        kelvin = celsius + 273.15
-        return kelvin * math.sqrt(kelvin) * math.exp(-energy_ev / (_BOLTZMANN_EV_K * kelvin))
-
-    low, high = current(low_c), current(high_c)
-    return (current(temperature_c) - low) / (high - low)
-
-
 # --- advice --------------------------------------------------------------------------------------
 
 
@@ -228,7 +208,7 @@ def advise(
     stock = _Stock(masters)
     lines = tuple(_line(use, stock, noise[use.site], goal) for use in uses)
     grid = tuple(cell for site in _sites(uses) for cell in _grid(site, lines, stock))
-    return Advice(goal, lines, grid, (*_dark_shots(grid), *_flat_shots(lines, stock)))
+    return Advice(lines, grid, (*_dark_shots(grid), *_flat_shots(lines, stock)))
 
 
 class _Stock:
@@ -368,7 +348,9 @@ def _dark_for(use: Use, stock: _Stock) -> list[tuple[float, MasterRecord]]:
         cold, warm = pair
         assert cold.temperature_c is not None
         assert warm.temperature_c is not None
-        w = temperature_weight(temperature, cold.temperature_c, warm.temperature_c)
+        w = dark_model.weight_of_second(
+            temperature, cold.temperature_c, warm.temperature_c, dark_model.ENERGY_EV
+        )
         return [(1 - w, cold), (w, warm)]
     near = [
         dark

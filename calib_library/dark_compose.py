@@ -23,6 +23,7 @@ from calib_library.dark_model import (
 )
 from calib_library.defects import local_median
 from calib_library.kernels import kernel
+from calib_library.robust import mad_sigma
 
 Floats = npt.NDArray[np.float32]
 ReadRows = Callable[[int, int], Floats]
@@ -64,20 +65,10 @@ class Composed:
     doubt: Floats | None
     """ADU²: lights whose noise (without the pixel's own dark current) has a smaller variance are
     harmed, because the error exceeds half the noise. Such a pixel counts nothing."""
-    light: LightNoise | None
-    """What the dark was judged by."""
     share_harmful: float
     """The fraction of such pixels; 0 where there was no light to judge by."""
     error_sigmas: float
     """Error over the light's noise at the 99.5th percentile; 0 where there was no light."""
-
-    @property
-    def harmful(self) -> npt.NDArray[np.bool_]:
-        """The pixels (ny, nx) that would harm the light; a new array."""
-        assert self.doubt is not None
-        assert self.light is not None
-        # NaN compares false.
-        return ~(self.doubt <= np.float32(self.light.noise_adu**2))
 
     @property
     def refused(self) -> str | None:
@@ -167,7 +158,6 @@ def compose(
         dark=dark,
         error=error if with_error else None,
         doubt=doubt if light else None,
-        light=light,
         share_harmful=over / total if total else 0.0,
         error_sigmas=place / _STEPS_PER_SIGMA,
     )
@@ -318,7 +308,7 @@ def robust_sigma(values: npt.NDArray[np.floating]) -> float:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return math.inf
-    spread = 1.4826 * float(np.median(np.abs(finite - np.median(finite))))
+    spread = mad_sigma(finite)
     return max(spread, 0.01 * 12**-0.5)
 
 

@@ -152,11 +152,6 @@ class DarkPlan:
         """The master that counts most."""
         return max(self.weights, key=lambda term: abs(term[1]))[0]
 
-    @property
-    def noise_gain(self) -> float:
-        """Σ w²: the variance of the dark over that of one of its masters."""
-        return sum(hot**2 for _, hot, _ in self.weights)
-
     def sentences(self) -> tuple[str, ...]:
         """The plan for a person."""
         how = "fitted on the light" if self.fitted else "from the header"

@@ -41,28 +41,6 @@ _REACH = 3
 _BAND_ROWS = 256
 
 
-def hot_pixels(dark: Floats, *, sigma: float = 8.0, bayer: bool = False) -> Mask:
-    """Find pixels of a dark (ny, nx), ADU, that stand `sigma` above their 5×5 surroundings.
-
-    Sigma is 1.4826 MAD of the difference from the local median, at least that of rounding to
-    whole ADU (√(1/12)), which is what a MAD of zero hides. Pixels that are not finite are hot.
-    """
-    excess = dark - local_median(dark, bayer=bayer)
-    spread = max(_robust_sigma(excess), 12**-0.5)
-    return ~(excess <= sigma * spread)
-
-
-def harmful_pixels(
-    dark_e: Floats, *, sky_e: float, read_noise_e: float, factor: float = 2.0
-) -> Mask:
-    """Find hot pixels by the harm done: those whose dark signal multiplies the noise by `factor`.
-
-    `dark_e` (ny, nx) is the dark charge of one light (rate × exposure, e-), `sky_e` its sky (e- a
-    pixel), `read_noise_e` e- rms:  dark > (factor² - 1) (sky + read noise²).
-    """
-    return np.asarray(dark_e > (factor**2 - 1) * (sky_e + read_noise_e**2), np.bool_)
-
-
 def cold_pixels(flat: Floats, *, low: float = 0.5, high: float = 1.5, bayer: bool = False) -> Mask:
     """Find pixels of a flat (ny, nx) below `low` or above `high` times their 5×5 surroundings.
 
@@ -233,26 +211,6 @@ def local_median(image: Floats, *, bayer: bool = False) -> Floats:
     step = 2 if bayer else 1
     _local_median(np.ascontiguousarray(image, np.float32), step, sorting_network(25), out)
     return out
-
-
-def repair(image: Floats, mask: npt.NDArray[np.generic], *, bayer: bool) -> int:
-    """Replace the masked pixels of `image` (ny, nx) in place; return how many could not be.
-
-    The new value is the mean of the good ones among the 4 same-colour neighbours; where none of
-    these is good, of all good ones in the smallest surrounding square up to 3 steps away. A pixel
-    without any becomes 0. `mask` (ny, nx): bool, or uint8 whose bit 1 is bad.
-    """
-    bad = mask.astype(np.uint8, copy=False)
-    return int(repair_pixels(image, bad, 2 if bayer else 1))
-
-
-def _robust_sigma(values: Floats) -> float:
-    thin = max(1, round((values.size / 1_000_000) ** 0.5))
-    sample = values[::thin, ::thin]
-    sample = sample[np.isfinite(sample)]
-    if sample.size == 0:
-        return 0.0
-    return 1.4826 * float(np.median(np.abs(sample - np.median(sample))))
 
 
 def _value_step(sample: npt.NDArray[Any]) -> float:

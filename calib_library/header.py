@@ -18,10 +18,8 @@ from calib_library import overscan
 from calib_library.cards import Reader, Value, collapse, compact, number, quantity, text_of, truth
 from calib_library.errors import HeaderError
 from calib_library.frame import CalibrationKey, Card, FrameRecord, FrameType
-from calib_library.kinds import flat_light, frame_type, normalise_type, says_nothing
+from calib_library.kinds import flat_light, frame_type, says_nothing
 from calib_library.observation import angle, date_obs, pier_side, position
-
-__all__ = ["normalise_filter", "normalise_type", "parse", "target_name"]
 
 _NO_DEFAULTS: Final[Mapping[str, str]] = MappingProxyType({})
 _MILLISECONDS: Final = re.compile(r"\b(?:ms|msec|milli-?seconds?)\b", re.IGNORECASE)

@@ -86,18 +86,7 @@ class CalibrationLibrary:
         rows = select(
             self.db,
             "calibration_frame",
-            "set_id = ? AND excluded IS NULL",
-            [set_id],
-            order_by="date_obs, sha256",
-        )
-        return [frame_of(row) for row in rows]
-
-    def excluded_of(self, set_id: int) -> list[FiledFrame]:
-        """Return the frames of this set that are kept out, each with its reason."""
-        rows = select(
-            self.db,
-            "calibration_frame",
-            "set_id = ? AND excluded IS NOT NULL",
+            "set_id = ?",
             [set_id],
             order_by="date_obs, sha256",
         )

@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library.errors import HeaderError
-from calib_library.frame import Card
+from calib_library.robust import mad_sigma
 
 SKIPPED = 4
 """The first columns of an overscan still hold charge of the image: they are left out …"""
@@ -73,17 +72,6 @@ def parse_section(text: str) -> Section:
     return Section(min(xa, xb) - 1, max(xa, xb), min(ya, yb) - 1, max(ya, yb))
 
 
-def sections_of(cards: Sequence[Card]) -> Sections:
-    """Read a header's sections; a blank card says nothing. Raises HeaderError for a broken one."""
-    texts = {card.keyword: card.value for card in cards if isinstance(card.value, str)}
-
-    def section(*keywords: str) -> Section | None:
-        found = next((text for word in keywords if (text := texts.get(word, "").strip())), None)
-        return None if found is None else parse_section(found)
-
-    return Sections(trim=section("TRIMSEC", "DATASEC"), bias=section("BIASSEC"))
-
-
 def levels(image: npt.NDArray[Any], overscan: Section, *, by_line: bool) -> npt.NDArray[np.float32]:
     """The level of an image's overscan, ADU: for each row (ny, 1) where the strip is upright, else
     for each column (1, nx).
@@ -101,14 +89,6 @@ def levels(image: npt.NDArray[Any], overscan: Section, *, by_line: bool) -> npt.
     elif by_line:
         level[overscan.x0 : overscan.x1] = np.median(strip, axis=0)
     return level[:, np.newaxis] if upright else level[np.newaxis]
-
-
-def subtract(
-    image: npt.NDArray[np.float32], overscan: Section, *, by_line: bool
-) -> npt.NDArray[np.float32]:
-    """Take the `levels` of its overscan off an image `(ny, nx)`, in ADU, into a new array."""
-    cleaned: npt.NDArray[np.float32] = image - levels(image, overscan, by_line=by_line)
-    return cleaned
 
 
 def of_key(text: str | None, *, mosaic: bool = False) -> Sections:
@@ -170,5 +150,5 @@ def _drifts(strip: npt.NDArray[np.float32]) -> bool:
     # The median of a line has 1.2533 σ / √width; means show the drift of quantised values too.
     expected = max(float(noise), 0.3) / np.sqrt(strip.shape[1])
     lines = strip.mean(axis=1, dtype=np.float64)
-    scatter = 1.4826 * float(np.median(np.abs(lines - np.median(lines))))
+    scatter = mad_sigma(lines)
     return scatter > DRIFT * float(expected)

@@ -6,7 +6,6 @@ frame in it, so that the frames are known when they are seen again, and none is 
 
 import dataclasses
 import datetime as dt
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -72,7 +71,7 @@ def read(root: Path, path: Path) -> FoundMaster | FoundImport:
     info = loaded.info
     cards: Mapping[str, Value] = {card.keyword: card.value for card in info.cards}
     if "LKIMPORT" in cards:
-        return _imported(root, path, info, cards)
+        return _imported(root, path, loaded, cards)
     numbers = sorted(name for name in cards if name.startswith("LKI") and name[3:].isdigit())
     generation, set_id = cards.get("LKGEN"), cards.get("LKSET")
     if not numbers or not isinstance(generation, int) or not isinstance(set_id, int):
@@ -81,7 +80,7 @@ def read(root: Path, path: Path) -> FoundMaster | FoundImport:
     subtracted = cards.get("LKSUBSHA")
     return FoundMaster(
         path=PurePosixPath(path.relative_to(root).as_posix()),
-        sha256=_digest(path),
+        sha256=loaded.sha256,
         set_id=set_id,
         generation=generation,
         record=record,
@@ -94,17 +93,19 @@ def read(root: Path, path: Path) -> FoundMaster | FoundImport:
     )
 
 
-def _imported(root: Path, path: Path, info: ImageInfo, cards: Mapping[str, Value]) -> FoundImport:
+def _imported(
+    root: Path, path: Path, loaded: frame_file.Loaded, cards: Mapping[str, Value]
+) -> FoundImport:
     if "LKSTORE" not in cards:
         raise ImageError(f"{path.name}: its header does not tell for which frames it is")
     source = str(cards["LKIMPORT"])
-    record = _record(path, info, cards)
+    record = _record(path, loaded.info, cards)
     date_obs = _time(cards.get("LKMEAN"))
     built = BuiltMaster(
         set_id=0,
         generation=1,
         path=PurePosixPath(path.relative_to(root).as_posix()),
-        sha256=_digest(path),
+        sha256=loaded.sha256,
         exposure_s=record.exposure_s,
         temperature_c=record.temperature_c,
         date_obs=date_obs,
@@ -144,8 +145,3 @@ def _written(path: Path) -> dt.datetime:
 
 def _time(value: Value) -> dt.datetime | None:
     return None if value is None else dt.datetime.fromisoformat(str(value)).replace(tzinfo=dt.UTC)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

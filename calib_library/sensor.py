@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from calib_library.combine import Rows
 from calib_library.errors import IncompatibleFramesError
+from calib_library.robust import mad_sigma
 from calib_library.sensor_record import DarkCurrent, Measured, Sensor
 
 Floats = npt.NDArray[np.float32]
@@ -56,10 +57,6 @@ HEADER_AGREES = 0.10
 
 CLAMPED_SIGMA = 5.0
 """A dark whose noise exceeds its level by so many standard errors had its black level moved."""
-
-SPAN_C = 3.0
-"""Temperatures that differ by less than this, °C, tell nothing of an activation energy."""
-BOLTZMANN_EV_K = 8.617333e-5
 
 _TRUNCATION_PASSES = 12
 _DISCRETE = 0.4  # steps: below this a noise is hidden by the rounding of its values
@@ -159,30 +156,6 @@ def dark_current(
     found = by_noise if clamped else by_level
     rate = Measured(found.value / exposure_s, found.error / exposure_s)
     return DarkCurrent(rate, clamped, exposure_s, temperature_c)
-
-
-def activation_energy(darks: Sequence[DarkCurrent]) -> Measured | None:
-    """Fit E, in eV, of the dark current ∝ T^1.5 exp(−E/kT) at two or more temperatures.
-
-    Least squares of ln(rate / T^1.5) against 1/kT, each weighted by its error. None where the
-    temperatures span less than SPAN_C, or no rate stands out of its error.
-    """
-    sure = [
-        (dark.temperature_c + 273.15, dark.rate)
-        for dark in darks
-        if dark.temperature_c is not None and dark.rate.value > CERTAIN * dark.rate.error > 0
-    ]
-    if not sure or max(t for t, _ in sure) - min(t for t, _ in sure) < SPAN_C:
-        return None
-    x = [-1 / (BOLTZMANN_EV_K * kelvin) for kelvin, _ in sure]
-    y = [math.log(rate.value / kelvin**1.5) for kelvin, rate in sure]
-    weights = [(rate.value / rate.error) ** 2 for _, rate in sure]
-    total = math.fsum(weights)
-    x0 = math.fsum(w * a for w, a in zip(weights, x, strict=True)) / total
-    y0 = math.fsum(w * b for w, b in zip(weights, y, strict=True)) / total
-    moment = math.fsum(w * (a - x0) ** 2 for w, a in zip(weights, x, strict=True))
-    slope = math.fsum(w * (a - x0) * (b - y0) for w, a, b in zip(weights, x, y, strict=True))
-    return Measured(slope / moment, moment**-0.5)
 
 
 def drift(before: Measured, now: Measured, *, what: str, unit: str) -> str | None:
@@ -488,7 +461,7 @@ def _inliers(values: Doubles) -> npt.NDArray[np.bool_]:
 
 def _robust_mean(values: Doubles) -> Measured:
     good = values[_inliers(values)]
-    spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    spread = mad_sigma(values)
     return Measured(float(good.mean()), spread / math.sqrt(len(good)))
 
 
@@ -496,7 +469,7 @@ def _gain(found: _Patches) -> tuple[Measured, npt.NDArray[np.bool_]]:
     """Ratio of sums over the patches that agree; which they are."""
     ratios = found.signal / found.shot
     good = _inliers(found.shot / found.signal)  # a variance is less skewed than its inverse
-    spread = 1.4826 * float(np.median(np.abs(ratios - np.median(ratios))))
+    spread = mad_sigma(ratios)
     value = float(found.signal[good].sum() / found.shot[good].sum())
     return Measured(value, spread / math.sqrt(int(good.sum()))), good
 

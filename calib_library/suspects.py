@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from calib_library.robust import mad_sigma
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
@@ -47,7 +49,7 @@ def judge_hot_pixels(ratios: Doubles) -> list[str | None]:
 
     The median frame is believed: whether all are warmer than they say, the set cannot tell.
     """
-    spread = 1.4826 * float(np.median(np.abs(ratios - np.median(ratios))))
+    spread = mad_sigma(ratios)
     limit = max(HOT_RATIO, 6.0 * spread)
     return [_betrayed(float(ratio)) if abs(ratio - 1.0) > limit else None for ratio in ratios]
 

@@ -10,6 +10,7 @@ import pytest
 from calib_library import advice
 from calib_library.advice import Noise, Site, Use
 from calib_library.frame import FrameType
+from daemon.simulator.camera import dark_ratio
 from tests.records import KEY, key, master
 
 SITE = Site(KEY, "TOP-DOWN")
@@ -117,16 +118,6 @@ def test_what_is_needed_brings_it_just_under_the_goal():
     assert advice.added_noise(light, one / (needed - 1), (10, 10)) > 0.01
 
 
-def test_the_weight_of_the_warmer_dark():
-    assert advice.temperature_weight(-10, -10, -5) == 0
-    assert advice.temperature_weight(-5, -10, -5) == pytest.approx(1)
-    # An independent figure: dark current of 0.57 eV doubles every 7.3 °C about −7.5 °C, so that
-    # half-way in temperature w = (√r − 1)/(r − 1) with r the ratio across 5 °C.
-    ratio = 2 ** (5 / 7.3)
-    half = (math.sqrt(ratio) - 1) / (ratio - 1)
-    assert advice.temperature_weight(-7.5, -10, -5) == pytest.approx(half, abs=0.01)
-
-
 # --- what is said --------------------------------------------------------------------------------
 
 
@@ -159,7 +150,8 @@ def test_a_few_more_frames_where_a_few_are_enough():
 def test_an_interpolated_dark_costs_the_sum_of_squared_weights():
     darks = [dark(1, temperature_c=-15.0, frames=20), dark(2, temperature_c=-10.0, frames=30)]
     (line,) = (found := advise([use(temperature_c=-12.0)], [*darks, flat(), BIAS])).lines
-    w = advice.temperature_weight(-12, -15, -10)
+    low, middle, high = (float(dark_ratio(c, energy_ev=0.57)) for c in (-15, -12, -10))
+    w = (middle - low) / (high - low)
     light, one = 30 + 1.5 + 1.8**2, 1.5 + 1.8**2
     v = ((1 - w) ** 2 / 20 + w**2 / 30) * one
     assert line.dark.added == pytest.approx(math.sqrt(1 + v / light) - 1)

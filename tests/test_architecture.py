@@ -19,6 +19,7 @@ PURE = {
     "calib_library.observation",
     "calib_library.inspect",
     "calib_library.overscan",
+    "calib_library.robust",
     "calib_library.combine",
     "calib_library.flat",
     "calib_library.defects",

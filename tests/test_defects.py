@@ -9,12 +9,10 @@ from calib_library.defects import (
     cold_pixels,
     exceeded,
     find_telegraph,
-    harmful_pixels,
-    hot_pixels,
     local_median,
     pack_pixels,
     quiet_noise,
-    repair,
+    repair_pixels,
     telegraph_pixels,
     unpack_pixels,
 )
@@ -40,34 +38,6 @@ def test_local_median_of_a_mosaic_is_that_of_each_colour():
             assert np.array_equal(
                 result[dy::2, dx::2], ndimage.median_filter(colour, size=5, mode="nearest")
             )
-
-
-def test_hot_pixels_are_those_that_were_put_there():
-    rng = np.random.default_rng(3)
-    y, x = np.mgrid[:200, :300]
-    glow = 400 * np.exp(-((x - 300) ** 2 + (y - 200) ** 2) / 1e4)  # must not count as hot
-    hot = planted((200, 300), 0.004, 4)
-    dark = (500 + glow + rng.normal(0, 4, glow.shape) + 120 * hot).astype(np.float32)
-    dark[10, 10] = np.nan
-    hot[10, 10] = True
-    assert np.array_equal(hot_pixels(dark, sigma=8), hot)
-
-
-def test_a_dark_without_noise_has_no_hot_pixels():
-    # The MAD is zero: rounding to whole ADU must not make every other pixel hot.
-    dark = np.full((50, 60), 500.0, np.float32)
-    dark[::3, ::4] += 1
-    dark[20, 21] += 40
-    found = hot_pixels(dark, sigma=8)
-    assert found.sum() == 1
-    assert found[20, 21]
-
-
-def test_harm_is_measured_in_noise():
-    # Sky 100 e-, read noise 10 e-: variance 200 e-². Twice the noise is four times the variance:
-    # the dark charge that adds 600 e-² is the limit.
-    dark_e = np.array([[599.0, 601.0]], np.float32)
-    assert harmful_pixels(dark_e, sky_e=100, read_noise_e=10).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("bayer", [False, True])
@@ -184,7 +154,7 @@ def test_repair_uses_only_good_neighbours():
     mask = np.zeros((4, 4), np.bool_)
     mask[1, 1] = mask[2, 2] = True
     untouched = mask.copy()
-    assert repair(image, mask, bayer=False) == 0
+    assert repair_pixels(image, mask.view(np.uint8), 1) == 0
     assert image[1, 1] == np.float32((2 + 5 + 7 + 10) / 4)
     assert image[2, 2] == np.float32((7 + 10 + 12 + 15) / 4)
     assert np.array_equal(mask, untouched)
@@ -198,14 +168,14 @@ def test_repair_reaches_farther_where_the_nearest_are_bad():
     mask[3:6, 3:6] = 1  # the middle one has no good neighbour within one step
     mask[0, 0] = 2  # another bit: not bad
     image[mask == 1] = -1e6
-    assert repair(image, mask, bayer=False) == 0
+    assert repair_pixels(image, mask, 1) == 0
     assert image[4, 4] == truth[4, 4]  # symmetric surroundings of a slope: exact
     assert image[0, 0] == 0.0
 
 
 def test_repair_says_what_it_could_not_do():
     image = np.full((20, 20), 7.0, np.float32)
-    assert repair(image, np.ones((20, 20), np.bool_), bayer=False) == 400
+    assert repair_pixels(image, np.ones((20, 20), np.uint8), 1) == 400
     assert (image == 0).all()
 
 

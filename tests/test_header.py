@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from calib_library.errors import HeaderError
 from calib_library.frame import Card, FrameRecord, FrameType
-from calib_library.header import normalise_filter, normalise_type, parse, target_name
+from calib_library.header import normalise_filter, parse, target_name
+from calib_library.kinds import normalise_type
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

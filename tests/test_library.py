@@ -252,12 +252,6 @@ def test_a_built_set_is_due_again_only_when_its_frames_change(library):
     assert due(library) == [set_id]
     registry.register(library, built(library, set_id, without={sha("new")}), at(70))
     assert due(library) == []  # it was looked at, and left out
-    filing.exclude(library, sha("new"), "a light leak")
-    assert due(library) == []  # the master did without it already
-    filing.exclude(library, sha("f1"), "a light leak")
-    assert due(library) == [set_id]
-    filing.exclude(library, sha("f1"), None)
-    assert due(library) == []
 
 
 def test_a_frame_filed_during_a_build_leaves_the_set_due(library):
@@ -266,19 +260,6 @@ def test_a_frame_filed_during_a_build_leaves_the_set_due(library):
     put(library, DARK, "late")
     registry.register(library, made, at(50))
     assert due(library) == [set_id]
-
-
-def test_an_excluded_frame_is_kept_with_its_reason_and_counts_for_nothing(library):
-    set_id = put_many(library, DARK, 5, temperature_c=-10.0)
-    put(library, DARK, "warm", temperature_c=-9.4)
-    filing.exclude(library, sha("warm"), "the cover was open")
-    [kept] = library.excluded_of(set_id)
-    assert (kept.sha256, kept.excluded) == (sha("warm"), "the cover was open")
-    group = library.set(set_id)
-    assert (group.n_frames, group.temperature_c) == (5, -10.0)
-    assert sha("warm") not in {frame.sha256 for frame in library.frames_of(set_id)}
-    with pytest.raises(LibraryError, match="No calibration frame"):
-        filing.exclude(library, sha("never seen"), "x")
 
 
 def test_a_failed_build_rests_until_a_frame_joins(library):
@@ -390,6 +371,15 @@ def test_unknown_numbers_are_a_sentence(library):
         library.master(9)
 
 
+def subtracted_from(library, flat):
+    """The one master that is subtracted from every frame of a set of flats."""
+    frames = library.frames_of(flat)
+    chosen = candidates.pedestals(library, library.set(flat), frames)
+    assert set(chosen) == {frame.sha256 for frame in frames}
+    [master] = {master.id: master for master in chosen.values()}.values()
+    return master
+
+
 def test_flats_without_a_pedestal_are_built_again_when_one_comes(library):
     flat = put_many(library, FLAT, 5, name="f", exposure_s=2.0, filter="H", session="n")
     registry.register(library, built(library, flat), at(1))
@@ -400,7 +390,7 @@ def test_flats_without_a_pedestal_are_built_again_when_one_comes(library):
     bias = put_many(library, BIAS, 5, name="b", exposure_s=0.0)
     bias_master = registry.register(library, built(library, bias), at(2))
     assert due(library) == [flat]
-    assert candidates.pedestal_for(library, library.set(flat)).chosen == bias_master
+    assert subtracted_from(library, flat) == bias_master
     registry.register(library, built(library, flat, subtracted=bias_master.id), at(3))
     assert due(library) == []
 
@@ -413,7 +403,7 @@ def test_flats_without_a_pedestal_are_built_again_when_one_comes(library):
     right = put_many(library, FLAT_DARK, 5, name="r", exposure_s=2.0)
     best = registry.register(library, built(library, right), at(6))
     assert due(library) == [flat]
-    assert candidates.pedestal_for(library, library.set(flat)).chosen == best
+    assert subtracted_from(library, flat) == best
 
 
 def test_orphans_are_files_that_no_master_speaks_of(library, tmp_path):

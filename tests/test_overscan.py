@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from calib_library.errors import HeaderError
-from calib_library.frame import Card
-from calib_library.overscan import Section, Sections, levels, parse_section, sections_of, subtract
+from calib_library.overscan import Section, levels, parse_section
 
 
 @pytest.mark.parametrize(
@@ -24,13 +23,6 @@ def test_a_section_is_one_based_and_inclusive(text, section):
 def test_what_is_not_a_section_is_refused(text):
     with pytest.raises(HeaderError):
         parse_section(text)
-
-
-def test_trimsec_goes_before_datasec_and_blank_cards_say_nothing():
-    cards = [Card("TRIMSEC", "[1:10,1:20]"), Card("DATASEC", "[1:9,1:9]"), Card("BIASSEC", "  ")]
-    assert sections_of(cards) == Sections(trim=Section(0, 10, 0, 20), bias=None)
-    assert sections_of(cards[1:]).trim == Section(0, 9, 0, 9)
-    assert sections_of([]) == Sections(None, None)
 
 
 def test_x_is_the_column():
@@ -54,8 +46,8 @@ def test_a_drifting_level_goes_line_by_line(turned):
     strip = Section(70, 90, 0, 60)
     if turned:
         truth, raw, before, strip = truth.T, raw.T, before.T, Section(0, 60, 70, 90)
-    assert np.abs(subtract(raw, strip, by_line=True) - truth).max() < 1e-3
-    level = subtract(raw, strip, by_line=False)
+    assert np.abs(raw - levels(raw, strip, by_line=True) - truth).max() < 1e-3
+    level = raw - levels(raw, strip, by_line=False)
     assert np.abs(level - truth).max() == pytest.approx(15, abs=0.6)  # half the drift is left
     assert (raw == before).all()
 
@@ -63,7 +55,7 @@ def test_a_drifting_level_goes_line_by_line(turned):
 def test_lines_beside_the_strip_lose_its_whole_level():
     raw = np.full((10, 10), 7.0, np.float32)
     raw[:, 8:] = 5.0
-    cleaned = subtract(raw, Section(8, 10, 2, 10), by_line=True)
+    cleaned = raw - levels(raw, Section(8, 10, 2, 10), by_line=True)
     assert (cleaned[:, :8] == 2.0).all()
 
 

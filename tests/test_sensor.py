@@ -11,7 +11,6 @@ from calib_library.combine import ArrayRows
 from calib_library.errors import IncompatibleFramesError
 from calib_library.images.row_reader import RowReader
 from calib_library.sensor_record import DarkCurrent, Measured, SensorRecord
-from daemon.simulator.camera import dark_ratio
 from tests.nights import shared
 from tests.records import KEY, NIGHT
 
@@ -202,24 +201,6 @@ def test_the_dark_current_of_a_camera_that_moves_its_black_level_is_that_of_the_
     )
     assert found.clamped
     assert found.rate.value == pytest.approx(0.4, rel=0.03)
-
-
-def test_the_activation_energy_is_found_again():
-    def dark(temperature_c, scatter=1.0):
-        rate = 0.02 * float(dark_ratio(temperature_c, energy_ev=0.83)) * scatter
-        return DarkCurrent(
-            Measured(rate, 0.02 * rate),
-            clamped=False,
-            exposure_s=300.0,
-            temperature_c=temperature_c,
-        )
-
-    found = sensor.activation_energy([dark(t) for t in (-20.0, -10.0, 0.0)])
-    assert found.value == pytest.approx(0.83, abs=1e-4)
-    # 2 % at both ends of a lever Δ(1/kT) = 3.36 /eV (T = 253 … 273 K), the middle adds nothing.
-    assert found.error == pytest.approx(0.02 * 2**0.5 / 3.36, rel=0.02)
-    assert sensor.activation_energy([dark(-10.0), dark(-8.0)]) is None
-    assert sensor.activation_energy([dark(-10.0)]) is None
 
 
 def test_a_measurement_is_read_again_as_it_was_kept():

@@ -48,7 +48,7 @@ def pending(
     """Return the set that will soon give this frame a master of `kind`, if there is one.
 
     Soon: it has enough frames and is not built yet; or it has too few but the last one came
-    within `quiet_s` of `now`, so that more may follow. Ask when `rank` chose nothing: a frame
+    within `quiet_s` of `now`, so that more may follow. Ask when `best` chose nothing: a frame
     that waits for such a set is calibrated once instead of twice.
     """
     kinds = match.serving(kind, record.frame_type)
@@ -109,7 +109,7 @@ def recount(library: CalibrationLibrary, set_id: int) -> None:
         "UPDATE calibration_set SET refused = NULL, refused_at = NULL,"
         " (frames, temperature_c, date_obs) ="
         " (SELECT count(*), avg(temperature_c), avg(date_obs) FROM calibration_frame"
-        "  WHERE set_id = :set AND excluded IS NULL),"
+        "  WHERE set_id = :set),"
         " last_filed_at ="
         " (SELECT max(filed_at) FROM calibration_frame WHERE set_id = :set)"
         " WHERE id = :set",
@@ -122,14 +122,12 @@ def recount(library: CalibrationLibrary, set_id: int) -> None:
 
 
 def compare_with_master(library: CalibrationLibrary, set_id: int, master_id: int | None) -> None:
-    """Note whether the set's frames are exactly those its master's build looked at."""
+    """Note whether the set has frames that its master's build did not look at."""
     library.db.execute(
         "UPDATE calibration_set SET changed = EXISTS"
         " (SELECT 1 FROM calibration_frame AS frame"
         "  LEFT JOIN master_input AS input ON input.master = :master AND input.frame = frame.id"
-        "  WHERE frame.set_id = :set AND CASE WHEN frame.excluded IS NULL"
-        "   THEN input.frame IS NULL"
-        "   ELSE input.frame IS NOT NULL AND input.left_out IS NULL END)"
+        "  WHERE frame.set_id = :set AND input.frame IS NULL)"
         " WHERE id = :set",
         {"set": set_id, "master": master_id},
     )

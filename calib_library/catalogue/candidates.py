@@ -94,7 +94,7 @@ def best(
     session: str | None,
     flat_light: str | None = None,
 ) -> Match:
-    """Choose the master of `kind` for this frame: `candidates`, then `match.rank`."""
+    """Choose the master of `kind` for this frame: `near`, then `match.rank`."""
     return match.rank(
         record,
         near(library, record, kind, session=session, flat_light=flat_light),
@@ -133,11 +133,6 @@ def darks(library: CalibrationLibrary, record: FrameRecord) -> list[MasterRecord
         ).chosen:
             found.append(master)
     return found
-
-
-def pedestal_for(library: CalibrationLibrary, group: CalibrationSet) -> Match:
-    """Choose what is subtracted from the first flat of a set: flat-dark, dark or bias."""
-    return best(library, _typical(library, group), FrameType.FLAT_DARK, session=group.session)
 
 
 def pedestals(

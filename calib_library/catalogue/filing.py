@@ -80,19 +80,6 @@ def file_frame(
     return set_id
 
 
-def exclude(library: CalibrationLibrary, sha256: str, reason: str | None) -> None:
-    """Keep a frame out of every master from now on, or (None) let it in again.
-
-    Its set is due for a new master. Raises LibraryError where no such frame is filed.
-    """
-    with transaction(library.db):
-        frame = library.frame(sha256)
-        if frame is None:
-            raise LibraryError(f"No calibration frame with the hash {sha256[:12]}… is filed.")
-        update(library.db, "calibration_frame", frame.id, {"excluded": reason})
-        agenda.recount(library, frame.set_id)
-
-
 def _seen_again(
     library: CalibrationLibrary, record: FrameRecord, sha256: str, path: Path, now: dt.datetime
 ) -> FiledFrame | None:

@@ -22,8 +22,6 @@ class FiledFrame:
     set_id: int
     record: FrameRecord
     filed_at: dt.datetime
-    excluded: str | None
-    """Why no master may use it; None for a good frame."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -78,7 +78,6 @@ def frame_of(row: Mapping[str, Any]) -> FiledFrame:
         set_id=row["set_id"],
         record=FrameRecord.from_json(row["record"]),
         filed_at=moment(row["filed_at"]),
-        excluded=row["excluded"],
     )
 
 

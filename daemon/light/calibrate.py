@@ -67,7 +67,7 @@ def calibrate(
     for each row (ny, 1), for each column (1, nx), or whatever else extends to (ny, nx), as where a
     sensor has several amplifiers. Raw and dark values that are not finite are bad as well.
     Raw pixels of `saturation_adu` or more are marked. Bad pixels are replaced from neighbours of
-    the same colour (`bayer`), as `defects.repair` does, and stay marked.
+    the same colour (`bayer`), as `defects.repair_pixels` does, and stay marked.
 
     With `noise` there is a variance, ADU², of what the sensor and the masters add:
     (max(raw - overscan - dark, 0) / gain + read noise² + dark's variance + image² × flat's
