@@ -53,6 +53,18 @@ class Inspection:
     reasons: tuple[str, ...]
     """Sentences: what is wrong, and what to do. An `ok` frame may have some."""
 
+    def sentences(self) -> tuple[str, ...]:
+        """What was seen, for a person: the measures, what they look like, the reasons."""
+        levels = (
+            f"median {self.median_adu:.1f} ADU, noise {self.sigma_adu:.1f} ADU, "
+            f"{self.minimum:.0f} to {self.maximum:.0f}, {self.saturated_fraction:.1%} saturated"
+        )
+        stars = f"{self.star_like} star-like sources in the windows"
+        lines = [levels, f"{stars}, whose levels are {self.gradient:.1%} apart"]
+        if self.proposed is not None:
+            lines.append(f"by themselves like a {self.proposed} ({self.confidence:.0%} sure)")
+        return (*lines, *self.reasons)
+
 
 class Look(NamedTuple):
     """Measures of the windows, on which the rules work."""

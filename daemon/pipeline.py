@@ -155,11 +155,7 @@ class Pipeline:
                 "a colour image of three planes, not a raw frame: let the camera program save raw"
             )
         found = inspect.examine(loaded.pixels, record)
-        levels = (
-            f"median {found.median_adu:.1f} ADU, noise {found.sigma_adu:.1f} ADU, "
-            f"{found.minimum:.0f} to {found.maximum:.0f}"
-        )
-        explanation.append(("Pixels", [levels, *found.reasons]))
+        explanation.append(("Pixels", list(found.sentences())))
         if found.verdict == "reject":
             raise FrameRejectedError(" ".join(found.reasons))
         if record.stack_count > STACKABLE or record.is_master or record.calibrated:

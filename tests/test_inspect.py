@@ -1,5 +1,6 @@
 """Labels against pixels: simulated frames whose kind is known, and every real frame there is."""
 
+import re
 import warnings
 from pathlib import Path, PurePath
 
@@ -149,6 +150,26 @@ def test_level_noise_and_saturation_are_those_of_the_simulation():
     assert seen.gradient < 0.003
     frame[::4] = 65_535
     assert examine(frame, record("light")).saturated_fraction == pytest.approx(0.25, abs=0.01)
+
+
+def test_what_was_seen_is_said_to_a_person():
+    frame = read_out(np.full(SHAPE, 2_000.0), seed=6, read_noise=10.0, gain=2.0)
+    frame[np.random.default_rng(7).random(SHAPE) < 0.1] = 65_535
+    levels = examine(frame, record("light")).sentences()[0]
+    told = re.fullmatch(
+        r"median 15\d\d\.\d ADU, noise [\d.]+ ADU, 1\d{3} to 65535, ([\d.]+)% saturated", levels
+    )
+    assert float(told[1]) == pytest.approx(10, abs=1)
+
+    seen = examine(light_frame(stars=60), record("light"))
+    _, sources, guess, *reasons = seen.sentences()
+    assert 30 <= int(sources.split(" star-like sources")[0]) <= 60  # some lie on one another
+    assert re.fullmatch(r"by themselves like a light \(\d+% sure\)", guess)
+    assert reasons == []
+
+    small = examine(np.zeros((4, 4), np.uint16), record("light")).sentences()
+    assert "not a sensor's frame" in small[-1]
+    assert not any("by themselves" in line for line in small)
 
 
 def test_the_gradient_is_that_of_the_vignette():
