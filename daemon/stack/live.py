@@ -119,7 +119,8 @@ class StackImage:
     weight: Image
     """(planes, ny, nx), sum of the admitted frames' weights, in their unit."""
     variance: Image
-    """(planes, ny, nx) ADU², of the mean."""
+    """(planes, ny, nx) ADU², of each pixel's mean. Resampling makes neighbours agree: the mean over
+    a block of pixels is noisier than 1/√n of it."""
     coverage: Count
     """(ny, nx), frames admitted; with colour, in the plane with the most."""
 

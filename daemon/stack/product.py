@@ -225,15 +225,17 @@ def write(
     """
     path = root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
-    mean = image.mean if len(image.mean) > 1 else image.mean[0]
-    weight = image.weight if image.weight.ndim == 2 or len(image.weight) > 1 else image.weight[0]
+    mean, weight, variance = (
+        planes if len(planes) > 1 else planes[0]
+        for planes in (image.mean, image.weight, image.variance)
+    )
     product_file.write_fits(
         path,
         mean,
         cards,
         scale=scale,
         pedestal_adu=pedestal_for(image.mean, image.coverage > 0),
-        extra={"WEIGHT": weight, "COVERAGE": image.coverage},
+        extra={"WEIGHT": weight, "VARIANCE": variance, "COVERAGE": image.coverage},
     )
 
 

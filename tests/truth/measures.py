@@ -14,6 +14,7 @@ from calib_library import flat
 from daemon.light import distortion
 from daemon.simulator import night as simulated
 from daemon.simulator.sky import moffat_alpha, transform
+from daemon.stack import live
 from tests.truth.nights import Night, Taken
 
 CELL_PX = 64
@@ -320,6 +321,18 @@ def stack_noise(night: Night, truth: Expected, image: np.ndarray) -> np.ndarray:
         slow = ndimage.median_filter(np.where(used, means, np.nan_to_num(means)), size=9)
         factor = block_factor(band if len(night.bands) > 1 else None)
         result.append(np.sqrt(np.mean((means - slow)[used] ** 2)) / factor)
+    return np.array(result)
+
+
+def told_variance(night: Night, truth: Expected, image: live.StackImage) -> np.ndarray:
+    """Of each plane: rms of what single pixels are off, over what the stack's variance tells."""
+    result = []
+    for plane in range(len(night.bands)):
+        off = (image.mean[plane] - truth.mean[plane]) / np.sqrt(image.variance[plane])
+        dark = truth.star_light[plane] < 0.1 * truth.sky_adu[plane]
+        used = truth.covered & dark & ~truth.struck
+        # What is larger than 25 px is measure 4's.
+        result.append((off - ndimage.median_filter(off, size=25))[used].std())
     return np.array(result)
 
 

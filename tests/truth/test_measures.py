@@ -54,6 +54,13 @@ def test_2_noise_of_the_stack_is_the_best_there_can_be(case, product):
 
 
 @pytest.mark.parametrize("product", ["growing", "exact"])
+def test_2_the_variance_is_what_pixels_are_off(case, product):
+    night, truth, exact = case
+    ratios = measures.told_variance(night, truth, night.image if product == "growing" else exact)
+    assert np.abs(ratios - 1).max() < 0.05, ratios
+
+
+@pytest.mark.parametrize("product", ["growing", "exact"])
 def test_3_star_fluxes(case, product):
     night, truth, exact = case
     image = night.image if product == "growing" else exact
