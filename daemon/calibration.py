@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, compare, defects, flat, match, overscan
+from calib_library import compare, defects, flat, master_file, match, overscan
 from calib_library.dark_compose import Composed
 from calib_library.dark_model import DarkPlan
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
@@ -504,7 +504,7 @@ class Calibrator:
 
     def _load(self, master: MasterRecord) -> Image:
         """The useful part of a master."""
-        return _cropped(build.load_master(self._root, master), master.key)
+        return _cropped(master_file.load_master(self._root, master), master.key)
 
     def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot, or

@@ -17,6 +17,7 @@ PURE = {
     "calib_library.kinds",
     "calib_library.observation",
     "calib_library.inspect",
+    "calib_library.judging",
     "calib_library.overscan",
     "calib_library.combine",
     "calib_library.flat",
