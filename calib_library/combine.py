@@ -119,6 +119,16 @@ class Combined:
         return type(self)(self.mean[y0:y1], self.variance[y0:y1], self.count[y0:y1])
 
 
+def reachable_sigma(sigma: float, n: int) -> float:
+    """Return the clip for n frames, in standard deviations, that can still reject one of them.
+
+    One wild value among n lies n/√(n−1) population standard deviations from the others' median,
+    however wild: at 3σ nothing could be rejected from 8 frames or fewer. Nine tenths of it leaves
+    room for the others' own noise.
+    """
+    return sigma if n < 2 else min(sigma, 0.9 * n / math.sqrt(n - 1))
+
+
 def sigma_clipped_mean(
     readers: Sequence[Rows],
     *,

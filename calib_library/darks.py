@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, dark_compose, dark_model, dark_temperature
+from calib_library import dark_compose, dark_model, dark_temperature, master_file
 from calib_library.catalogue import candidates
 from calib_library.dark_compose import Composed, LightNoise, ReadRows
 from calib_library.dark_model import DarkPlan, Energies, Leg
@@ -164,7 +164,7 @@ class Darks:
     def _open(self, ids: Sequence[int]) -> Iterator[Mapping[int, ReadRows]]:
         with contextlib.ExitStack() as stack:
             yield {
-                i: stack.enter_context(build.open_master(self._root, self._master(i)))
+                i: stack.enter_context(master_file.open_master(self._root, self._master(i)))
                 for i in dict.fromkeys(ids)
             }
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, build, header, match
+from calib_library import __version__, header, master_file, match
 from calib_library.catalogue import cameras, candidates, registry
 from calib_library.catalogue.records import BuiltMaster
 from calib_library.errors import LibraryError
@@ -115,7 +115,7 @@ def take(
     path = _path(foreign)
     if any(master.path == path for master in library.masters(current=False)):
         raise LibraryError(f"{foreign.source.name} is in the library already, as {path.name}.")
-    title = build.TITLES[record.frame_type or FrameType.DARK][1]
+    title = master_file.TITLES[record.frame_type or FrameType.DARK][1]
     cards = [
         Card("IMAGETYP", title, "type of image"),
         Card("NCOMBINE", record.stack_count, "frames combined"),
@@ -129,7 +129,9 @@ def take(
         Card("XBINNING", key.xbinning, "binning along a row"),
         Card("YBINNING", key.ybinning, "binning along a column"),
         Card("INSTRUME", key.camera, "camera"),
-        Card("BAYERPAT", build.displayed_pattern(key, record.row_order), "pattern as displayed"),
+        Card(
+            "BAYERPAT", master_file.displayed_pattern(key, record.row_order), "pattern as displayed"
+        ),
         Card("ROWORDER", record.row_order, "order of rows"),
         Card("TELESCOP", record.telescope, "telescope"),
         Card("FOCALLEN", record.focal_length_mm, "[mm] focal length"),
@@ -137,7 +139,7 @@ def take(
         Card("LKNIGHT", session or None, "night of the flats"),
         Card("LKSTORE", key.storage, "pixel format of the raw frames"),
         Card("LKSECT", key.sections, "sections of the raw frames"),
-        Card("LKMEAN", build.fits_time(record.date_obs), "[UTC] start of the frames"),
+        Card("LKMEAN", master_file.fits_time(record.date_obs), "[UTC] start of the frames"),
         Card("SWCREATE", f"Lightkeeper {__version__}", "program that made this file"),
         Card("LKIMPORT", foreign.source.name, "master that was imported"),
         Card("LKIMPSHA", foreign.sha256[:16], "its SHA-256, beginning"),
@@ -293,7 +295,7 @@ def _in_adu(
     for master in candidates.near(library, record, record.frame_type or FrameType.DARK):
         fits = dataclasses.replace(master.key, gain=record.key.gain) == record.key
         if fits and match.same_exposure(master.exposure_s, record.exposure_s):
-            known = float(np.median(build.load_master(library.root, master)[::4, ::4]))
+            known = float(np.median(master_file.load_master(library.root, master)[::4, ::4]))
             if abs(level * FULL_SCALE_ADU / known - 1.0) < LIKE:
                 image *= np.float32(FULL_SCALE_ADU)
                 return (
@@ -316,7 +318,7 @@ def _programs(loaded: frame_file.Loaded, record: FrameRecord) -> list[str]:
 
 def _path(foreign: Foreign) -> PurePosixPath:
     record, key = foreign.record, foreign.record.key
-    parts = [build.TITLES[record.frame_type or FrameType.DARK][0]]
+    parts = [master_file.TITLES[record.frame_type or FrameType.DARK][0]]
     if record.frame_type is FrameType.FLAT:
         parts.append(record.filter or "nofilter")
     elif record.exposure_s:
@@ -325,4 +327,6 @@ def _path(foreign: Foreign) -> PurePosixPath:
         parts.append(f"{round(record.temperature_c):d}C")
     parts += [f"g{key.gain:g}"] if key.gain is not None else []
     parts += [key.camera or "", "imported", foreign.sha256[:8]]
-    return PurePosixPath(MASTERS_FOLDER, "_".join(filter(None, map(build.safe, parts))) + ".fits")
+    return PurePosixPath(
+        MASTERS_FOLDER, "_".join(filter(None, map(master_file.safe, parts))) + ".fits"
+    )

@@ -1,9 +1,9 @@
 """Frames of a set that are not what their headers say, told by single pixels.
 
-The levels of frames are judged in `build`; here is what levels do not show. A dark that was warmer
-than its header, or exposed for another time, has a level like the others' on a modern sensor, but
-its hot pixels are stronger or weaker. A faint flat has the right shape and hands its noise on to
-every light.
+The levels of frames are compared in `judging`; here is what levels do not show. A dark that was
+warmer than its header, or exposed for another time, has a level like the others' on a modern
+sensor, but its hot pixels are stronger or weaker. A faint flat has the right shape and hands its
+noise on to every light.
 """
 
 from collections.abc import Sequence

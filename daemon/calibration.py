@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, compare, defects, flat, match, overscan
+from calib_library import compare, defects, flat, master_file, match, overscan
 from calib_library.catalogue import agenda, by_hand, candidates, registry
 from calib_library.catalogue.by_hand import Choice
 from calib_library.catalogue.records import CalibrationSet
@@ -508,7 +508,7 @@ class Calibrator:
 
     def _load(self, master: MasterRecord) -> Image:
         """The useful part of a master."""
-        return _cropped(build.load_master(self._root, master), master.key)
+        return _cropped(master_file.load_master(self._root, master), master.key)
 
     def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot, or

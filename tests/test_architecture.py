@@ -18,6 +18,7 @@ PURE = {
     "calib_library.kinds",
     "calib_library.observation",
     "calib_library.inspect",
+    "calib_library.judging",
     "calib_library.overscan",
     "calib_library.robust",
     "calib_library.combine",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from calib_library import build, header
+from calib_library import build, combine, header, judging, master_file
 from calib_library.catalogue import agenda, candidates, filing, registry
 from calib_library.errors import ImageError, IncompatibleFramesError, LibraryError
 from calib_library.frame import FrameType
@@ -119,7 +119,7 @@ def test_a_master_bias_is_the_truth_within_the_noise_of_the_mean(bench):
     assert np.std(image - LEVEL) == pytest.approx(expected, rel=0.08)
     assert abs(np.mean(image - LEVEL)) < 5 * expected / np.sqrt(image.size)
     assert image.dtype == np.float32
-    loaded = build.load_master(bench.root, master)
+    loaded = master_file.load_master(bench.root, master)
     np.testing.assert_array_equal(loaded, image)
 
 
@@ -137,11 +137,11 @@ def test_the_clip_can_reject_one_of_n(n):
     values = np.zeros(n)
     values[0] = 1e6
     reach = abs(values[0] - np.median(values)) / np.std(values)
-    assert build.reachable_sigma(3.0, n) < reach
-    assert build.reachable_sigma(3.0, n) <= 3.0
-    assert build.reachable_sigma(2.0, n) == 2.0
+    assert combine.reachable_sigma(3.0, n) < reach
+    assert combine.reachable_sigma(3.0, n) <= 3.0
+    assert combine.reachable_sigma(2.0, n) == 2.0
     # honest noise is hardly touched: a clip of at least 2.2 sigma
-    assert build.reachable_sigma(3.0, n) > 2.2
+    assert combine.reachable_sigma(3.0, n) > 2.2
 
 
 def test_a_frame_with_an_open_cover_is_left_out_and_named(bench):
@@ -189,7 +189,7 @@ def test_a_slow_drift_of_the_level_stays(bench):
 
 def test_two_frames_cannot_outvote_each_other():
     levels = np.array([[500.0, 500.0, 500.0], [500.0, 500.0, 900.0]])
-    assert build.judge_levels(levels, noise_adu=8.0, rows=[0, 8, 16]) == [None, None]
+    assert judging.judge_levels(levels, noise_adu=8.0, rows=[0, 8, 16]) == [None, None]
 
 
 @pytest.mark.parametrize(("storage", "low"), [("int16", -40.0), ("float32", -0.25)])
@@ -277,7 +277,7 @@ def test_the_pedestal_of_another_size_is_not_used(bench):
     bias = bench.build(bench.take_many(BIAS, noisy(LEVEL, 5), exposure_s=0.0))[0]
     smaller = dataclasses.replace(bias, key=key(width=32))
     with pytest.raises(ImageError, match="not the image that was registered"):
-        build.load_master(bench.root, smaller)
+        master_file.load_master(bench.root, smaller)
 
 
 # --- what the files have become ------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_a_frame_that_was_exchanged_for_its_like_is_in_no_master(bench):
     assert master.notes == ("dark_004.fits was left out: its file is not the one that was filed.",)
     others = np.delete(np.rint(images), 3, axis=0)
     kept = np.abs(others - np.median(others, axis=0)) <= (
-        build.reachable_sigma(3.0, 6) * np.std(others, axis=0)
+        combine.reachable_sigma(3.0, 6) * np.std(others, axis=0)
     )
     expected = np.mean(others, axis=0)
     everything = kept.all(axis=0)
@@ -361,7 +361,7 @@ def test_a_master_that_is_gone_is_a_sentence(bench):
     master = bench.build(bench.take_many(DARK, noisy(LEVEL, 3)))[0]
     (bench.root / master.path).unlink()
     with pytest.raises(LibraryError, match="is no longer in"):
-        build.load_master(bench.root, master)
+        master_file.load_master(bench.root, master)
 
 
 # --- the file ------------------------------------------------------------------------------------
@@ -518,7 +518,7 @@ def test_the_asi120_gives_four_masters(bench):
         if subtract:
             assert group.frame_type is FLAT
             [pedestal] = {one.id: one for one in subtract.values()}.values()
-            plain -= build.load_master(bench.root, pedestal)
+            plain -= master_file.load_master(bench.root, pedestal)
             assert pedestal.frame_type is BIAS
         assert np.median(image) == pytest.approx(np.median(plain), rel=0.01)
     bias, short, long, flat = images.values()

@@ -10,7 +10,7 @@ from pathlib import PurePath
 import numpy as np
 import pytest
 
-from calib_library import build, dark_compose, dark_model, header
+from calib_library import dark_compose, dark_model, header, judging
 from calib_library.defects import local_median
 from calib_library.frame import FrameType
 from calib_library.images import frame_file
@@ -39,11 +39,11 @@ def frames_of(folder, pattern) -> tuple[np.ndarray, list]:
 
 def whole(frames) -> np.ndarray:
     """Those that the library finds exposed and read to the end."""
-    starts = build._strip_starts(frames.shape[1])
-    strips = [[image[y : y + build.STRIP_ROWS] for y in starts] for image in frames]
-    levels = np.array([[build._trimmed_mean(strip) for strip in one] for one in strips])
-    noise = float(np.median([build._spread(strip) for one in strips for strip in one]))
-    reasons = build.judge_levels(levels, noise_adu=noise, rows=starts)
+    starts = judging.strip_starts(frames.shape[1])
+    strips = [[image[y : y + judging.STRIP_ROWS] for y in starts] for image in frames]
+    levels = np.array([[judging.trimmed_mean(strip) for strip in one] for one in strips])
+    noise = float(np.median([judging.spread(strip) for one in strips for strip in one]))
+    reasons = judging.judge_levels(levels, noise_adu=noise, rows=starts)
     return frames[[reason is None for reason in reasons]]
 
 

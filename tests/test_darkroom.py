@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
-from calib_library import build, darks
+from calib_library import darks, master_file
 from calib_library.catalogue import filing, registry
 from calib_library.catalogue.records import BuiltMaster, Input
 from calib_library.dark_model import Rule
@@ -107,8 +107,8 @@ def two(tmp_path):
 
 def test_a_master_read_by_rows_is_the_master(two):
     for master in two.library.masters():
-        whole = build.load_master(two.root, master)
-        with build.open_master(two.root, master) as rows:
+        whole = master_file.load_master(two.root, master)
+        with master_file.open_master(two.root, master) as rows:
             np.testing.assert_array_equal(np.concatenate([rows(0, 101), rows(101, 384)]), whole)
         np.testing.assert_allclose(whole, two.sensor.images[master.id], rtol=1e-6)
 

@@ -5,7 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 
-from calib_library import build, overscan, schema
+from calib_library import master_file, overscan, schema
 from calib_library.catalogue import registry
 from calib_library.errors import HeaderError
 from calib_library.frame import FrameType
@@ -68,7 +68,7 @@ def night(tmp_path_factory):
 def test_masters_hold_the_structure_of_the_bias_and_no_level(night):
     config, outcome = night
     with CalibrationLibrary.open(config.library.path, readonly=True) as library:
-        images = {m.frame_type: build.load_master(library.root, m) for m in outcome.masters}
+        images = {m.frame_type: master_file.load_master(library.root, m) for m in outcome.masters}
     error = NOISE / np.sqrt(8)
     structure = raw(np.zeros((NY, NX)), level=0.0)[:, :NX]
     bias = images[FrameType.BIAS][:, :NX]

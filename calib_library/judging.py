@@ -1,0 +1,249 @@
+"""Which frames of a set are like the others, told by strips of their pixels.
+
+Physics comes first (a frame that was cut short, a saturated or an empty flat), be these the
+majority; then the frames vote. What single pixels betray is in `suspects`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from calib_library import suspects
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Strips = Sequence[Floats]
+"""Rows of one frame at several places, (rows, nx) each, ADU."""
+
+STRIPS = 16
+"""Places down the image at which a frame's level is compared with the others'."""
+STRIP_ROWS = 8
+SATURATED = 0.95
+"""A flat whose level is above this fraction of saturation is no longer linear."""
+FLAT_RATIO = 3.0
+"""A flat this many times brighter or darker than the set's median is not one of them."""
+BLOCKS = 4
+"""Parts of a strip, side by side …"""
+BLOCK_PIXELS = 3000
+"""… of which so many pixels are enough for a level."""
+HOT_SAMPLE = 100_000
+"""Pixels of a frame, in whole strips, whose hot ones are compared."""
+NOISE_STRIPS = 4
+"""The noise is taken from every fourth strip."""
+FLAT_SHAPE = 0.3
+"""Flats differ by flicker bands of 13 %; a strip that differs by more than this is damaged."""
+
+
+def strip_starts(height: int) -> list[int]:
+    """Return first rows of the strips, even, so that each holds all Bayer phases."""
+    last = max(0, height - STRIP_ROWS)
+    return sorted({int(y) // 2 * 2 for y in np.linspace(0, last, STRIPS)})
+
+
+def darks(samples: Sequence[Strips], *, starts: Sequence[int], step: int) -> list[str | None]:
+    """Judge bias or dark frames by their strips, which begin at the rows `starts`: None, or what is
+    wrong with it, for each. `step` is 2 for a mosaic.
+    """
+    levels = np.array([[trimmed_mean(strip) for strip in strips] for strips in samples])
+    noise = float(np.median([spread(strip) for strips in samples for strip in strips]))
+    reasons = judge_levels(levels, noise_adu=noise, rows=starts)
+    _add(reasons, lambda left: _judge_blocks([samples[i] for i in left], starts, noise))
+    _add(reasons, lambda left: _judge_hot([samples[i] for i in left], step))
+    return reasons
+
+
+def flats(
+    samples: Sequence[Strips], *, base_adu: Doubles, saturation_adu: float | None, step: int
+) -> list[str | None]:
+    """The same of flats; `base_adu` (frames, strips) is what will be subtracted from them."""
+    levels = np.array([[trimmed_mean(strip) for strip in strips] for strips in samples])
+    noise = np.array(
+        [
+            np.median([suspects.pixel_noise(s, step=step) for s in strips[::NOISE_STRIPS]])
+            for strips in samples
+        ]
+    )
+    return judge_flats(levels, base_adu=base_adu, saturation_adu=saturation_adu, noise_adu=noise)
+
+
+def _add(reasons: list[str | None], judge: Callable[[Sequence[int]], Sequence[str | None]]) -> None:
+    """Let a further rule judge the frames that are left; its reasons go into `reasons`."""
+    left = [i for i, reason in enumerate(reasons) if reason is None]
+    for i, reason in zip(left, judge(left), strict=True):
+        reasons[i] = reason
+
+
+def _judge_blocks(
+    samples: Sequence[Strips], starts: Sequence[int], noise_adu: float
+) -> Sequence[str | None]:
+    """Judge darks once more by blocks of the strips: light leaks in at a side or a corner."""
+    if not samples:
+        return []
+    thin = max(1, samples[0][0].size // (BLOCKS * BLOCK_PIXELS))
+    levels = np.array(
+        [
+            [
+                trimmed_mean(block[:, ::thin])
+                for strip in strips
+                for block in np.array_split(strip, BLOCKS, axis=1)
+            ]
+            for strips in samples
+        ]
+    )
+    rows = [row for row in starts for _ in range(BLOCKS)]
+    return judge_levels(levels, noise_adu=noise_adu, rows=rows)
+
+
+def _judge_hot(samples: Sequence[Strips], step: int) -> Sequence[str | None]:
+    """Judge darks by their hot pixels, which show a warm sensor and another exposure."""
+    if not samples:
+        return []
+    pixels = sum(strip.size for strip in samples[0])
+    some = slice(None, None, max(1, pixels // HOT_SAMPLE))
+    noise = float(
+        np.median(
+            [
+                suspects.pixel_noise(strip, step=step)
+                for strips in samples
+                for strip in strips[some][::NOISE_STRIPS]
+            ]
+        )
+    )
+    joined = [np.concatenate(strips[some]) for strips in samples]
+    ratios = suspects.hot_ratios(joined, noise_adu=noise, step=step)
+    return [None] * len(samples) if ratios is None else suspects.judge_hot_pixels(ratios)
+
+
+def judge_levels(levels: Doubles, *, noise_adu: float, rows: Sequence[int]) -> list[str | None]:
+    """Judge bias or dark frames by their levels (frames, strips), ADU: None, or what is wrong.
+
+    `noise_adu` is the noise of a pixel, `rows` (strips,) are the strips' first rows. As a whole a
+    frame must not differ from the median frame by more than 3 times the noise, 2 % of the level and
+    6 robust standard deviations: that was an open cover; slow drifts stay. Then each strip, drifts
+    taken off: by physics first (`_cut_short`), then by vote among those left.
+    """
+    centre = np.median(levels, axis=0)
+    offsets = np.median(levels - centre, axis=1)
+    reasons: list[str | None] = [None] * len(levels)
+    if len(levels) >= 3:
+        robust = 1.4826 * float(np.median(np.abs(offsets)))
+        typical = float(np.median(centre))
+        limit = max(6.0 * robust, 3.0 * noise_adu, 0.02 * abs(typical))
+        for i in np.flatnonzero(np.abs(offsets) > limit).tolist():
+            reasons[i] = (
+                f"its level is {typical + offsets[i]:.0f} ADU "
+                f"where the others have {typical:.0f} ADU"
+            )
+    even = levels - offsets[:, None]
+    for judge in (_cut_short, _outvoted):
+        for strip, row in enumerate(rows):
+            left = [i for i, reason in enumerate(reasons) if reason is None]
+            for i, reason in judge(even[left], strip, noise_adu=noise_adu).items():
+                reasons[left[i]] = f"around row {row} its level is {reason}"
+    return reasons
+
+
+def _cut_short(levels: Doubles, strip: int, *, noise_adu: float) -> dict[int, str]:
+    """Return the frames that hold too little in one strip, be they the majority.
+
+    Dark current cannot fall: where frames disagree, those that lie below their own usual level, and
+    the others do not, were not exposed or not read to the end.
+    """
+    groups = _two_groups(levels, strip, noise_adu=noise_adu)
+    if groups is None:
+        return {}
+    low, high, limit = groups
+    here, usual = levels[:, strip], np.median(levels, axis=1)
+    fallen = here < usual - limit
+    if not fallen[low].all() or fallen[high].any():
+        return {}
+    expected = np.median(here[high])
+    return {i: f"{here[i]:.0f} ADU instead of {expected:.0f} ADU: it was cut short" for i in low}
+
+
+def _outvoted(levels: Doubles, strip: int, *, noise_adu: float) -> dict[int, str]:
+    """Return the smaller of two groups that disagree on one strip; equal ones are left alone."""
+    groups = _two_groups(levels, strip, noise_adu=noise_adu)
+    if groups is None or len(groups[0]) == len(groups[1]):
+        return {}
+    few, many = sorted(groups[:2], key=len)
+    here = levels[:, strip]
+    expected = np.median(here[many])
+    return {i: f"{here[i]:.0f} ADU where the others have {expected:.0f} ADU" for i in few}
+
+
+def _two_groups(
+    levels: Doubles, strip: int, *, noise_adu: float
+) -> tuple[list[int], list[int], float] | None:
+    """Split frames (frames, strips) at the widest gap between their levels in one strip.
+
+    Returns (the lower, the higher, the limit in ADU); None where the gap is within half the pixel
+    noise, 1 % of the level or 6 times the frames' usual scatter: they agree.
+    """
+    if len(levels) < 2:
+        return None
+    scatter = 1.4826 * float(np.median(np.abs(levels - np.median(levels, axis=0))))
+    limit = max(0.5 * noise_adu, 0.01 * abs(float(np.median(levels))), 6.0 * scatter)
+    order = np.argsort(levels[:, strip], kind="stable")
+    gaps = np.diff(levels[order, strip])
+    if gaps.max() <= limit:
+        return None
+    cut = int(np.argmax(gaps)) + 1
+    return order[:cut].tolist(), order[cut:].tolist(), limit
+
+
+def judge_flats(
+    levels: Doubles,
+    *,
+    base_adu: Doubles,
+    saturation_adu: float | None,
+    noise_adu: Doubles | None = None,
+) -> list[str | None]:
+    """Judge flats by their levels (frames, strips), ADU, above `base_adu`, (strips,) or one a frame
+    (frames, strips).
+
+    Physics first: a saturated, an empty or a faint frame (`noise_adu` (frames,) is the noise of a
+    pixel) is no flat, whatever the others are. Then the vote:
+    a frame 3 times brighter or darker than the median, or one whose strips differ from the common
+    shape by 30 %. Different exposures of a twilight are no fault.
+    """
+    signal = levels - base_adu
+    noises = np.zeros(len(levels)) if noise_adu is None else noise_adu
+    reasons: list[str | None] = []
+    for row, light, noise in zip(levels, signal, noises, strict=True):
+        if saturation_adu is not None and np.median(row) > SATURATED * saturation_adu:
+            reasons.append(f"it is saturated (level {np.median(row):.0f} ADU)")
+        elif np.median(light) <= 0:
+            reasons.append(f"there is no light on it (level {np.median(row):.0f} ADU)")
+        else:
+            reasons.append(suspects.faint(float(np.median(light)), float(noise)))
+    good = np.array([reason is None for reason in reasons])
+    if good.sum() < 3:
+        return reasons
+    middle = np.median(signal, axis=1)
+    typical = float(np.median(middle[good]))
+    shape = signal[good] / middle[good, None]
+    common = np.median(shape, axis=0)
+    for i in np.flatnonzero(good):
+        ratio = middle[i] / typical
+        with np.errstate(divide="ignore", invalid="ignore"):
+            departure = float(np.max(np.abs(signal[i] / middle[i] / common - 1.0)))
+        if not 1.0 / FLAT_RATIO <= ratio <= FLAT_RATIO:
+            reasons[i] = f"its level is {middle[i]:.0f} ADU where the others have {typical:.0f} ADU"
+        elif departure > FLAT_SHAPE:
+            reasons[i] = f"a part of it differs by {departure:.0%} from the other flats' shape"
+    return reasons
+
+
+def trimmed_mean(strip: Floats) -> float:
+    """The mean of the middle four fifths: robust as a median, and not quantised as one."""
+    ordered = np.sort(strip, axis=None)  # ten times as fast as numpy's quantiles
+    tenth = ordered.size // 10
+    return float(ordered[tenth : ordered.size - tenth].mean(dtype=np.float64))
+
+
+def spread(strip: Floats) -> float:
+    """1.4826 × median of the distances from the median: σ of normal noise."""
+    centre = np.sort(strip, axis=None)[strip.size // 2]
+    return float(1.4826 * np.sort(np.abs(strip - centre), axis=None)[strip.size // 2])
