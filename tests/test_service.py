@@ -144,3 +144,33 @@ def test_the_end_of_the_night_builds_writes_and_copies(tmp_path, capfd):
     assert copy.stat().st_size > 10_000
     kept = list((config.library.path / "calibrated").rglob("*.fits"))
     assert len(kept) == 3
+
+
+def test_hurried_right_after_its_last_look_it_is_not_idle(tmp_path, monkeypatch):
+    """What it found then says nothing of masters for which nothing has to be waited any more."""
+    from daemon import warmup
+    from daemon.worker import Worker
+
+    monkeypatch.setattr(warmup, "kernels", lambda *_, **__: None)
+    monkeypatch.setattr(warmup, "later", lambda *_, **__: None)
+    config = config_for(tmp_path)
+    config.library.path.mkdir()
+    library, _ = service.open_library(config.library.path)
+    worker = Worker(config=config, storage=library, log=StatusLog(None), inbox=Inbox())
+    look, idle_when_hurried = worker._step, []
+
+    def step():
+        if worker._hurried.is_set():
+            idle_when_hurried.append(worker.idle)
+        busy = look()
+        if not (busy or worker._hurried.is_set()):
+            worker.hurry()  # by another thread, before what the look found is recorded
+        return busy
+
+    monkeypatch.setattr(worker, "_step", step)
+    worker.start()
+    wait_for(lambda: worker.idle and idle_when_hurried)
+    worker.stop()
+    worker.join(PATIENCE_S)
+    assert worker.error is None
+    assert idle_when_hurried[0] is False
