@@ -84,6 +84,10 @@ class Daemon:
         """What it said so far that matches."""
         return [line for line in self.said if re.search(pattern, line)]
 
+    def told(self, pattern: str) -> list[str]:
+        """What systemd was told so far that matches."""
+        return [line for line in self.heard if re.search(pattern, line)]
+
     def wait(self, pattern: str, count: int = 1) -> None:
         """Wait until it has said something so many times, or can say nothing any more."""
         try:
