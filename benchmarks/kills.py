@@ -9,10 +9,8 @@ one comes to the end by itself. Each end is compared with that of a night withou
 import argparse
 import dataclasses
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,19 +38,16 @@ def without_egain(cards: Sequence[Card]) -> tuple[Card, ...]:
     return tuple(card for card in cards if card.keyword != "EGAIN")
 
 
-def killed(config: Path, took: float, rng: random.Random) -> int:
+def killed(config: Path, steps: int, rng: random.Random) -> int:
     """Kill the night's lives at random instants; the last one comes to the end. How many died?"""
     for deaths in range(LIVES):
-        life = killing.start(config)
-        try:
-            # A life takes as long as the whole night at most; the first third is imports.
-            code = life.wait(took * (0.3 + 0.7 * rng.random()))
-        except subprocess.TimeoutExpired:
-            life.kill()
-            life.wait()
-        else:
+        life = killing.start(config, "steps")
+        if not killing.let_live(life, rng.randint(1, steps), rng):
+            code = life.wait()
             assert code == 0, f"{config}: the night ended with code {code}"
             return deaths
+        life.kill()
+        life.wait()
     code = killing.start(config).wait()
     assert code == 0, f"{config}: the night ended with code {code}"
     return LIVES
@@ -75,11 +70,8 @@ def main() -> int:
         taken = [dataclasses.replace(one, cards=without_egain(one.cards)) for one in taken]
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        # The first one compiles the kernels, and would tell nothing of how long a life is.
-        for name in ("first", "undisturbed"):
-            began = time.monotonic()
-            killing.start(prepared(root / name, taken)).wait()
-            took = time.monotonic() - began
+        # A life after a death has less to do: some come to the end all the same.
+        steps = killing.undisturbed(prepared(root / "undisturbed", taken)) // 2
         expected = killing.end_state(root / "undisturbed" / "library")
         done = nights = different = 0
         while done < options.kills:
@@ -89,10 +81,10 @@ def main() -> int:
             library = folder / "library"
             if options.power:
                 with power.disk(folder, library) as medium:
-                    deaths = power.lives(config, medium, cuts=LIVES, longest_s=took, rng=rng)
+                    deaths = power.lives(config, medium, cuts=LIVES, steps=steps, rng=rng)
                     same = killing.end_state(library) == expected
             else:
-                deaths = killed(config, took, rng)
+                deaths = killed(config, steps, rng)
                 same = killing.end_state(library) == expected
             different += not same
             done += deaths

@@ -8,14 +8,17 @@ Kernels with `parallel=True` are called from one thread at a time: numba's porta
 not re-entrant. In the daemon that thread is the worker.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numba
+from numba.core.caching import FunctionCache
 
 from calib_library import __version__
 
@@ -54,6 +57,36 @@ def cache_folder() -> Path:
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 
+class _SharedCache(FunctionCache):
+    """numba's cache of one function, used by one process at a time.
+
+    numba writes a function's list of signatures first and the code afterwards, and a name in that
+    list is free for whoever looks: of two processes that compile one function for different types
+    at the same moment, one would find the other's code under its own types, for good.
+    """
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        """Return what was compiled for a signature, or None."""
+        with _alone(Path(self.cache_path)):
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+
+    def save_overload(self, sig: object, data: object) -> None:
+        """Keep what was compiled for a signature."""
+        with _alone(Path(self.cache_path)):
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads out; not where the folder cannot be written or locked."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / "index.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def kernel(
     *, parallel: bool = False, inline: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -64,12 +97,14 @@ def kernel(
 
     def compile_lazily(function: Callable[P, R]) -> Callable[P, R]:
         compiled: Callable[P, R] = numba.njit(
-            cache=True,
             nogil=True,
             parallel=parallel,
             error_model="numpy",
             inline="always" if inline else "never",
         )(function)
+        # As numba's `cache=True` does it, with a cache of its own.
+        cache = _SharedCache(function)  # type: ignore[no-untyped-call]
+        setattr(compiled, "_cache", cache)  # noqa: B010 - the type of a function has none
         return compiled
 
     return compile_lazily

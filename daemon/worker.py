@@ -86,20 +86,21 @@ class Worker(threading.Thread):
         """When the worker last showed that it is alive (monotonic s)."""
         self.doing = "starting"
         self.doing_since = self._now()
-        self._nothing_to_do = False
+        self._rested: bool | None = None
+        """It looked and found nothing to do: whether it was hurried then. None: it has not."""
 
     # -- called by other threads ------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
         """Nothing is left to do at the moment."""
-        return self._inbox.empty() and self._nothing_to_do
+        # Hurried since, there may be masters to build for which nothing has to be waited any more.
+        return self._inbox.empty() and self._rested is self._hurried.is_set()
 
     def hurry(self) -> None:
         """All frames are there: wait for no more before a master is built."""
         if not self._hurried.is_set():
             self._hurried.set()
-            self._nothing_to_do = False
             self._inbox.wake.set()
 
     def stop(self) -> None:
@@ -140,10 +141,12 @@ class Worker(threading.Thread):
         while not self._stopping.is_set():
             self._storage.check()
             self._requests_now()
+            # Before the look: what it says holds for what was asked of it until now.
+            hurried = self._hurried.is_set()
             busy = self._step()
             self.steps += 1
-            self._nothing_to_do = not busy and self._inbox.empty()
-            if self._nothing_to_do:
+            self._rested = hurried if not busy and self._inbox.empty() else None
+            if self._rested is not None:
                 self._beat("waiting for frames")
                 self._inbox.wake.wait(1.0)
                 self._inbox.wake.clear()
@@ -256,7 +259,7 @@ class Worker(threading.Thread):
         arrived = self._inbox.arrivals(ARRIVALS_AT_ONCE)
         if not arrived:
             return False
-        self._nothing_to_do = False
+        self._rested = None
         with self._parts.ledger.transaction():
             for arrival, refusal in arrived:
                 self._beat("taking files in")

@@ -3,14 +3,15 @@
     python -m tests.killing CONFIG [WHAT WHERE]
 
 works through the whole night: all frames, the masters, the stacks, the exact stacks, the backup.
-With WHAT and WHERE it kills itself with SIGKILL at that point. The production code has no hook for
-it: the functions are wrapped here, in the child.
+With WHAT and WHERE it kills itself with SIGKILL at that point; with `steps` in their place it tells
+how far it is. The production code has no hook for it: the functions are wrapped here, in the child.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import random
 import re
 import signal
 import sqlite3
@@ -106,6 +107,45 @@ def _at_file(pattern, moment):
     atomic.atomically, atomic.sync, schema.connect = watched, sync_folder, connected
 
 
+def tell_steps() -> None:
+    """Let this process write a byte to its standard output at each COMMIT of the database, so that
+    somebody can end it at an instant of its work, however fast that goes.
+    """
+    connect = schema.connect
+
+    def trace(statement):
+        if statement.startswith("COMMIT"):
+            os.write(sys.stdout.fileno(), b".")
+
+    def connected(path, **named):
+        db = connect(path, **named)
+        if not named.get("readonly"):
+            db.conn.set_trace_callback(trace)
+        return db
+
+    schema.connect = connected
+
+
+def undisturbed(config: Path) -> int:
+    """Let a night come to its end; returns its number of steps."""
+    life = start(config, "steps")
+    with life.stdout as told:
+        steps = len(told.read())
+    assert life.wait() == 0
+    return steps
+
+
+def let_live(life: subprocess.Popen, steps: int, rng: random.Random) -> bool:
+    """Wait until a life that tells its steps has done so many, and a little longer; returns False
+    where it has ended before.
+    """
+    with life.stdout as told:
+        if len(told.read(steps)) < steps:
+            return False
+        time.sleep(0.1 * rng.random())  # somewhere between two steps
+        return True
+
+
 def arm(what: str, where: str) -> None:
     """Let this process die at a point."""
     match what, where:
@@ -172,11 +212,11 @@ def night(config: Config) -> int:
 
 
 def start(config: Path, *point: str) -> subprocess.Popen:
-    """Begin the night in a process of its own."""
+    """Begin the night in a process of its own; its steps, if asked for, come by its `stdout`."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.killing", str(config), *point],
         cwd=ROOT,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if point == ("steps",) else subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
 
@@ -253,6 +293,8 @@ def _digest_pixels(path: Path) -> list[str]:
 
 if __name__ == "__main__":
     settings = load(Path(sys.argv[1]))
-    if sys.argv[2:]:
+    if sys.argv[2:] == ["steps"]:
+        tell_steps()
+    elif sys.argv[2:]:
         arm(*sys.argv[2:])
     sys.exit(night(settings))

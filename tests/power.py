@@ -11,11 +11,11 @@ import os
 import random
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests import killing
+from tests.daemons import PATIENCE_S, wait_for
 
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = 2
@@ -37,12 +37,9 @@ class Disk:
         subprocess.run(["mount", "-o", options, self.image, self.place], check=True)
 
     def unmount(self) -> None:
-        for _ in range(100):
-            done = subprocess.run(["umount", self.place], capture_output=True, check=False)
-            if done.returncode == 0:
-                return
-            time.sleep(0.1)
-        raise AssertionError(done.stderr)
+        command = ["umount", self.place]
+        # What a killed process had open is closed only when the last of it is gone.
+        wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
 
     def cut(self) -> None:
         """No more power."""
@@ -65,24 +62,21 @@ def disk(folder: Path, place: Path) -> Iterator[Disk]:
             subprocess.run(["umount", "-l", place], check=False)
 
 
-def lives(config: Path, medium: Disk, *, cuts: int, longest_s: float, rng: random.Random) -> int:
-    """Let the night be cut at random instants, `cuts` times at most, and go on to its end; returns
-    how often it was.
+def lives(config: Path, medium: Disk, *, cuts: int, steps: int, rng: random.Random) -> int:
+    """Let the night be cut at random instants, after up to `steps` steps of each life, `cuts` times
+    at most, and go on to its end; returns how often it was.
     """
     done = 0
     while done < cuts:
-        life = killing.start(config)
-        try:
-            code = life.wait(longest_s * (0.3 + 0.7 * rng.random()))
-        except subprocess.TimeoutExpired:
-            medium.cut()
-            life.kill()
-            life.wait()
-            medium.unmount()
-            medium.mount()
-            done += 1
-        else:
-            assert code == 0
+        life = killing.start(config, "steps")
+        if not killing.let_live(life, rng.randint(1, steps), rng):
+            assert life.wait(PATIENCE_S) == 0
             break
-    assert killing.start(config).wait(120) == 0
+        medium.cut()
+        life.kill()
+        life.wait()
+        medium.unmount()
+        medium.mount()
+        done += 1
+    assert killing.start(config).wait(PATIENCE_S) == 0
     return done

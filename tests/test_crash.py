@@ -7,7 +7,7 @@ import pytest
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
 from tests import killing
-from tests.daemons import write_config
+from tests.daemons import PATIENCE_S, write_config
 from tests.nights import Outcome, config_for
 
 PATIENT = "[lights]\nkeep_calibrated = true\n[service]\nmax_attempts = 50"
@@ -31,7 +31,7 @@ def prepared(tmp_path, taken, extra=PATIENT):
 @pytest.fixture(scope="module")
 def undisturbed(taken, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("undisturbed")
-    assert killing.start(prepared(tmp_path, taken)).wait(120) == 0
+    assert killing.start(prepared(tmp_path, taken)).wait(PATIENCE_S) == 0
     return killing.end_state(tmp_path / "library")
 
 
@@ -41,9 +41,9 @@ def test_killed_at_every_named_point(points, taken, undisturbed, tmp_path):
     """One death after the other, each life going on from what the last one left."""
     config = prepared(tmp_path, taken)
     for what, where in points:
-        code = killing.start(config, what, where).wait(120)
+        code = killing.start(config, what, where).wait(PATIENCE_S)
         assert code == -9, f"the point was not met: {what} {where}"
-    assert killing.start(config).wait(120) == 0
+    assert killing.start(config).wait(PATIENCE_S) == 0
     assert killing.end_state(tmp_path / "library") == undisturbed
 
 
@@ -54,11 +54,11 @@ def test_a_frame_that_kills_the_process_is_given_up(taken, tmp_path_factory):
     spared, struck = tmp_path_factory.mktemp("spared"), tmp_path_factory.mktemp("struck")
     without = [frame for frame in taken if frame is not killer]
     extra = "[lights]\nkeep_calibrated = true"
-    assert killing.start(prepared(spared, without, extra)).wait(120) == 0
+    assert killing.start(prepared(spared, without, extra)).wait(PATIENCE_S) == 0
     config = prepared(struck, taken, extra)
     codes = []
     while 0 not in codes and len(codes) < 10:
-        codes.append(killing.start(config, "read", name).wait(120))
+        codes.append(killing.start(config, "read", name).wait(PATIENCE_S))
     # Once read ahead of its turn, then three attempts of its own.
     assert codes == [-9] * 4 + [0]
     outcome = Outcome(config_for(struck))
@@ -73,4 +73,4 @@ def test_a_point_that_is_never_met_is_noticed(taken, tmp_path):
     """The test of the points can fail."""
     config = prepared(tmp_path, taken[:1])
     with pytest.raises(AssertionError, match="not met"):
-        assert killing.start(config, "product", "whole").wait(120) == -9, "not met"
+        assert killing.start(config, "product", "whole").wait(PATIENCE_S) == -9, "not met"

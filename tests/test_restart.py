@@ -4,16 +4,17 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
+from tests import killing
+from tests.daemons import COMMAND, PATIENCE_S, write_config
 from tests.nights import Outcome, config_for, run
 
-COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
+TELLING = "from tests import killing; killing.tell_steps();"
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +67,18 @@ def test_killed_at_random_instants(taken, undisturbed, tmp_path):
     # A frame that happens to be worked on at every kill must not be taken for the killer.
     patient = "[service]\nmax_attempts = 50"
     config = config_for(tmp_path, extra=patient)
-    (tmp_path / "config.toml").write_text(
-        f'[library]\npath = "{tmp_path / "library"}"\n'
-        f'[[watch]]\npath = "{tmp_path / "in"}"\nsettle_s = 0.1\n{patient}\n'
-    )
-    command = [sys.executable, "-c", COMMAND, "run", "--until-idle"]
-    command += ["--config", str(tmp_path / "config.toml")]
+    command = [sys.executable, "-c", TELLING + COMMAND, "run", "--until-idle"]
+    command += ["--config", str(write_config(tmp_path, patient))]
     rng = random.Random(4)
     killed = 0
     for _ in range(12):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            # The work itself begins after the imports, and takes some seconds in all.
-            process.wait(1.5 + rng.random() * 3.0)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        life = subprocess.Popen(
+            command, cwd=killing.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        if killing.let_live(life, rng.randint(1, 16), rng):
+            life.send_signal(signal.SIGKILL)
             killed += 1
-        time.sleep(0.05)
+        life.wait(PATIENCE_S)
     assert killed > 0
     run(config)
     outcome = Outcome(config)

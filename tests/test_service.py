@@ -1,11 +1,11 @@
 """The service as systemd and a second instance see it, and what the clock asks of it."""
 
+import datetime as dt
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,20 +17,8 @@ from daemon.lock import Lock
 from daemon.log import StatusLog
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
+from tests.daemons import COMMAND, PATIENCE_S, wait_for
 from tests.nights import Outcome, config_for, run
-
-COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
-
-
-def wait_for(condition, seconds=240.0):
-    """Wait for something that another process does; the test's own time limit is far away."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
 
 
 @pytest.fixture
@@ -47,7 +35,7 @@ def test_systemd_hears_ready_alive_and_stopping(watched):
     address = str(watched / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(address)
-        listener.settimeout(60)
+        listener.settimeout(PATIENCE_S)
         environment = {**os.environ, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "2000000"}
         process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, "run", "--config", str(watched / "config.toml")],
@@ -71,7 +59,7 @@ def test_systemd_hears_ready_alive_and_stopping(watched):
 
             wait_for(stacked)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE_S) == 0
             while "STOPPING=1" not in heard:
                 heard += listener.recv(4096).decode().split("\n")
         finally:
@@ -113,15 +101,16 @@ def test_the_clock_asks_and_late_jobs_are_not_dropped():
         config, rescan=lambda: scans.append(1), request=asked.append, log=StatusLog(None)
     )
     try:
-        wait_for(lambda: scans, 20)
+        wait_for(lambda: scans)
         planned = {job.id: job for job in scheduler.get_jobs()}
         assert set(planned) == {"rescan", *map(str, Request)}
         assert all(job.misfire_grace_time is None for job in planned.values())
         assert all(job.coalesce and job.max_instances == 1 for job in planned.values())
         end = planned[str(Request.END_OF_NIGHT)].next_run_time.astimezone()
         assert (end.hour, end.minute) == (config.end_of_night.hour, config.end_of_night.minute)
-        scheduler.modify_job(str(Request.MASTERS), next_run_time=end.replace(year=2020))
-        wait_for(lambda: Request.MASTERS in asked, 20)
+        late = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)  # as after the machine has slept
+        scheduler.modify_job(str(Request.MASTERS), next_run_time=late)
+        wait_for(lambda: Request.MASTERS in asked)
     finally:
         scheduler.shutdown(wait=False)
 
@@ -148,10 +137,40 @@ def test_the_end_of_the_night_builds_writes_and_copies(tmp_path, capfd):
     log = config.library.path / "status.log"
     wait_for(lambda: "BACKUP" in log.read_text())
     worker.stop()
-    worker.join(60)
+    worker.join(PATIENCE_S)
     assert worker.error is None
     assert "NIGHT" in log.read_text()
     (copy,) = (config.library.path / "backup").glob("*.db")
     assert copy.stat().st_size > 10_000
     kept = list((config.library.path / "calibrated").rglob("*.fits"))
     assert len(kept) == 3
+
+
+def test_hurried_right_after_its_last_look_it_is_not_idle(tmp_path, monkeypatch):
+    """What it found then says nothing of masters for which nothing has to be waited any more."""
+    from daemon import warmup
+    from daemon.worker import Worker
+
+    monkeypatch.setattr(warmup, "kernels", lambda *_, **__: None)
+    monkeypatch.setattr(warmup, "later", lambda *_, **__: None)
+    config = config_for(tmp_path)
+    config.library.path.mkdir()
+    library, _ = service.open_library(config.library.path)
+    worker = Worker(config=config, storage=library, log=StatusLog(None), inbox=Inbox())
+    look, idle_when_hurried = worker._step, []
+
+    def step():
+        if worker._hurried.is_set():
+            idle_when_hurried.append(worker.idle)
+        busy = look()
+        if not (busy or worker._hurried.is_set()):
+            worker.hurry()  # by another thread, before what the look found is recorded
+        return busy
+
+    monkeypatch.setattr(worker, "_step", step)
+    worker.start()
+    wait_for(lambda: worker.idle and idle_when_hurried)
+    worker.stop()
+    worker.join(PATIENCE_S)
+    assert worker.error is None
+    assert idle_when_hurried[0] is False

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -51,13 +50,12 @@ def test_a_wedged_worker_stops_the_pings_and_does_not_stop_the_end(lights, tmp_p
     with Daemon(config, program=WEDGED + COMMAND, watchdog_s=1.0) as daemon:
         wait_for(lambda: "READY=1" in daemon.heard and daemon.pings() >= 3)
         write_frame(tmp_path / "in", lights[0])
-        wait_for(lambda: any("the worker has been silent" in line for line in daemon.heard))
-        pings = daemon.pings()
-        time.sleep(3.0)  # six periods
-        assert daemon.pings() == pings
-        began = time.monotonic()
+        # Silent in this frame's work: a busy machine may be as silent while it starts.
+        silent = r"^STATUS=.*the worker has been silent .*working on"
+        wait_for(lambda: len(daemon.told(silent)) >= 6)
+        first = daemon.heard.index(daemon.told(silent)[0])
+        assert "WATCHDOG=1" not in daemon.heard[first:]
         assert daemon.stop() == 1
-        assert time.monotonic() - began < 10
         assert daemon.lines("did not end within 3 s and is left behind")
     # Nothing is lost: the next one takes the frame.
     with Daemon(config) as daemon:
@@ -70,10 +68,8 @@ def test_it_ends_within_a_bound_in_the_middle_of_the_work(lights, tmp_path):
         write_frame(tmp_path / "in", frame)
     with Daemon(write_config(tmp_path)) as daemon:
         daemon.wait("STACKED")
-        began = time.monotonic()
+        # Beyond STOP_LIMIT_S the worker would be left behind, and the code be 1.
         assert daemon.stop() == 0
-        # One small frame at hand, the stack to write, and a second for the intake.
-        assert time.monotonic() - began < 20
     outcome = Outcome(config_for(tmp_path))
     assert outcome.stacks[0].published_frames == len(outcome.members[1]) >= 1
 

@@ -1,0 +1,66 @@
+"""Compiled kernels on disk, as several processes write and read them at the same moment."""
+
+import threading
+
+import numba
+import pytest
+from numba import float64, int64
+from numba.core.registry import cpu_target
+
+from calib_library import kernels
+
+
+def twice(x):
+    return x + x
+
+
+@pytest.fixture
+def compiled():
+    """The same function for two types, compiled without any cache: types → what numba keeps."""
+    dispatcher = numba.njit(twice)
+    for types in ((int64,), (float64,)):
+        dispatcher.compile(types)
+    return dict(dispatcher.overloads)
+
+
+def test_two_processes_that_compile_for_different_types_get_each_its_own(
+    compiled, tmp_path, monkeypatch
+):
+    """The second begins while the first has written its list of signatures and not yet its code."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    one, other = kernels._SharedCache(twice), kernels._SharedCache(twice)
+    file = one._cache_file
+    write_list, beside = file._save_index, []
+
+    def write_and_let_the_other_come(listed):
+        beside.append(
+            threading.Thread(target=other.save_overload, args=((float64,), compiled[float64,]))
+        )
+        beside[0].start()
+        # It must wait for the first: this patience only gives it the chance not to.
+        beside[0].join(0.5)
+        write_list(listed)
+
+    monkeypatch.setattr(file, "_save_index", write_and_let_the_other_come)
+    one.save_overload((int64,), compiled[int64,])
+    beside[0].join()
+    for types in compiled:
+        found = kernels._SharedCache(twice).load_overload(types, cpu_target.target_context)
+        assert found is not None
+        assert found.signature.args == types
+
+
+def test_a_cache_that_cannot_be_locked_is_used_all_the_same(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def refuse(*_):
+        raise OSError("no locks on this file system")
+
+    monkeypatch.setattr(kernels.fcntl, "flock", refuse)
+    cache = kernels._SharedCache(twice)
+    cache.save_overload((int64,), compiled[int64,])
+    assert cache.load_overload((int64,), cpu_target.target_context).signature.args == (int64,)
+
+
+def test_kernels_are_kept_in_that_cache():
+    assert isinstance(kernels.kernel()(twice)._cache, kernels._SharedCache)
