@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from calib_library.frame import FrameType
+from daemon.errors import ConfigError
 from daemon.toml_lines import Key, key_lines, line_of
 
 PATTERN_GROUPS = (
@@ -41,14 +42,6 @@ PATTERN_GROUPS = (
 _NUMBERS = ("exposure", "exposure_ms", "gain", "offset", "temperature")
 
 _BINNING = re.compile(r"\d+(x\d+)?")
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; `problems` has one sentence for each mistake."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
 
 
 def _folder(value: object, info: ValidationInfo) -> Path:

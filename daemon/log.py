@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TextIO
 
+LOG_NAME = "status.log"
+"""In the library's folder."""
 MAX_BYTES = 10_000_000
 """bytes; a log that would grow beyond this is put aside first."""
 KEPT = 5

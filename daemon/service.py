@@ -17,19 +17,17 @@ from calib_library import schema
 from calib_library.errors import LibraryError
 from calib_library.library import MASTERS_FOLDER
 from daemon import jobs, orders, storage
-from daemon.config import Config, ConfigError
-from daemon.errors import FatalError
+from daemon.config import Config
+from daemon.errors import ConfigError, FatalError
 from daemon.inbox import Inbox
 from daemon.intake.intake import Intake, Timing, Watched
 from daemon.ledger.ledger import KnownFiles, Ledger
 from daemon.lock import Lock
-from daemon.log import StatusLog
+from daemon.log import LOG_NAME, StatusLog
 from daemon.report.collect import HEARTBEAT_NAME
 from daemon.sdnotify import Notifier
 from daemon.storage import Kind, Storage, StorageError, Trouble
 from daemon.worker import Worker
-
-LOG_NAME = "status.log"
 
 HEARTBEAT_LIMIT_S = 120.0
 """A worker that has not shown itself for so long (s) gets no more watchdog pings: one frame, one

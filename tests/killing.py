@@ -25,7 +25,7 @@ from daemon.config import Config, load
 from daemon.inbox import Inbox, Request
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Stacks
-from daemon.log import StatusLog
+from daemon.log import LOG_NAME, StatusLog
 from daemon.stack import product
 from daemon.worker import Worker
 
@@ -158,9 +158,7 @@ def night(config: Config) -> int:
     inbox = Inbox()
     inbox.request(Request.END_OF_NIGHT)
     inbox.request(Request.BACKUP)
-    worker = Worker(
-        config=config, storage=library, log=StatusLog(root / service.LOG_NAME), inbox=inbox
-    )
+    worker = Worker(config=config, storage=library, log=StatusLog(root / LOG_NAME), inbox=inbox)
     worker.hurry()
     worker.start()
     while worker.is_alive() and not worker.idle:

@@ -13,6 +13,7 @@ from daemon import service
 from daemon.config import Config, parse
 from daemon.ledger.ledger import Frame, Ledger
 from daemon.ledger.stacks import Member, Stack, Stacks
+from daemon.log import LOG_NAME
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -66,7 +67,7 @@ class Outcome:
                 stack.id: stacks.members(stack.id) for stack in self.stacks
             }
             self.masters = CalibrationLibrary(db, self.root).masters()
-        self.log = (self.root / service.LOG_NAME).read_text()
+        self.log = (self.root / LOG_NAME).read_text()
 
     def states(self) -> dict[str, int]:
         """State → number of frames."""
