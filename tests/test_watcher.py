@@ -14,9 +14,6 @@ import pytest
 from daemon.intake import watcher
 from daemon.intake.watcher import Mode, Watch, kernel_watches, mount_of, parse_mountinfo
 
-# A race inside watchdog 7, harmless: its thread survives where warnings are not errors.
-pytestmark = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
-
 PATIENCE_S = 20.0
 DESCRIPTORS = Path("/proc/self/fd")
 
@@ -57,13 +54,6 @@ def start(hints):
     yield start
     for watch in watches:
         watch.stop()
-
-
-@pytest.fixture
-def inbox(tmp_path):
-    path = tmp_path / "inbox"
-    path.mkdir()
-    return path
 
 
 def test_hints_at_files_written_in_place_and_renamed_in(start, inbox, tmp_path, hints):
