@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from daemon import service
-from daemon.config import Config, example, parse
+from daemon.config import Config, parse
+from daemon.config_example import example
 from daemon.log import LOG_NAME
 from daemon.report import collect
 from daemon.simulator.night import NightPlan, demo_plan

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from calib_library import image_io, schema
-from daemon import reader, service
+from daemon import opening, reader, service
 from daemon.config import Config, load
 from daemon.inbox import Inbox, Request
 from daemon.ledger.ledger import Ledger
@@ -154,7 +154,7 @@ def night(config: Config) -> int:
     if code:
         return code
     root = config.library.path
-    library, _ = service.open_library(root)
+    library, _ = opening.open_library(root)
     inbox = Inbox()
     inbox.request(Request.END_OF_NIGHT)
     inbox.request(Request.BACKUP)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from calib_library import image_io, schema
-from daemon import service, storage
+from daemon import opening, service, storage
 from daemon.config import parse
 from daemon.errors import FatalError
 from daemon.simulator.night import frames, small_plan
@@ -213,7 +213,7 @@ def test_no_library_is_begun_on_a_bare_mount_point(tmp_path, monkeypatch):
     place.mkdir()
     mount("-t", "tmpfs", "-o", "size=8m", "none", place)
     try:
-        service.open_library(place)
+        opening.open_library(place)
         subprocess.run(["umount", place], check=True)
         with Daemon(write_config(tmp_path)) as daemon:
             daemon.wait("waiting: .*was here before")
@@ -290,16 +290,16 @@ def test_two_libraries_are_not_mixed(tmp_path):
 
 
 def test_a_library_from_before_the_marker_gets_one(tmp_path):
-    first, new = service.open_library(tmp_path)
+    first, new = opening.open_library(tmp_path)
     assert new
     (tmp_path / storage.MARKER).unlink()
-    again, new = service.open_library(tmp_path)
+    again, new = opening.open_library(tmp_path)
     assert (again, new) == (Storage(tmp_path, first.id), False)
     assert again.present()
 
 
 def test_a_lost_database_is_not_begun_anew_over_the_masters(tmp_path):
-    service.open_library(tmp_path)
+    opening.open_library(tmp_path)
     for path in tmp_path.glob("lightkeeper.db*"):
         path.unlink()
     (tmp_path / "masters").mkdir()

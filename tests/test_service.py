@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from daemon import jobs, service
+from daemon import jobs, opening, service
 from daemon.config import ServiceConfig
 from daemon.errors import AlreadyRunningError, FatalError
 from daemon.inbox import Inbox, Request
@@ -134,7 +134,7 @@ def test_the_end_of_the_night_builds_writes_and_copies(tmp_path, capfd):
         write_frame(tmp_path / "in", frame)
     config = config_for(tmp_path, extra="[lights]\nkeep_calibrated = true")
     run(config)
-    library, _ = service.open_library(config.library.path)
+    library, _ = opening.open_library(config.library.path)
     inbox = Inbox()
     worker = Worker(
         config=config,

@@ -24,8 +24,9 @@ def init(*, watch: Path, library: Path, config: Path, force: bool = False) -> in
         complain(f"{config} is there already; --force replaces it")
         return Exit.USAGE
     from daemon import config as configuration
+    from daemon.config_example import example
 
-    text = configuration.example(watch=str(watch.absolute()), library=str(library.absolute()))
+    text = example(watch=str(watch.absolute()), library=str(library.absolute()))
     settings = configuration.parse(text, name=str(config), base=Path.cwd())
     try:
         settings.library.path.mkdir(parents=True, exist_ok=True)

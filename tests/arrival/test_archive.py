@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 
 from calib_library import schema
-from daemon import service, worker
+from daemon import opening, worker
 from daemon.inbox import Inbox
 from daemon.intake import intake as module
 from daemon.intake.intake import Arrival
@@ -95,7 +95,7 @@ def test_19_tonights_frame_is_worked_on_while_an_archive_is_recorded(lights, tmp
     arrivals += [put(f"old_{n}.fits", now - dt.timedelta(days=90)) for n in range(20)]
     config = config_for(tmp_path)
     config.library.path.mkdir()
-    storage, _ = service.open_library(config.library.path)
+    storage, _ = opening.open_library(config.library.path)
     log = StatusLog(config.library.path / "status.log")
     inbox = Inbox()
     one = worker.Worker(config=config, storage=storage, log=log, inbox=inbox)
