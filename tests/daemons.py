@@ -13,7 +13,7 @@ from pathlib import Path
 COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=240.0):
     """Wait for something that another process does; the test's own time limit is far away."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -6,14 +6,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from daemon.simulator.night import frames, small_plan
-from daemon.simulator.writer import write_frame
-from tests.nights import Outcome, config_for, run
-
-COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
+from tests.daemons import COMMAND, write_config
+from tests.nights import Outcome, assert_same, config_for, run, without_trouble, write
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +30,10 @@ def taken():
     return list(frames(plan))
 
 
-def write(tmp_path, selection):
-    for frame in selection:
-        write_frame(tmp_path / "in", frame)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(taken, tmp_path_factory):
     """The product of a night without trouble."""
-    tmp_path = tmp_path_factory.mktemp("undisturbed")
-    write(tmp_path, taken)
-    config = config_for(tmp_path)
-    run(config)
-    outcome = Outcome(config)
-    return outcome.states(), outcome.image(outcome.stacks[0])
+    return without_trouble(taken, tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_a_night_in_three_parts(taken, undisturbed, tmp_path):
@@ -54,10 +41,7 @@ def test_a_night_in_three_parts(taken, undisturbed, tmp_path):
     for part in (taken[:19], taken[19:23], taken[23:]):
         write(tmp_path, part)
         run(config)
-    outcome = Outcome(config)
-    states, image = undisturbed
-    assert outcome.states() == states
-    np.testing.assert_array_equal(outcome.image(outcome.stacks[0]), image)
+    assert_same(config, undisturbed)
 
 
 @pytest.mark.slow
@@ -66,12 +50,8 @@ def test_killed_at_random_instants(taken, undisturbed, tmp_path):
     # A frame that happens to be worked on at every kill must not be taken for the killer.
     patient = "[service]\nmax_attempts = 50"
     config = config_for(tmp_path, extra=patient)
-    (tmp_path / "config.toml").write_text(
-        f'[library]\npath = "{tmp_path / "library"}"\n'
-        f'[[watch]]\npath = "{tmp_path / "in"}"\nsettle_s = 0.1\n{patient}\n'
-    )
-    command = [sys.executable, "-c", COMMAND, "run", "--until-idle"]
-    command += ["--config", str(tmp_path / "config.toml")]
+    file = write_config(tmp_path, patient)
+    command = [sys.executable, "-c", COMMAND, "run", "--until-idle", "--config", str(file)]
     rng = random.Random(4)
     killed = 0
     for _ in range(12):
@@ -86,10 +66,7 @@ def test_killed_at_random_instants(taken, undisturbed, tmp_path):
         time.sleep(0.05)
     assert killed > 0
     run(config)
-    outcome = Outcome(config)
-    states, image = undisturbed
-    assert outcome.states() == states
-    np.testing.assert_array_equal(outcome.image(outcome.stacks[0]), image)
+    assert_same(config, undisturbed)
     products = {p.name for p in (config.library.path / "stacks").rglob("*_v*.fits")}
-    assert products == {outcome.stacks[0].path.rpartition("/")[2]}
+    assert products == {Outcome(config).stacks[0].path.rpartition("/")[2]}
     assert not list(config.library.path.rglob("*.tmp"))

@@ -438,13 +438,6 @@ class Ledger:
             "sha256 = ? AND id != ? AND state IN ('filed', 'stacked')", (sha256, other_than)
         )
 
-    def earlier_version(self, frame: Frame) -> Frame | None:
-        """The frame in use that stood at the same path before the file was replaced."""
-        return self._one(
-            "path = ? AND id < ? AND state IN ('filed', 'stacked')",
-            (os.fsencode(frame.path), frame.id),
-        )
-
     def get(self, frame_id: int) -> Frame | None:
         """One frame by its number."""
         return self._one("id = ?", (frame_id,))
