@@ -1,12 +1,10 @@
 """config.toml as frozen records: every mistake is told at once, with its line and its remedy."""
 
 import datetime as dt
-import difflib
-import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -19,9 +17,11 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from calib_library.frame import FrameType
+from daemon import config_words
+from daemon.errors import ConfigError
 from daemon.toml_lines import Key, key_lines, line_of
 
 PATTERN_GROUPS = (
@@ -41,14 +41,6 @@ PATTERN_GROUPS = (
 _NUMBERS = ("exposure", "exposure_ms", "gain", "offset", "temperature")
 
 _BINNING = re.compile(r"\d+(x\d+)?")
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; `problems` has one sentence for each mistake."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
 
 
 def _folder(value: object, info: ValidationInfo) -> Path:
@@ -87,7 +79,7 @@ def _pattern(value: object) -> re.Pattern[str] | None:
         raise PydanticCustomError(
             "pattern",
             "has the unknown group {hint}",
-            {"hint": "; and ".join(_unknown(name, PATTERN_GROUPS) for name in unknown)},
+            {"hint": "; and ".join(config_words.unknown(name, PATTERN_GROUPS) for name in unknown)},
         )
     if not pattern.groupindex:
         raise PydanticCustomError(
@@ -118,15 +110,15 @@ def _defaults(value: object) -> Mapping[str, str]:
 
 def _default_problem(name: str, text: str, given: object) -> str | None:
     if name not in PATTERN_GROUPS:
-        return f"unknown key {_unknown(name, PATTERN_GROUPS)}"
+        return f"unknown key {config_words.unknown(name, PATTERN_GROUPS)}"
     if isinstance(given, bool) or not isinstance(given, str | int | float) or not text:
-        return f"{name} must be text or a number, not {_shown(given)}"
+        return f"{name} must be text or a number, not {config_words.shown(given)}"
     if name == "type" and text.lower() not in set(FrameType):
-        return f"type must be {_one_of(text.lower(), list(FrameType))}"
+        return f"type must be {config_words.one_of(text.lower(), list(FrameType))}"
     if name in _NUMBERS and not _is_number(text):
-        return f"{name} must be a number, not {_shown(given)}"
+        return f"{name} must be a number, not {config_words.shown(given)}"
     if name == "binning" and not _BINNING.fullmatch(text):
-        return f'binning must be as "2" or "2x2", not {_shown(given)}'
+        return f'binning must be as "2" or "2x2", not {config_words.shown(given)}'
     return None
 
 
@@ -146,7 +138,9 @@ def _clock(value: object) -> dt.time:
         if hours < 24 and minutes < 60:
             return dt.time(hours, minutes)
     raise PydanticCustomError(
-        "clock", 'must be a time of day such as "08:00", not {given}', {"given": _shown(value)}
+        "clock",
+        'must be a time of day such as "08:00", not {given}',
+        {"given": config_words.shown(value)},
     )
 
 
@@ -273,12 +267,16 @@ def parse(text: str, *, name: str = "config.toml", base: Path) -> Config:
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_syntax(name, str(error))]) from None
+        raise ConfigError([config_words.syntax(name, str(error))]) from None
     try:
         config = Config.model_validate(raw, context={"base": base})
         mistakes = []
     except ValidationError as error:
-        mistakes = [found for details in error.errors() for found in _mistakes(details)]
+        mistakes = [
+            found
+            for details in error.errors()
+            for found in config_words.mistakes(details, SECTIONS)
+        ]
     mistakes += _folder_mistakes(raw, base)
     if mistakes:
         lines = key_lines(text)
@@ -313,137 +311,6 @@ def _read(path: Path) -> str:
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
     raise ConfigError([f"{path}: {what}"])
-
-
-# --- sentences -----------------------------------------------------------------------------------
-
-
-_SYNTAX = re.compile(r"(?P<what>.*?) \(at line (?P<line>\d+), column (?P<column>\d+)\)", re.DOTALL)
-
-_REMEDIES = (
-    ("Unescaped '\\'", "put a path or a pattern with backslashes in single quotes: 'C:\\frames'"),
-    ("Invalid hex value", "put a path with backslashes in single quotes: 'C:\\frames'"),
-    ("Invalid value", 'text must stand in quotes: "…"; truth is true or false'),
-    ("Cannot overwrite", "this key stands here twice; remove one"),
-    ("Cannot declare", "this section stands here twice; put its keys together"),
-    ("Expected '='", "a line is: key = value; or a section: [name]; or a comment: # …"),
-    ("Illegal character '\\n'", "a quote is opened and not closed on this line"),
-    ("Unterminated string", "a quote is opened and never closed"),
-)
-
-
-def _syntax(name: str, message: str) -> str:
-    found = _SYNTAX.fullmatch(message)
-    what = found["what"] if found else message
-    place = f":{found['line']}" if found else ""
-    at = f" (column {found['column']})" if found else ""
-    remedy = next((remedy for sign, remedy in _REMEDIES if sign in what), "correct this line")
-    return f"{name}{place}: not TOML: {what}{at}; {remedy}"
-
-
-def _mistakes(details: ErrorDetails) -> Iterator[tuple[Key, str]]:
-    """Say in sentences what pydantic found at one place."""
-    key: Key = details["loc"]
-    context = details.get("ctx", {})
-    match details["type"]:
-        case "missing":
-            yield _missing(key)
-        case "extra_forbidden":
-            yield key, _unknown_key(key)
-        case "keys":
-            for name, sentence in context["keys"].items():
-                yield (*key, name), f"[{_section(key)}] defaults: {sentence}"
-        case "tuple_type":
-            yield key, "[watch] must have two brackets, [[watch]]: there may be several"
-        case "too_short":  # also told when every element has mistakes of its own
-            if not details["input"]:
-                yield _missing(("watch",))
-        case "model_type" | "model_attributes_type":
-            name = _section(key)
-            yield key, f"{name} must be a section: write [{name}] on a line of its own"
-        case _:
-            yield key, f"[{_section(key)}] {key[-1]} {_wrong_value(details)}"
-
-
-_WRONG = {
-    "greater_than_equal": "is {given}; it must be {ge:g} or more",
-    "greater_than": "is {given}; it must be more than {gt:g}",
-    "less_than_equal": "is {given}; it must be {le:g} or less",
-    "int_type": "must be a whole number{bare}, not {given}",
-    "int_from_float": "must be a whole number{bare}, not {given}",
-    "float_type": "must be a number{bare}, not {given}",
-    "finite_number": "must be a finite number, not {given}",
-    "bool_type": "must be true or false{bare}, not {given}",
-}
-
-
-def _wrong_value(details: ErrorDetails) -> str:
-    context = details.get("ctx", {})
-    given = details["input"]
-    if details["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
-        return f"must be {_one_of(given, choices)}"
-    if sentence := _WRONG.get(details["type"]):
-        bare = ", without quotes" if isinstance(given, str) else ""
-        return sentence.format(given=_shown(given), bare=bare, **context)
-    return details["msg"]
-
-
-def _missing(key: Key) -> tuple[Key, str]:
-    match key:
-        case ("library",):
-            return key, (
-                "[library] is missing: add `[library]` and below it"
-                ' `path = "/folder/for/the/library"`'
-            )
-        case ("watch",):
-            return key, (
-                "[[watch]] is missing, so that nothing is watched: add `[[watch]]` and below it"
-                ' `path = "/folder/of/the/camera"`'
-            )
-        case _:
-            return key[:-1], f'[{_section(key)}] {key[-1]} is missing: add `{key[-1]} = "/folder"`'
-
-
-def _unknown_key(key: Key) -> str:
-    name = str(key[-1])
-    if len(key) == 1:
-        if homes := _homes(name):
-            return f"{name} must stand below {homes}, not at the top"
-        return f"unknown section {_unknown(name, list(SECTIONS))}"
-    section = _section(key)
-    known = list(SECTIONS[section].model_fields)
-    if not difflib.get_close_matches(name, known, 1) and (homes := _homes(name)):
-        return f"[{section}] unknown key {name}; it belongs below {homes}"
-    return f"[{section}] unknown key {_unknown(name, known)}"
-
-
-def _homes(name: str) -> str:
-    """Name the sections that have this key."""
-    homes = (section for section, model in SECTIONS.items() if name in model.model_fields)
-    return " or ".join(f"[{home}]" for home in homes)
-
-
-def _section(key: Key) -> str:
-    return str(key[0])
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
-    """`nmae; did you mean name?`, or what there is."""
-    near = difflib.get_close_matches(name.lower(), known, 1)
-    return f"{name}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
-
-
-def _one_of(given: object, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(given).lower(), choices, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"one of {', '.join(choices)}, not {_shown(given)}{hint}"
-
-
-def _shown(value: object) -> str:
-    """Write a value nearly as it stands in the file, cut short."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 # --- folders that must be apart ------------------------------------------------------------------
@@ -488,107 +355,3 @@ def _path_of(table: object, base: Path) -> Path | None:
         return (base / Path(value).expanduser()).resolve()
     except (RuntimeError, OSError):  # no such user, a loop of links: told elsewhere or later
         return None
-
-
-# --- the commented example -----------------------------------------------------------------------
-
-
-def example(*, watch: str, library: str) -> str:
-    """Write a commented configuration with these two folders and every setting at its default."""
-    return _EXAMPLE.replace("@watch@", _basic_string(watch)).replace(
-        "@library@", _basic_string(library)
-    )
-
-
-def _basic_string(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-_EXAMPLE = """\
-# Lightkeeper's configuration. `lightkeeper check-config` tells every mistake in it at once.
-# Every setting stands at its default; one that is left out has it too. Folders may begin with ~; a
-# relative folder counts from the folder of this file.
-
-[library]
-# Everything that Lightkeeper writes goes here: the database, masters, stacks, previews and
-# status.log. On a local disk, and never inside a watched folder.
-path = @library@
-
-# Days after which calibrated lights, and superseded masters that no stack needs, are deleted;
-# 0 keeps them for ever.
-keep_calibrated_days = 0
-keep_old_masters_days = 0
-
-# A folder in which the camera's program writes frames, with all its subfolders. It is only read.
-# There may be several: repeat [[watch]].
-[[watch]]
-path = @watch@
-
-# A file must not have changed for so many seconds before it is looked at.
-settle_s = 2.0
-
-# Where the header is silent, a regular expression that is searched in the file's name may tell.
-# Groups: type filter exposure exposure_ms gain offset temperature target camera binning.
-# This one reads M8_Ha_300s_0001.fits:
-#pattern = '(?P<target>[^_]+)_(?P<filter>[^_]+)_(?P<exposure>[0-9.]+)s'
-
-# Where neither header nor file name tells, these do (names as above).
-#defaults = { type = "light", camera = "My camera" }
-
-[calibration]
-# Frames of one kind before a master is built from them.
-min_frames = 5
-
-# Seconds without a new frame of the set before its master is built.
-quiet_s = 60.0
-
-# Values further from the median than so many standard deviations are left out of a master.
-sigma = 3.0
-
-# Darks are combined for each light's own temperature. Where there is only one, it is used as it is
-# when it was taken within so many °C. Darks this close are also one set.
-temperature_tolerance_c = 1.0
-
-# Masters age. Flats of the light's own session come first; flats of another session are used up to
-# so many days from the light, darks and biases likewise. 0 is no limit.
-flat_days = 14.0
-dark_days = 365.0
-bias_days = 365.0
-
-# Use only masters whose frames were taken before the light: then a light's calibration never
-# changes afterwards, and flats at dawn are for the next night.
-only_older = false
-
-[lights]
-# Keep each calibrated light as a file of its own (they need as much disk as the raw frames, twice).
-keep_calibrated = false
-
-# Remove cosmic rays before stacking: "auto" for single frames and stacks of fewer than 8 (larger
-# ones reject them anyway), "always", "never".
-clean_cosmics = "auto"
-
-[stack]
-# Memory for growing stacks, in MB. More of it rejects satellites and aeroplanes better; where a
-# stack does not fit, it grows at half the size (26 megapixels need 1350; docs/configuration.md).
-memory_mb = 1500
-
-# Pixels of stacks and calibrated lights: "unit" (float32, 0 to 1, opens correctly everywhere),
-# "adu" (float32 in ADU, for photometry), "uint16" (half the disk).
-scale = "unit"
-
-# The longer side of a preview, in pixels.
-preview_px = 2000
-
-[service]
-# Seconds between two full scans of the watched folders (events tell of most frames at once).
-rescan_s = 300.0
-
-# Local time at which the night is over and is summed up.
-end_of_night = "08:00"
-
-# Backups of the database that are kept.
-backup_keep = 7
-
-# A frame that fails so often is given up, and says why.
-max_attempts = 3
-"""

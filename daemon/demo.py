@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from daemon import service
-from daemon.config import Config, example, parse
+from daemon.config import Config, parse
+from daemon.config_example import example
+from daemon.log import LOG_NAME
 from daemon.report import collect
 from daemon.simulator.night import NightPlan, demo_plan
 from daemon.simulator.writer import write_night
@@ -76,7 +78,7 @@ def _summary(console: Console, config: Config, seconds: float) -> None:
     left_out = report.frames_by_state.get("rejected", 0)
     if left_out:
         console.print(
-            f"  {left_out} frames were left out; {config.library.path / service.LOG_NAME} says why"
+            f"  {left_out} frames were left out; {config.library.path / LOG_NAME} says why"
         )
     console.print(
         "Next: lightkeeper status, library or explain FRAME with "

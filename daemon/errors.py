@@ -1,7 +1,10 @@
-"""Two branches: what concerns one frame, and what is fatal to the service.
+"""Two branches: what concerns one frame, and what is fatal to the service; and what a command meets
+before it can begin.
 
 Every sentence is for a person at night: it names the file or folder, what is wrong, what to do.
 """
+
+from collections.abc import Sequence
 
 
 class FrameError(Exception):
@@ -30,3 +33,15 @@ class FatalError(Exception):
 
 class AlreadyRunningError(FatalError):
     """Another instance holds the library's lock."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` has one sentence for each mistake."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class NoLibraryError(Exception):
+    """There is no database yet to read from."""

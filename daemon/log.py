@@ -15,12 +15,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TextIO
 
+LOG_NAME = "status.log"
+"""In the library's folder."""
 MAX_BYTES = 10_000_000
 """bytes; a log that would grow beyond this is put aside first."""
 KEPT = 5
 """Logs put aside, `status.log.1` the newest."""
 _LONGEST_LINE = 4000  # characters; a hostile header must not fill the disk
-_KIND_WIDTH = 10
+_KIND_WIDTH = 9  # a longer kind pushes its text along
 
 
 class Level(StrEnum):
@@ -122,7 +124,7 @@ class StatusLog:
         said = clean(_MARK[level] + text + _fields_text(fields))
         if len(said) > _LONGEST_LINE:
             said = said[: _LONGEST_LINE - 1] + "…"
-        body = f"{clean(kind):<{_KIND_WIDTH}}{said}"
+        body = f"{clean(kind):<{_KIND_WIDTH}} {said}"
         stamp = f"{self._now():%Y-%m-%d %H:%M:%S}"
         with self._lock:
             self._to_stream(f"<{_PRIORITY[level]}>{body}" if self._journal else f"{stamp}  {body}")
@@ -159,7 +161,7 @@ class StatusLog:
         lines = [f"{stamp}  {body}\n"]
         if self._lost:
             missing = f"{self._lost} lines could not be written"
-            lines.insert(0, f"{stamp}  {'LOG':<{_KIND_WIDTH}}warning: {missing}\n")
+            lines.insert(0, f"{stamp}  {'LOG':<{_KIND_WIDTH}} warning: {missing}\n")
         data = "".join(lines).encode()
         if not self._present():
             self._lost += 1

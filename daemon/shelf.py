@@ -13,8 +13,6 @@ from calib_library.library import CalibrationLibrary
 from daemon.masters import mark_changed
 from daemon.pipeline import Pipeline, night_of
 
-KINDS = (FrameType.BIAS, FrameType.DARK, FrameType.FLAT)
-"""As what a master can be applied to a light."""
 FULL_SCALE = "full-scale"
 
 

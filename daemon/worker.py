@@ -37,6 +37,7 @@ TAKING_S = 5.0
 batches. A burst is recorded whole before: only then is its order known."""
 
 RETRY_S = 30.0
+"""After an error that nobody foresaw a frame is tried again after so long (s)."""
 
 LONGEST_RETRY_S = 600.0
 """What cannot be read is tried again for ever, but not more seldom than this (s)."""

@@ -1,5 +1,6 @@
 """An intake on real files, and the frames that come in, for the tests of how files arrive."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -17,6 +18,10 @@ PATIENCE_S = 300.0
 # Long where a test must not depend on it, short where it waits for it.
 NEVER_S = 1e6
 TIMING = Timing(grace_s=0.6, quiet_s=NEVER_S, scan_s=NEVER_S, often_s=NEVER_S, health_s=0.1)
+SCANNING = dataclasses.replace(TIMING, scan_s=0.05, often_s=0.05)
+"""For where events tell nothing."""
+
+by_events_and_by_scans = pytest.mark.parametrize("watch", [True, False], ids=["events", "scan"])
 
 
 def wait_for(condition):
@@ -94,6 +99,11 @@ class Night:
         """Wait until a scan begun now has ended and nothing is pending."""
         self.intake.rescan()
         wait_for(self.intake.idle)
+
+
+def arrives(night, path):
+    """Wait until a file is delivered."""
+    wait_for(lambda: path in night.paths())
 
 
 WHOLE = frame(ny=100, nx=100, keywords=[f"KEY{n:<5}= {n:20d}" for n in range(50)])

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from calib_library import atomic, schema
 from calib_library.images import product_file
-from daemon import reader, service
+from daemon import opening, reader, service
 from daemon.config import Config, load
 from daemon.inbox import Inbox, Request
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Stacks
-from daemon.log import StatusLog
+from daemon.log import LOG_NAME, StatusLog
 from daemon.stack import product
 from daemon.worker import Worker
 
@@ -195,13 +195,11 @@ def night(config: Config) -> int:
     if code:
         return code
     root = config.library.path
-    library, _ = service.open_library(root)
+    library, _ = opening.open_library(root)
     inbox = Inbox()
     inbox.request(Request.END_OF_NIGHT)
     inbox.request(Request.BACKUP)
-    worker = Worker(
-        config=config, storage=library, log=StatusLog(root / service.LOG_NAME), inbox=inbox
-    )
+    worker = Worker(config=config, storage=library, log=StatusLog(root / LOG_NAME), inbox=inbox)
     worker.hurry()
     worker.start()
     while worker.is_alive() and not worker.idle:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from calib_library import __version__
-from daemon import cli
-from daemon.cli import follow_lines, last_lines, main
+from calib_library import __version__, schema
+from daemon.cli import common, main
+from daemon.cli import log as log_command
+from daemon.cli.log import follow_lines, last_lines
 from daemon.config import Config, load
 from daemon.errors import AlreadyRunningError, FatalError
 
@@ -24,8 +25,8 @@ COMMANDS = ("run", "status", "library", "explain", "log", "check-config", "init"
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(cli.CONFIG_VARIABLE, raising=False)
-    monkeypatch.setattr(cli, "SYSTEM_CONFIG", tmp_path / "etc" / "config.toml")
+    monkeypatch.delenv(common.CONFIG_VARIABLE, raising=False)
+    monkeypatch.setattr(common, "SYSTEM_CONFIG", tmp_path / "etc" / "config.toml")
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_the_configuration_is_found_where_the_help_says(
     assert found() == str(system)
     Path("config.toml").write_text(config.read_text())
     assert found() == "config.toml"
-    monkeypatch.setenv(cli.CONFIG_VARIABLE, str(config))
+    monkeypatch.setenv(common.CONFIG_VARIABLE, str(config))
     assert found() == str(config)
 
 
@@ -258,6 +259,33 @@ def test_before_the_first_run_the_answer_is_a_sentence(
         assert "lightkeeper run" in told.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["library"],
+        ["library", "use", "Master", "--target", "M 8"],
+        ["library", "sensor"],
+        ["library", "advice"],
+        ["explain", "x.fits"],
+        ["stack"],
+        ["stack", "remove", "x.fits"],
+        ["stack", "finish"],
+    ],
+)
+def test_a_damaged_database_is_a_sentence(
+    config: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = config.parent / "library" / schema.DATABASE_NAME
+    database.write_bytes(b"nothing that SQLite knows" * 1000)
+    capsys.readouterr()
+    assert main([*command, "--config", str(config)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"The database {database} cannot be opened")
+    assert told.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["--help", "check-config", "log", "status"])
 def test_commands_start_without_the_heavy_libraries(config: Path, command: str) -> None:
     """They answer at once because nothing that they do not need is imported."""
@@ -269,7 +297,7 @@ def test_commands_start_without_the_heavy_libraries(config: Path, command: str) 
     done = subprocess.run(
         [sys.executable, "-c", program, command],
         cwd=config.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), cli.CONFIG_VARIABLE: str(config)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), common.CONFIG_VARIABLE: str(config)},
         capture_output=True,
         text=True,
         check=True,
@@ -284,7 +312,7 @@ def test_a_reader_that_goes_away_is_no_error(config: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=config.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), cli.CONFIG_VARIABLE: str(config)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), common.CONFIG_VARIABLE: str(config)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -359,7 +387,7 @@ def test_log_follow_ends_with_0_at_ctrl_c(
     def interrupted(_path: Path, _offset: int) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "follow_lines", interrupted)
+    monkeypatch.setattr(log_command, "follow_lines", interrupted)
     capsys.readouterr()
     assert main(["log", "--follow", "--config", str(config)]) == 0
     assert capsys.readouterr().out == "one\n"

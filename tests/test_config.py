@@ -9,7 +9,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from daemon import config as configuration
-from daemon.config import SECTIONS, Config, ConfigError, example, load, parse
+from daemon.config import SECTIONS, Config, load, parse
+from daemon.config_example import example
+from daemon.errors import ConfigError
 from daemon.toml_lines import key_lines, line_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,11 +4,10 @@ the end is that of a night without trouble.
 
 import pytest
 
-from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
 from tests import killing
 from tests.daemons import PATIENCE_S, write_config
-from tests.nights import Outcome, config_for
+from tests.nights import Outcome, config_for, short_night
 
 PATIENT = "[lights]\nkeep_calibrated = true\n[service]\nmax_attempts = 50"
 """A frame that happens to be worked on at every death must not be taken for the killer."""
@@ -16,10 +15,7 @@ PATIENT = "[lights]\nkeep_calibrated = true\n[service]\nmax_attempts = 50"
 
 @pytest.fixture(scope="module")
 def taken():
-    plan = small_plan(
-        seed=21, shape=(256, 384), bias=0, darks=5, flats=5, flat_darks=5, lights=6, trails=1
-    )
-    return list(frames(plan))
+    return short_night()
 
 
 def prepared(tmp_path, taken, extra=PATIENT):

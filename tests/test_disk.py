@@ -8,19 +8,17 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from calib_library import schema
 from calib_library.images import product_file
-from daemon import service, storage
+from daemon import opening, service, storage
 from daemon.config import parse
 from daemon.errors import FatalError
-from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
 from daemon.storage import Kind, Storage
 from tests.daemons import Daemon, wait_for, write_config
-from tests.nights import Outcome, config_for, run
+from tests.nights import Outcome, assert_same, config_for, run, short_night, without_trouble
 
 QUICK = "[calibration]\nquiet_s = 0.3"
 
@@ -57,21 +55,12 @@ def disk(tmp_path):
 
 @pytest.fixture(scope="module")
 def taken():
-    plan = small_plan(
-        seed=21, shape=(256, 384), bias=0, darks=5, flats=5, flat_darks=5, lights=6, trails=1
-    )
-    return list(frames(plan))
+    return short_night()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(taken, tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("undisturbed")
-    for frame in taken:
-        write_frame(tmp_path / "in", frame)
-    config = config_for(tmp_path)
-    run(config)
-    outcome = Outcome(config)
-    return outcome.states(), outcome.image(outcome.stacks[0])
+    return without_trouble(taken, tmp_path_factory.mktemp("undisturbed"))
 
 
 def fill(folder, leave):
@@ -96,13 +85,10 @@ def finish_and_compare(tmp_path, undisturbed):
     config = config_for(tmp_path, extra=QUICK)
     run(config)
     sound(config.library.path)
-    outcome = Outcome(config)
-    states, image = undisturbed
-    assert outcome.states() == states
-    np.testing.assert_array_equal(outcome.image(outcome.stacks[0]), image)
+    assert_same(config, undisturbed)
     assert not list(config.library.path.rglob("*.tmp"))
     # Once; a light that waited for its master twice. A full disk is no frame's fault.
-    assert max(frame.attempts for frame in outcome.frames) <= 2
+    assert max(frame.attempts for frame in Outcome(config).frames) <= 2
 
 
 @needs_mount
@@ -214,7 +200,7 @@ def test_no_library_is_begun_on_a_bare_mount_point(tmp_path, monkeypatch):
     place.mkdir()
     mount("-t", "tmpfs", "-o", "size=8m", "none", place)
     try:
-        service.open_library(place)
+        opening.open_library(place)
         subprocess.run(["umount", place], check=True)
         with Daemon(write_config(tmp_path)) as daemon:
             daemon.wait("waiting: .*was here before")
@@ -291,16 +277,16 @@ def test_two_libraries_are_not_mixed(tmp_path):
 
 
 def test_a_library_from_before_the_marker_gets_one(tmp_path):
-    first, new = service.open_library(tmp_path)
+    first, new = opening.open_library(tmp_path)
     assert new
     (tmp_path / storage.MARKER).unlink()
-    again, new = service.open_library(tmp_path)
+    again, new = opening.open_library(tmp_path)
     assert (again, new) == (Storage(tmp_path, first.id), False)
     assert again.present()
 
 
 def test_a_lost_database_is_not_begun_anew_over_the_masters(tmp_path):
-    service.open_library(tmp_path)
+    opening.open_library(tmp_path)
     for path in tmp_path.glob("lightkeeper.db*"):
         path.unlink()
     (tmp_path / "masters").mkdir()

@@ -4,22 +4,18 @@ import contextlib
 import dataclasses
 import datetime as dt
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from calib_library import flat, schema
+from calib_library import flat
 from calib_library.images import frame_file, product_file
 from daemon import bands, finish, masters
-from daemon.config import parse
-from daemon.ledger.ledger import Ledger
 from daemon.light import warp
-from daemon.log import StatusLog
-from daemon.parts import compose
 from daemon.simulator.night import noiseless, small_plan
 from daemon.simulator.writer import write_night
 from daemon.stack import final
+from tests.nights import add, new_parts
 
 SMALL = 1
 """bytes: the smallest tiles there are, 16 rows."""
@@ -29,41 +25,17 @@ SMALL = 1
 def worked(plan, folder):
     """Take a planned night in: the parts, and the one stack that it gave, written."""
     paths = write_night(folder / "in", plan)
-    root = folder / "library"
-    root.mkdir()
-    config = parse(
-        f'[library]\npath = "{root}"\n[[watch]]\npath = "{folder / "in"}"\n', base=folder
-    )
-    db = schema.connect(root / schema.DATABASE_NAME)
-    with contextlib.closing(db.conn), Path(os.devnull).open("w") as nowhere:
-        schema.apply(db)
-        Ledger.prepare(db)
-        log = StatusLog(root / "status.log", stream=nowhere)
-        parts = compose(config, db, log, quiet_s=lambda: 0.0, beat=lambda _: None)
+    with new_parts(folder) as parts:
         now = dt.datetime.now(dt.UTC)
         for path in paths:
-            stat = path.stat()
-            info = frame_file.probe(path)
-            parts.ledger.add(
-                path=path,
-                root=folder / "in",
-                size=stat.st_size,
-                mtime_ns=stat.st_mtime_ns,
-                identity=parts.pipeline.identify(
-                    info, root=folder / "in", mtime_ns=stat.st_mtime_ns
-                ),
-                now=now,
-            )
+            add(parts, path, folder / "in", now=now)
         while parts.ledger.calibration_pending():
             parts.pipeline.process(parts.ledger.claim(now), now=now)
         masters.build_due(parts.pipeline, now=now, quiet_s=0.0, beat=lambda _: None)
         while (frame := parts.ledger.claim(now)) is not None:
             parts.pipeline.process(frame, now=now)
         parts.publisher.tick(now, flush=True)
-        try:
-            yield parts
-        finally:
-            parts.pipeline.reader.close()
+        yield parts
 
 
 @pytest.fixture(scope="module")

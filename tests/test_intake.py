@@ -14,17 +14,7 @@ from daemon.intake.intake import Arrival, file_probe
 from daemon.intake.settle import Complete, Incomplete, Unusable
 from tests.incoming import PATIENCE_S, TIMING, WHOLE, Night, frame, wait_for
 
-# A race inside watchdog 7, harmless: its thread survives where warnings are not errors.
-pytestmark = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
-
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-
-
-@pytest.fixture
-def inbox(tmp_path):
-    path = tmp_path / "inbox"
-    path.mkdir()
-    return path
 
 
 # --- delivering ----------------------------------------------------------------------------------

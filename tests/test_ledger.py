@@ -10,7 +10,8 @@ import pytest
 
 from calib_library import schema
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
-from daemon.ledger.ledger import FRESH, Identity, KnownFiles, Ledger
+from daemon.ledger.known import KnownFiles
+from daemon.ledger.ledger import FRESH, Identity, Ledger
 from daemon.ledger.states import State
 
 NOW = dt.datetime(2026, 11, 21, 2, 0, tzinfo=dt.UTC)

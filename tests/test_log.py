@@ -39,6 +39,16 @@ def test_levels_are_words_for_people(tmp_path):
     ]
 
 
+def test_a_long_kind_stays_a_word_of_its_own(tmp_path):
+    log, _ = make(tmp_path / "status.log")
+    log.warning("UNREADABLE", "x")
+    log.warning("QUARANTINED", "y")
+    assert [line[21:] for line in (tmp_path / "status.log").read_text("utf-8").splitlines()] == [
+        "UNREADABLE warning: x",
+        "QUARANTINED warning: y",
+    ]
+
+
 @pytest.mark.parametrize(
     ("level", "priority"), [(Level.INFO, 6), (Level.WARNING, 4), (Level.ERROR, 3)]
 )

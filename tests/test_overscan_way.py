@@ -15,8 +15,8 @@ from daemon import service
 from daemon.orders import Action, Order
 from tests.nights import Outcome, config_for, run
 from tests.records import KEY, key
+from tests.situations import HOT, NOISE, NX, NY, STARS, VIGNETTE, Situation
 from tests.test_library import at, built, put_many
-from tests.test_wrong_situations import HOT, NOISE, NX, NY, STARS, VIGNETTE, Situation
 
 STRIP = 32  # px of overscan, on the right
 WIDE = NX + STRIP

@@ -5,14 +5,12 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from daemon.simulator.night import frames, small_plan
-from daemon.simulator.writer import write_frame
 from tests import killing
 from tests.daemons import COMMAND, PATIENCE_S, write_config
-from tests.nights import Outcome, config_for, run
+from tests.nights import Outcome, assert_same, config_for, run, without_trouble, write
 
 TELLING = "from tests import killing; killing.tell_steps();"
 
@@ -34,20 +32,10 @@ def taken():
     return list(frames(plan))
 
 
-def write(tmp_path, selection):
-    for frame in selection:
-        write_frame(tmp_path / "in", frame)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(taken, tmp_path_factory):
     """The product of a night without trouble."""
-    tmp_path = tmp_path_factory.mktemp("undisturbed")
-    write(tmp_path, taken)
-    config = config_for(tmp_path)
-    run(config)
-    outcome = Outcome(config)
-    return outcome.states(), outcome.image(outcome.stacks[0])
+    return without_trouble(taken, tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_a_night_in_three_parts(taken, undisturbed, tmp_path):
@@ -55,10 +43,7 @@ def test_a_night_in_three_parts(taken, undisturbed, tmp_path):
     for part in (taken[:19], taken[19:23], taken[23:]):
         write(tmp_path, part)
         run(config)
-    outcome = Outcome(config)
-    states, image = undisturbed
-    assert outcome.states() == states
-    np.testing.assert_array_equal(outcome.image(outcome.stacks[0]), image)
+    assert_same(config, undisturbed)
 
 
 @pytest.mark.slow
@@ -81,10 +66,7 @@ def test_killed_at_random_instants(taken, undisturbed, tmp_path):
         life.wait(PATIENCE_S)
     assert killed > 0
     run(config)
-    outcome = Outcome(config)
-    states, image = undisturbed
-    assert outcome.states() == states
-    np.testing.assert_array_equal(outcome.image(outcome.stacks[0]), image)
+    assert_same(config, undisturbed)
     products = {p.name for p in (config.library.path / "stacks").rglob("*_v*.fits")}
-    assert products == {outcome.stacks[0].path.rpartition("/")[2]}
+    assert products == {Outcome(config).stacks[0].path.rpartition("/")[2]}
     assert not list(config.library.path.rglob("*.tmp"))

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from daemon import retention, service
-from daemon.log import StatusLog
+from daemon import retention
+from daemon.log import LOG_NAME, StatusLog
 from daemon.parts import compose
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
@@ -36,7 +36,7 @@ def clear(config, **days):
     config = config.model_copy(update={"library": config.library.model_copy(update=days)})
     db = schema.connect(config.library.path / schema.DATABASE_NAME)
     try:
-        log = StatusLog(config.library.path / service.LOG_NAME)
+        log = StatusLog(config.library.path / LOG_NAME)
         parts = compose(config, db, log, quiet_s=lambda: 0.0, beat=lambda _: None)
         try:
             return retention.clear(parts, now=LATER)

@@ -9,10 +9,18 @@ import pytest
 from astropy.io import fits
 
 from daemon import cli
-from tests.nights import Outcome, config_for, run
-from tests.test_wrong_situations import HOT, NX, NY, PEDESTAL, Situation
+from tests.daemons import write_config
+from tests.nights import Outcome, config_for, run, told
+from tests.situations import HOT, NX, NY, PEDESTAL, Situation
 
 CAMERA = "Camera cam"
+
+
+def worked_through(tmp_path):
+    """(configuration, its file) after the service has worked through what is there."""
+    config = config_for(tmp_path)
+    run(config)
+    return config, write_config(tmp_path)
 
 
 @pytest.fixture
@@ -22,13 +30,7 @@ def night(tmp_path):
     camera.darks(GAIN=100)
     camera.darks(GAIN=0)
     camera.light()
-    config = config_for(tmp_path)
-    run(config)
-    file = tmp_path / "config.toml"
-    file.write_text(
-        f'[library]\npath = "{config.library.path}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
-    )
-    return config, file
+    return worked_through(tmp_path)
 
 
 def command(file, *words) -> int:
@@ -40,10 +42,6 @@ def used(config):
     outcome = Outcome(config)
     [member] = [m for ms in outcome.members.values() for m in ms]
     return outcome.frame("cam_light"), member, {m.key.gain: m for m in outcome.masters}
-
-
-def told(frame):
-    return "\n".join(line for _, lines in frame.explanation for line in lines)
 
 
 @pytest.mark.parametrize("scope", [["--target", "cam"], ["--frame", "cam_light"]])
@@ -112,13 +110,7 @@ def lights(tmp_path):
     """Two lights and nothing else: no camera's frames to infer from."""
     camera = Situation(tmp_path / "in", "cam")
     camera.light()
-    config = config_for(tmp_path)
-    run(config)
-    file = tmp_path / "config.toml"
-    file.write_text(
-        f'[library]\npath = "{config.library.path}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
-    )
-    return config, file
+    return worked_through(tmp_path)
 
 
 def test_a_pixinsight_master_is_asked_for_what_it_lacks_then_used(lights, tmp_path, capsys):

@@ -17,9 +17,9 @@ from daemon.calibration import Calibrator, masters_in
 from daemon.orders import Action, Order
 from tests import records
 from tests.nights import Outcome, config_for, run
+from tests.situations import HOT, NX, NY, PEDESTAL, STARS, VIGNETTE, Situation, X, Y
 from tests.test_header import read
 from tests.test_library import at, built, put_many
-from tests.test_wrong_situations import HOT, NX, NY, PEDESTAL, STARS, VIGNETTE, Situation, X, Y
 
 FLAT, LIGHT = FrameType.FLAT, FrameType.LIGHT
 DAY = dt.timedelta(days=1)

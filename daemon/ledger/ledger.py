@@ -9,17 +9,14 @@ import dataclasses
 import datetime as dt
 import json
 import os
-import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlite_utils
 
-from calib_library.errors import LibraryError
 from calib_library.frame import FrameRecord, FrameType
-from calib_library.schema import connect, transaction
+from calib_library.schema import transaction
 from daemon.ledger import schema
 from daemon.ledger.states import OPEN_STATES, State
 from daemon.log import clean
@@ -31,7 +28,6 @@ TONIGHT = dt.timedelta(hours=24)
 was merely copied today."""
 
 _CALIBRATION = "('bias', 'dark', 'flat', 'flat-dark')"
-_INCOMPLETE = "(frame.state = 'rejected' AND frame.not_before IS NOT NULL)"
 _OPEN = ", ".join(f"'{state}'" for state in OPEN_STATES)
 
 Explanation = list[tuple[str, list[str]]]
@@ -206,9 +202,9 @@ class Ledger:
                     target = excluded.target, filter = excluded.filter, night = excluded.night,
                     date_obs = excluded.date_obs, done_at = excluded.done_at,
                     not_before = excluded.not_before
-                WHERE {_INCOMPLETE} AND frame.reason IS NOT excluded.reason
+                WHERE {schema.INCOMPLETE} AND frame.reason IS NOT excluded.reason
                 RETURNING id
-                """,  # noqa: S608 — a constant of this module
+                """,  # noqa: S608 — a constant
                 (
                     os.fsencode(path),
                     os.fsencode(root),
@@ -442,13 +438,6 @@ class Ledger:
             "sha256 = ? AND id != ? AND state IN ('filed', 'stacked')", (sha256, other_than)
         )
 
-    def earlier_version(self, frame: Frame) -> Frame | None:
-        """The frame in use that stood at the same path before the file was replaced."""
-        return self._one(
-            "path = ? AND id < ? AND state IN ('filed', 'stacked')",
-            (os.fsencode(frame.path), frame.id),
-        )
-
     def get(self, frame_id: int) -> Frame | None:
         """One frame by its number."""
         return self._one("id = ?", (frame_id,))
@@ -502,51 +491,3 @@ class Ledger:
     def _one(self, condition: str, values: Sequence[object]) -> Frame | None:
         frames = self._many(f"{condition} LIMIT 1", values)
         return frames[0] if frames else None
-
-
-class KnownFiles:
-    """Which versions of which files the ledger has: asked by the intake's thread. One that is
-    recorded as incomplete is not among them: it is looked at again.
-
-    It has its own read-only connection, opened at the first question.
-    While the library's disk is in trouble nothing is known: what is delivered twice is recorded
-    once all the same.
-    """
-
-    def __init__(self, database: Path) -> None:
-        self._database = database
-        self._db: sqlite_utils.Database | None = None
-        self._away = False
-        self._lock = threading.Lock()
-
-    def away(self, *, away: bool) -> None:
-        """Let go of the database, so that its disk can be unmounted; or come back to it. For any
-        thread.
-        """
-        with self._lock:
-            self._away = away
-            self._close()
-
-    def __call__(self, path: Path, size: int, mtime_ns: int) -> bool:
-        """Is this version of the file recorded?"""
-        with self._lock:
-            if self._away:
-                return False
-            try:
-                if self._db is None:
-                    self._db = connect(self._database, readonly=True, any_thread=True)
-                rows = self._db.query(
-                    "SELECT 1 FROM frame "  # noqa: S608
-                    f"WHERE path = ? AND size = ? AND mtime_ns = ? AND NOT {_INCOMPLETE}",
-                    (os.fsencode(path), size, mtime_ns),
-                )
-                return next(iter(rows), None) is not None
-            except (LibraryError, sqlite3.Error):
-                # The worker meets the same trouble, and says what it is.
-                self._close()
-                return False
-
-    def _close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None

@@ -15,6 +15,9 @@ CLAIM_ORDER = (
 )
 """Calibration frames before lights (whose masters they make), then as they were exposed."""
 
+INCOMPLETE = "(frame.state = 'rejected' AND frame.not_before IS NOT NULL)"
+"""A file that was recorded as not whole: it is looked at again, and may be recorded anew."""
+
 _STATES = ", ".join(f"'{state}'" for state in State)
 
 

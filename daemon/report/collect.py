@@ -15,6 +15,7 @@ from calib_library import schema
 from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord
 from daemon.config import Config
+from daemon.errors import NoLibraryError
 from daemon.ledger import conditions, summary
 from daemon.ledger.ledger import Frame, Ledger
 from daemon.ledger.states import State
@@ -34,10 +35,6 @@ LOCK_NAME = "lightkeeper.lock"
 
 TROUBLE = (State.QUARANTINED, State.FAILED)
 """States that a person should look at."""
-
-
-class NoLibraryError(Exception):
-    """There is no database yet."""
 
 
 @contextmanager

@@ -39,17 +39,6 @@ def midtones(x: NDArray[F], balance: float) -> NDArray[F]:
     return result
 
 
-def neutralise(image: Float32, coverage: Coverage | None = None) -> Float32:
-    """Shift every plane so that its background equals the mean of the planes' backgrounds.
-
-    `image` (planes, ny, nx) float32 ADU; a new array. The background is the tenth percentile of
-    the medians of small covered blocks: open sky, where the median of all would see the nebula.
-    Sky glow is additive, so a shift takes its colour away and leaves that of the stars.
-    """
-    shifted: Float32 = image + _neutral_shifts(image, _covered(image, coverage))[:, None, None]
-    return shifted
-
-
 def stretch(
     image: Float32,
     coverage: Coverage | None = None,
@@ -182,7 +171,13 @@ def _covered(image: Float32, coverage: Coverage | None) -> Bool:
 
 
 def _neutral_shifts(image: Float32, covered: Bool) -> Float32:
-    """Find what to add to each plane, (planes,), to bring all backgrounds to their mean."""
+    """Find what to add to each plane, (planes,) float32 in the image's unit, to bring all
+    backgrounds to their mean.
+
+    The background is the tenth percentile of the medians of small covered blocks: open sky, where
+    the median of all would see the nebula. Sky glow is additive, so a shift takes its colour away
+    and leaves that of the stars.
+    """
     if image.shape[0] == 1:
         return np.zeros(1, dtype=np.float32)
     levels = np.array([_sky_level(plane, covered) for plane in image])

@@ -8,28 +8,25 @@ is computed from the simulator's truth alone.
 import contextlib
 import dataclasses
 import datetime as dt
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from calib_library import schema
 from calib_library.frame import FrameType
 from calib_library.images import frame_file
 from daemon import finish, masters
 from daemon.bands import open_sources
-from daemon.config import parse
-from daemon.ledger.ledger import Frame, Ledger
+from daemon.ledger.ledger import Frame
 from daemon.ledger.stacks import Member, Stack
 from daemon.light import warp
-from daemon.log import StatusLog
-from daemon.parts import Parts, compose
+from daemon.parts import Parts
 from daemon.simulator.camera import Camera, make_camera
 from daemon.simulator.night import NightPlan, Shot, SimulatedFrame, Trail, plan_night
 from daemon.simulator.sky import Sky, make_sky
 from daemon.simulator.writer import write_night
 from daemon.stack import live
+from tests.nights import add, new_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,19 +119,9 @@ def worked(plan: NightPlan, folder: Path) -> Iterator[Night]:
     paths = write_night(
         folder / "in", plan, on_frame=lambda frame, path: simulated.update({path.name: frame})
     )
-    root = folder / "library"
-    root.mkdir()
-    config = parse(
-        f'[library]\npath = "{root}"\n[[watch]]\npath = "{folder / "in"}"\n', base=folder
-    )
-    db = schema.connect(root / schema.DATABASE_NAME)
-    with contextlib.closing(db.conn), Path(os.devnull).open("w") as nowhere:
-        schema.apply(db)
-        Ledger.prepare(db)
-        log = StatusLog(root / "status.log", stream=nowhere)
-        parts = compose(config, db, log, quiet_s=lambda: 0.0, beat=lambda _: None)
+    with new_parts(folder) as parts:
         for path in paths:
-            _add(parts, path, folder / "in")
+            add(parts, path, folder / "in", now=dt.datetime.now(dt.UTC))
         _work(parts)
         (stack,) = parts.stacks.all()
         members = parts.stacks.members(stack.id)
@@ -150,19 +137,6 @@ def worked(plan: NightPlan, folder: Path) -> Iterator[Night]:
             ),
             live.render(growing.image),
         )
-
-
-def _add(parts: Parts, path: Path, root: Path) -> None:
-    stat = path.stat()
-    identity = parts.pipeline.identify(frame_file.probe(path), root=root, mtime_ns=stat.st_mtime_ns)
-    parts.ledger.add(
-        path=path,
-        root=root,
-        size=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
-        identity=identity,
-        now=dt.datetime.now(dt.UTC),
-    )
 
 
 def _work(parts: Parts) -> None:
