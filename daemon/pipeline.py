@@ -22,7 +22,7 @@ from calib_library.frame import FrameRecord, FrameType
 from calib_library.images import frame_file, product_file
 from calib_library.images.structure import ImageInfo
 from calib_library.library import CalibrationLibrary
-from daemon import explain, placing
+from daemon import explain, placing, rewritten
 from daemon.calibration import Calibration, Calibrator, useful_pixels
 from daemon.config import Config, WatchConfig
 from daemon.errors import FrameDeferredError, FrameQuarantinedError, FrameRejectedError
@@ -217,6 +217,9 @@ class Pipeline:
         began = time.perf_counter()
         identity = self._with_gain(identity)
         record = identity.record
+        old, same = self._stacked_before(frame, loaded, record)
+        if old is not None and same:
+            return self._once(frame, loaded, identity, explanation, now, old=old)
         choice = self.calibrator.choose(
             record,
             session=identity.night,
@@ -246,7 +249,11 @@ class Pipeline:
             camera=stack_camera(record),
             camera_name=record.key.camera,
         )
-        members = self.stacks.members(stack.id)
+        members = [
+            one for one in self.stacks.members(stack.id) if old is None or one.frame_id != old.id
+        ]
+        if old is not None and old.stack_id is not None:
+            self.live.forget(old.stack_id)  # it holds what is counted no more
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))
         checked = self._selfcheck.look(useful_pixels(loaded.pixels, record.key), record, light)
@@ -265,6 +272,7 @@ class Pipeline:
         except FrameRejectedError as error:
             measured = error.quality if isinstance(error, placing.NotAdmittedError) else None
             with self.ledger.transaction():
+                self._replaced(old, frame, now)
                 changed = conditions.note(self.ledger.db, checked.findings, now=now)
                 self.ledger.finish(
                     frame,
@@ -297,6 +305,7 @@ class Pipeline:
             if image.halved and not members:
                 self.log.info("MEMORY", HALF_SIZE)
             with self.ledger.transaction():
+                self._replaced(old, frame, now)
                 if found.reference is not None:
                     self.stacks.set_reference(stack.target, stack.camera, found.reference)
                 self.stacks.add_member(stack, member, found.begun)
@@ -320,6 +329,80 @@ class Pipeline:
         )
         self._say(changed)
         return State.STACKED
+
+    def _stacked_before(
+        self, frame: Frame, loaded: frame_file.Loaded, record: FrameRecord
+    ) -> tuple[Frame | None, bool]:
+        """The light in a stack of which this is a later version or a copy, and whether the picture
+        is the same; (None, False) for what is no such thing, as nearly every frame.
+        """
+        for old in self.ledger.stacked_before(frame, record.date_obs):
+            members = self.stacks.members(old.stack_id) if old.stack_id else []
+            member = next((one for one in members if one.frame_id == old.id), None)
+            if member is None:
+                continue
+            if rewritten.alike(record, old.record):
+                calibration = self.calibrator.recorded(member.masters)
+                cleaned = "cosmics cleaned" in member.flags
+                light = self.measure(loaded, record, calibration, clean=cleaned)
+                if rewritten.same_picture(light, member):
+                    return old, True
+            if old.path == frame.path and rewritten.same_exposure(record, old.record):
+                return old, False
+        return None, False
+
+    def _once(
+        self,
+        frame: Frame,
+        loaded: frame_file.Loaded,
+        identity: Identity,
+        explanation: Explanation,
+        now: dt.datetime,
+        *,
+        old: Frame,
+    ) -> State:
+        """End a light whose picture is in a stack already: it takes the place of the earlier
+        version of its file; a copy is left out.
+        """
+        copy = old.path != frame.path and old.path.exists()
+        state = State.REJECTED if copy else State.STACKED
+        reason = f"the same picture as {old.name} (frame {old.id}), with another header"
+        if copy:
+            explanation.append(("Stack", [reason]))
+        else:
+            explanation.append(("Stack", [f"{reason}: it has its place in the stack"]))
+        with self.ledger.transaction():
+            if not copy:
+                self.stacks.hand_over(old.id, frame.id)
+                self._replaced(old, frame, now)
+            self.ledger.finish(
+                frame,
+                state,
+                now=now,
+                reason=reason if copy else None,
+                sha256=loaded.sha256,
+                identity=identity,
+                stack_id=old.stack_id,
+                explanation=explanation,
+            )
+        if copy:
+            self.log.warning("REJECTED", reason, frame=frame.name)
+        else:
+            if old.stack_id is not None:
+                self.live.hand_over(old.stack_id, old.id, frame.id)
+            self.log.info("SAME", f"{reason}: it keeps its place", frame=frame.name)
+        return state
+
+    def _replaced(self, old: Frame | None, new: Frame, now: dt.datetime) -> None:
+        """The earlier version of a frame's file counts no more; joins the caller's transaction."""
+        if old is None or old.stack_id is None:
+            return
+        stack = self.stacks.get(old.stack_id)
+        self.stacks.remove_member(old.id)
+        if not self.stacks.members(stack.id):
+            self.stacks.withdraw(stack)
+        reason = f"its file was written anew: frame {new.id} stands for it"
+        self.ledger.finish(old, State.REJECTED, now=now, reason=reason, stack_id=old.stack_id)
 
     def _say(self, changed: Sequence[conditions.Condition]) -> None:
         """One line when a condition begins, one when it is over."""

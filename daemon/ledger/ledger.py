@@ -438,6 +438,21 @@ class Ledger:
             "sha256 = ? AND id != ? AND state IN ('filed', 'stacked')", (sha256, other_than)
         )
 
+    def stacked_before(self, frame: Frame, date_obs: dt.datetime | None) -> Sequence[Frame]:
+        """Stacked lights that may be the same exposure as this frame: the earlier version of its
+        file, then those that began at the same instant.
+        """
+        moment = date_obs.isoformat() if date_obs else None
+        return [
+            *self._many(
+                "path = ? AND id != ? AND state = 'stacked'", (os.fsencode(frame.path), frame.id)
+            ),
+            *self._many(
+                "state = 'stacked' AND frame_type = 'light' AND date_obs = ? AND path != ?",
+                (moment, os.fsencode(frame.path)),
+            ),
+        ]
+
     def get(self, frame_id: int) -> Frame | None:
         """One frame by its number."""
         return self._one("id = ?", (frame_id,))

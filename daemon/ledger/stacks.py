@@ -323,6 +323,17 @@ class Stacks:
         with transaction(self.db):
             self.db.conn.execute("DELETE FROM stack_frame WHERE frame_id = ?", (frame_id,))
 
+    def hand_over(self, old_id: int, new_id: int) -> None:
+        """Let a frame take the place of another whose pixels are the same."""
+        self._forget(old_id)
+        self._forget(new_id)
+        with transaction(self.db):
+            for table in ("stack_frame", "reference"):
+                self.db.conn.execute(
+                    f"UPDATE {table} SET frame_id = ? WHERE frame_id = ?",  # noqa: S608 — literals
+                    (new_id, old_id),
+                )
+
     def mark_stale(self, stack_id: int, why: str) -> None:
         """The stack's image no longer is what its members and masters would give."""
         with transaction(self.db):

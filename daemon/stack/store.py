@@ -126,6 +126,12 @@ class LiveStacks:
             raise
         self._make_room(stack.id)
 
+    def hand_over(self, stack_id: int, old_id: int, new_id: int) -> None:
+        """A frame takes the place of another whose pixels are the same: the image stays."""
+        growing = self._stacks.get(stack_id)
+        if growing is not None:
+            growing.frames = [new_id if one == old_id else one for one in growing.frames]
+
     def put(self, stack_id: int, growing: Growing) -> None:
         """Take over an image that was made anew."""
         self._stacks[stack_id] = growing
