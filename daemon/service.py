@@ -190,11 +190,15 @@ class Service:
         self._worker = self._new_worker()
         self._intake = self._new_intake()
         self._trouble: Trouble | None = None
+        """Of the library's disk: while there is any, no worker runs."""
         self._trouble_at = 0.0
+        """When it began (monotonic s)."""
         self._said: str | None = None
         """The trouble that was told, until the work goes on."""
         self._room_at = float("-inf")
+        """When the room on the disk was looked at (monotonic s)."""
         self._low: str | None = None
+        """That the room is low, as a sentence."""
 
     def run(self) -> int:
         """Supervise until something ends; returns the exit code."""

@@ -69,9 +69,13 @@ class Worker(threading.Thread):
         self._innocent = innocent
         self._stopping = threading.Event()
         self._reconsidered = False
+        """What an archive left out was judged again, at its end."""
         self._prepared = False
+        """The kernels that masters and the dawn need were asked for, once."""
         self._unmeasured = True
+        """A camera may have masters that it was not measured by yet."""
         self._taking_since: float | None = None
+        """Since when nothing but recording was done (monotonic s)."""
         self._parts: Parts
         self._hurried = threading.Event()
         self.started = threading.Event()

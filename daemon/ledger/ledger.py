@@ -41,22 +41,32 @@ class Frame:
     id: int
     path: Path
     root: Path
+    """The watched folder in which it was found."""
     name: str
+    """The file's name as it may be shown: what no terminal should get is written out."""
     size: int
+    """bytes"""
     mtime_ns: int
+    """ns since 1970, of the file when it arrived."""
     sha256: str | None
+    """Of the file's bytes; None before it was read."""
     state: State
     reason: str | None
+    """Why it is in its state, or what went wrong at the last attempt."""
     frame_type: FrameType | None
     record: FrameRecord | None
+    """None where the header could not be read, or has not been yet."""
     target: str | None
     filter: str | None
     night: str | None
+    """As `Identity.night`."""
     stack_id: int | None
+    """Of a light: the stack that it is in, or was left out of."""
     by_hand: str | None
     """`in` or `out`: a person's word on its place in the stack."""
     explanation: Explanation
     attempts: int
+    """Times that it was claimed, the present one with it."""
     seen_at: dt.datetime
     """UTC, when it arrived."""
     done_at: dt.datetime | None
@@ -70,6 +80,7 @@ class Identity:
     record: FrameRecord
     target: str
     night: str
+    """The local date of its evening, `2026-11-20`: nights go from noon to noon."""
 
 
 def _utc(now: dt.datetime) -> str:

@@ -61,18 +61,28 @@ class Stack:
     id: int
     target: str
     filter: str
+    """`''` without one."""
     camera: str
+    """Camera, geometry, binning and Bayer pattern, as `daemon.pipeline.stack_camera` joins them."""
     camera_name: str | None
     generation: int
+    """Of the written product; 0: none has been written."""
     path: str | None
+    """The product, relative to the library."""
     published_frames: int
     published_exposure_s: float
+    """s, of the frames in the product."""
     updated_at: str | None
+    """UTC, ISO 8601: when the product was written."""
     final_generation: int
     final_path: str | None
+    """The exact stack, relative to the library."""
     final_frames: int
+    """In the exact stack; 0 where it no longer is what the members would give."""
     stale: str | None
+    """Why it must be made again; None while it is right."""
     photometry: Photometry | None
+    """Of its first frame, to which the others are scaled."""
 
     @property
     def label(self) -> str:
@@ -86,9 +96,13 @@ class Member:
 
     frame_id: int
     exposure_s: float | None
+    """s"""
     matrix: Matrix
+    """(3, 3) float64, px of the frame → px of the reference."""
     distortion: Matrix | None
+    """(2, 10) float64, see `daemon.light.distortion`."""
     terms: FrameTerms
+    """The numbers with which it was added."""
     quality: Quality
     masters: Mapping[str, Any]
     """What it was calibrated with, as `Calibration.ids` gives it."""
