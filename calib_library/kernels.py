@@ -13,9 +13,11 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 
 from calib_library import __version__
 
@@ -54,6 +56,20 @@ def cache_folder() -> Path:
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 
+class _Cache(FunctionCache):
+    """numba's cache of one kernel's machine code, which a start of the program does not wait for.
+
+    numba first gathers all it knows of numpy and scipy: two hundred modules, 0.2 s. What was
+    compiled once needs the memory manager of that alone; the compiler gathers it for itself.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:  # noqa: ANN401 — numba's own
+        """Load the machine code for a signature; None where it was never compiled."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+
+
 def kernel(
     *, parallel: bool = False, inline: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -64,12 +80,13 @@ def kernel(
 
     def compile_lazily(function: Callable[P, R]) -> Callable[P, R]:
         compiled: Callable[P, R] = numba.njit(
-            cache=True,
             nogil=True,
             parallel=parallel,
             error_model="numpy",
             inline="always" if inline else "never",
         )(function)
+        # What `cache=True` does, with a cache of our own.
+        compiled._cache = _Cache(function)  # type: ignore[attr-defined, no-untyped-call] # noqa: SLF001
         return compiled
 
     return compile_lazily
