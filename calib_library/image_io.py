@@ -137,12 +137,18 @@ def probe(path: Path) -> ImageInfo:
         return _examine(path, _reader(file.fileno()), status.st_size)[0]
 
 
-def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | None = None) -> Loaded:
+def load(
+    path: Path,
+    *,
+    verify: bool = True,
+    hashed: bool = True,
+    buffer: npt.NDArray[np.uint8] | None = None,
+) -> Loaded:
     """Read a file from disk once: its hash, header and pixels come from the same bytes.
 
-    `verify` checks DATASUM and CHECKSUM where they are present. `buffer` (1-D uint8) is used for
-    the bytes where it is large enough; the pixels are then a view of it, so reuse it only when
-    the pixels are no longer needed.
+    `verify` checks DATASUM and CHECKSUM where they are present. Without `hashed` the hash is left
+    out (""): it is half of the time. `buffer` (1-D uint8) is used for the bytes where it is large
+    enough; the pixels are then a view of it, so reuse it only when the pixels are no longer needed.
 
     Raises as `probe`; IncompleteImageError also where a checksum does not hold or the file
     changed while it was read.
@@ -157,7 +163,7 @@ def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | Non
             )
         _hdus(path, _reader(file.fileno()), size)  # before anything is allocated for its size
         raw = np.empty(size, np.uint8) if buffer is None or buffer.size < size else buffer[:size]
-        digest = _read_and_hash(file, raw)
+        digest = _read_and_hash(file, raw, hashed=hashed)
         after = os.fstat(file.fileno())
     if digest is None or (after.st_size, after.st_mtime_ns) != (size, status.st_mtime_ns):
         raise IncompleteImageError(
@@ -306,7 +312,7 @@ def read_product(path: Path) -> tuple[npt.NDArray[np.float32], tuple[Card, ...]]
 
     A file without our scale keyword is taken to be in ADU. Raises as `load`.
     """
-    loaded = load(path)
+    loaded = load(path, hashed=False)
     image = loaded.pixels.astype(np.float32, copy=False)
     _undo_scale(image, loaded.info.cards)
     return image, loaded.info.cards
@@ -378,8 +384,10 @@ def _reader(descriptor: int) -> Read:
     return lambda offset, length: os.pread(descriptor, length, offset)
 
 
-def _read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> str | None:
-    """Fill `raw` from the file and return its SHA-256; None where the file ends early."""
+def _read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8], *, hashed: bool) -> str | None:
+    """Fill `raw` from the file and return its SHA-256 ("" where it is not to be `hashed`); None
+    where the file ends early.
+    """
     view = raw.data
     digest = hashlib.sha256()
     done = 0
@@ -387,9 +395,10 @@ def _read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> str | None:
         count = file.readinto(view[done : done + 2**22])  # type: ignore[attr-defined]
         if not count:
             return None
-        digest.update(view[done : done + count])
+        if hashed:
+            digest.update(view[done : done + count])
         done += count
-    return digest.hexdigest()
+    return digest.hexdigest() if hashed else ""
 
 
 def _stored(info: ImageInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

@@ -196,7 +196,9 @@ class Worker(threading.Thread):
         self._attempt(frame, now)
         # It may be one of a master whose frames had to be seen again, see `unmeasured`.
         self._unmeasured |= frame.frame_type is not FrameType.LIGHT
-        self._parts.publisher.tick(self._now(), backlog=bool(coming))
+        self._parts.publisher.tick(
+            self._now(), backlog=bool(coming), archive=self._hurried.is_set()
+        )
         return True
 
     def _reconsider(self) -> bool:
