@@ -264,13 +264,24 @@ def _judge(
     starts = judging.strip_starts(group.key.height)
     step = 2 if group.key.bayer_pattern else 1
     columns = overscan.useful(set_files.sections_of(group), opened[0].reader.shape)[1]
-    samples = [[strip[:, columns] for strip in one.strips(starts)] for one in opened]
-    if _is_flat(group):
-        base = np.array([_base_levels(one.pedestal, starts, columns) for one in opened])
-        ceiling = _ceiling(group, opened[0].frame)
-        reasons = judging.flats(samples, base_adu=base, saturation_adu=ceiling, step=step)
-    else:
-        reasons = judging.darks(samples, starts=starts, step=step)
+
+    def strips(one: Opened) -> list[Floats]:
+        return [strip[:, columns] for strip in one.strips(starts)]
+
+    with ThreadPoolExecutor(combine.READERS, "master-judge") as pool:
+        if _is_flat(group):
+            base = np.array([_base_levels(one.pedestal, starts, columns) for one in opened])
+            reasons = judging.flats(
+                list(pool.map(lambda one: judging.look_at_flat(strips(one), step=step), opened)),
+                base_adu=base,
+                saturation_adu=_ceiling(group, opened[0].frame),
+            )
+        else:
+            reasons = judging.darks(
+                list(pool.map(lambda one: judging.look_at_dark(strips(one), step=step), opened)),
+                starts=starts,
+                step=step,
+            )
     for one, reason in zip(opened, reasons, strict=True):
         if reason:
             left_out[one.frame.sha256] = reason

@@ -250,7 +250,7 @@ def _pieces(
     """
     ny, nx = _common_shape(readers, subtract)
     n = len(readers)
-    plain, bzero = readers[0].plain, readers[0].bzero
+    plain, bzero = alike(readers), readers[0].bzero
     factors = _factors(scales, n)
     offset = bzero - 32768.0
     if subtract is not None:
@@ -262,7 +262,7 @@ def _pieces(
     height = max(1, min(ny, min(memory_bytes, 2 * TILE_BYTES) // row_bytes))
     as_float = np.empty(n * height * nx if plain and floats else 0, np.float32)
     room = Combined.empty(height, nx) if result is None else result
-    for y0, y1, tile in _tiles(readers, ny, nx, height, plain=plain):
+    for y0, y1, tile in tiles(readers, ny, nx, height, plain=plain):
         dark = subtract[y0:y1] if subtract is not None else np.empty((0, 0), np.float32)
         part = room.rows(0, y1 - y0) if result is None else room.rows(y0, y1)
         out = part.mean, part.variance, part.count
@@ -328,12 +328,21 @@ def _factors(scales: npt.NDArray[np.float64] | None, n: int) -> Floats | None:
     return np.ascontiguousarray(np.broadcast_to(columns, (n, 4)), np.float32)
 
 
-def _tiles(
+def alike(readers: Sequence[Rows]) -> bool:
+    """Whether all frames give their rows as stored, with one offset. Compressed ones do not: a set
+    may hold both.
+    """
+    return all(one.plain and one.bzero == readers[0].bzero for one in readers)
+
+
+def tiles(
     readers: Sequence[Rows], ny: int, nx: int, height: int, *, plain: bool
 ) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
-    """Read the frames tile by tile, one ahead: (y0, y1, values (n, y1 - y0, nx)).
+    """Read the frames tile by tile, one ahead: (y0, y1, values (n, y1 - y0, nx)). They may be
+    changed, and are overwritten.
 
-    Plain tiles hold the stored bytes, viewed as uint16 in native order; others float32 values.
+    `plain` tiles (for frames that are `alike`) hold the stored bytes, viewed as uint16 in native
+    order; others float32 values, ADU.
     """
     dtype = np.dtype(">i2") if plain else np.dtype(np.float32)
     buffers = [np.empty((len(readers), height, nx), dtype) for _ in range(2)]
@@ -345,7 +354,7 @@ def _tiles(
             tile = buffers[i % 2].reshape(-1)[: len(readers) * (y1 - y0) * nx]
             tile = tile.reshape(-1, y1 - y0, nx)
             return tile, [
-                pool.submit(reader.rows, y0, y1, rows)
+                pool.submit(_read, reader, y0, y1, rows)
                 for reader, rows in zip(readers, tile, strict=True)
             ]
 
@@ -357,6 +366,13 @@ def _tiles(
             if i + 1 < len(spans):
                 coming = begin(i + 1)
             yield y0, y1, tile.view(np.uint16) if plain else tile
+
+
+def _read(reader: Rows, y0: int, y1: int, rows: npt.NDArray[Any]) -> None:
+    if reader.plain and rows.dtype == np.float32:
+        np.add(reader.rows(y0, y1), np.float32(reader.bzero), out=rows, casting="unsafe")
+    else:
+        reader.rows(y0, y1, rows)
 
 
 def sorting_network(n: int) -> npt.NDArray[np.int32]:

@@ -13,7 +13,15 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.combine import LANES, Rows, sort_lanes, sorting_network
+from calib_library.combine import (
+    LANES,
+    TILE_BYTES,
+    Rows,
+    alike,
+    sort_lanes,
+    sorting_network,
+    tiles,
+)
 from calib_library.errors import IncompatibleFramesError
 from calib_library.kernels import kernel
 
@@ -29,7 +37,6 @@ TELEGRAPH_FRAMES = 20
 """Darks below this number do not tell a pixel that jumps."""
 TELEGRAPH_FACTOR = 6.0
 """Times the variance of a quiet pixel of the same level."""
-_TILE_BYTES = 32_000_000
 _LOW = 25.0
 """Percentile of hot pixels that is taken for the quiet ones: three in four may jump …"""
 _LOW_SHARE = 0.75
@@ -103,18 +110,10 @@ def find_telegraph(
     ny, nx = darks[0].shape
     mean, variance = np.empty((ny, nx), np.float32), np.empty((ny, nx), np.float32)
     # As stored: the constant that plain rows lack is no matter where all lack the same.
-    plain = {(dark.plain, dark.bzero) for dark in darks} == {(True, darks[0].bzero)}
-    dtype = np.dtype(">i2") if plain else np.dtype(np.float32)
-    height = max(1, min(ny, _TILE_BYTES // (len(darks) * nx * dtype.itemsize)))
-    buffer = np.empty(len(darks) * height * nx, dtype)
+    plain = alike(darks)
+    height = max(1, min(ny, TILE_BYTES // (len(darks) * nx * (2 if plain else 4))))
     step = 0.0
-    for y0 in range(0, ny, height):
-        y1 = min(y0 + height, ny)
-        tile = buffer[: len(darks) * (y1 - y0) * nx].reshape(-1, y1 - y0, nx)
-        for dark, rows in zip(darks, tile, strict=True):
-            np.copyto(rows, dark.rows(y0, y1), casting="unsafe")
-            if dark.plain and not plain:
-                np.add(rows, np.float32(dark.bzero), out=rows)
+    for y0, y1, tile in tiles(darks, ny, nx, height, plain=plain):
         values = tile.view(np.int16).byteswap(inplace=True) if plain else tile
         if y0 == 0:
             step = _value_step(values[0])

@@ -4,6 +4,7 @@ Physics comes first (a frame that was cut short, a saturated or an empty flat), 
 majority; then the frames vote. What single pixels betray is in `suspects`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,8 +14,6 @@ from calib_library import suspects
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Strips = Sequence[Floats]
-"""Rows of one frame at several places, (rows, nx) each, ADU."""
 
 STRIPS = 16
 """Places down the image at which a frame's level is compared with the others'."""
@@ -41,78 +40,102 @@ def strip_starts(height: int) -> list[int]:
     return sorted({int(y) // 2 * 2 for y in np.linspace(0, last, STRIPS)})
 
 
-def darks(samples: Sequence[Strips], *, starts: Sequence[int], step: int) -> list[str | None]:
-    """Judge bias or dark frames by their strips, which begin at the rows `starts`: None, or what is
-    wrong with it, for each. `step` is 2 for a mosaic.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """What is kept of a frame's strips for the comparison with the others."""
+
+    levels: list[float]
+    """Of each strip, ADU."""
+    noises: list[float]
+    """Of a pixel, in some of the strips, ADU."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DarkLook(Look):
+    """The same of a bias or a dark."""
+
+    spreads: list[float]
+    """Of each strip: σ of all that differs in it, ADU."""
+    blocks: list[float]
+    """Levels of the `BLOCKS` parts of each strip, ADU."""
+    hot: Floats
+    """Those strips in which hot pixels are compared, (rows, nx) ADU."""
+
+
+def look_at_dark(strips: Sequence[Floats], *, step: int) -> DarkLook:
+    """Look at a bias or a dark by its strips, (rows, nx) each, ADU. `step` is 2 for a mosaic."""
+    thin = max(1, strips[0].size // (BLOCKS * BLOCK_PIXELS))
+    some = strips[:: max(1, sum(strip.size for strip in strips) // HOT_SAMPLE)]
+    return DarkLook(
+        levels=[trimmed_mean(strip) for strip in strips],
+        noises=_noises(some, step),
+        spreads=[spread(strip) for strip in strips],
+        blocks=[
+            trimmed_mean(block[:, ::thin])
+            for strip in strips
+            for block in np.array_split(strip, BLOCKS, axis=1)
+        ],
+        hot=np.concatenate(some),
+    )
+
+
+def look_at_flat(strips: Sequence[Floats], *, step: int) -> Look:
+    """The same of a flat."""
+    return Look([trimmed_mean(strip) for strip in strips], _noises(strips, step))
+
+
+def _noises(strips: Sequence[Floats], step: int) -> list[float]:
+    return [suspects.pixel_noise(strip, step=step) for strip in strips[::NOISE_STRIPS]]
+
+
+def darks(looks: Sequence[DarkLook], *, starts: Sequence[int], step: int) -> list[str | None]:
+    """Judge bias or dark frames whose strips begin at the rows `starts`: None, or what is wrong
+    with it, for each. `step` is 2 for a mosaic.
     """
-    levels = np.array([[trimmed_mean(strip) for strip in strips] for strips in samples])
-    noise = float(np.median([spread(strip) for strips in samples for strip in strips]))
-    reasons = judge_levels(levels, noise_adu=noise, rows=starts)
-    _add(reasons, lambda left: _judge_blocks([samples[i] for i in left], starts, noise))
-    _add(reasons, lambda left: _judge_hot([samples[i] for i in left], step))
+    noise = float(np.median([spread for look in looks for spread in look.spreads]))
+    reasons = judge_levels(np.array([look.levels for look in looks]), noise_adu=noise, rows=starts)
+    _add(reasons, looks, lambda left: _judge_blocks(left, starts, noise))
+    _add(reasons, looks, lambda left: _judge_hot(left, step))
     return reasons
 
 
 def flats(
-    samples: Sequence[Strips], *, base_adu: Doubles, saturation_adu: float | None, step: int
+    looks: Sequence[Look], *, base_adu: Doubles, saturation_adu: float | None
 ) -> list[str | None]:
     """The same of flats; `base_adu` (frames, strips) is what will be subtracted from them."""
-    levels = np.array([[trimmed_mean(strip) for strip in strips] for strips in samples])
-    noise = np.array(
-        [
-            np.median([suspects.pixel_noise(s, step=step) for s in strips[::NOISE_STRIPS]])
-            for strips in samples
-        ]
+    return judge_flats(
+        np.array([look.levels for look in looks]),
+        base_adu=base_adu,
+        saturation_adu=saturation_adu,
+        noise_adu=np.array([np.median(look.noises) for look in looks]),
     )
-    return judge_flats(levels, base_adu=base_adu, saturation_adu=saturation_adu, noise_adu=noise)
 
 
-def _add(reasons: list[str | None], judge: Callable[[Sequence[int]], Sequence[str | None]]) -> None:
+def _add(
+    reasons: list[str | None],
+    looks: Sequence[DarkLook],
+    judge: Callable[[Sequence[DarkLook]], Sequence[str | None]],
+) -> None:
     """Let a further rule judge the frames that are left; its reasons go into `reasons`."""
     left = [i for i, reason in enumerate(reasons) if reason is None]
-    for i, reason in zip(left, judge(left), strict=True):
+    for i, reason in zip(left, judge([looks[i] for i in left]) if left else (), strict=True):
         reasons[i] = reason
 
 
 def _judge_blocks(
-    samples: Sequence[Strips], starts: Sequence[int], noise_adu: float
+    looks: Sequence[DarkLook], starts: Sequence[int], noise_adu: float
 ) -> Sequence[str | None]:
     """Judge darks once more by blocks of the strips: light leaks in at a side or a corner."""
-    if not samples:
-        return []
-    thin = max(1, samples[0][0].size // (BLOCKS * BLOCK_PIXELS))
-    levels = np.array(
-        [
-            [
-                trimmed_mean(block[:, ::thin])
-                for strip in strips
-                for block in np.array_split(strip, BLOCKS, axis=1)
-            ]
-            for strips in samples
-        ]
-    )
     rows = [row for row in starts for _ in range(BLOCKS)]
+    levels = np.array([look.blocks for look in looks])
     return judge_levels(levels, noise_adu=noise_adu, rows=rows)
 
 
-def _judge_hot(samples: Sequence[Strips], step: int) -> Sequence[str | None]:
+def _judge_hot(looks: Sequence[DarkLook], step: int) -> Sequence[str | None]:
     """Judge darks by their hot pixels, which show a warm sensor and another exposure."""
-    if not samples:
-        return []
-    pixels = sum(strip.size for strip in samples[0])
-    some = slice(None, None, max(1, pixels // HOT_SAMPLE))
-    noise = float(
-        np.median(
-            [
-                suspects.pixel_noise(strip, step=step)
-                for strips in samples
-                for strip in strips[some][::NOISE_STRIPS]
-            ]
-        )
-    )
-    joined = [np.concatenate(strips[some]) for strips in samples]
-    ratios = suspects.hot_ratios(joined, noise_adu=noise, step=step)
-    return [None] * len(samples) if ratios is None else suspects.judge_hot_pixels(ratios)
+    noise = float(np.median([noise for look in looks for noise in look.noises]))
+    ratios = suspects.hot_ratios([look.hot for look in looks], noise_adu=noise, step=step)
+    return [None] * len(looks) if ratios is None else suspects.judge_hot_pixels(ratios)
 
 
 def judge_levels(levels: Doubles, *, noise_adu: float, rows: Sequence[int]) -> list[str | None]:

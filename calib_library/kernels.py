@@ -15,10 +15,11 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 
 from calib_library import __version__
 
@@ -63,14 +64,18 @@ class _SharedCache(FunctionCache):
     numba writes a function's list of signatures first and the code afterwards, and a name in that
     list is free for whoever looks: of two processes that compile one function for different types
     at the same moment, one would find the other's code under its own types, for good.
+
+    And numba first gathers all it knows of numpy and scipy: two hundred modules, 0.2 s. What was
+    compiled once needs the memory manager of that alone; the compiler gathers it for itself.
     """
 
-    def load_overload(self, sig: object, target_context: object) -> object:
-        """Return what was compiled for a signature, or None."""
-        with _alone(Path(self.cache_path)):
-            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+    def load_overload(self, sig: Any, target_context: Any) -> Any:  # noqa: ANN401 — numba's own
+        """Load the machine code for a signature; None where it was never compiled."""
+        rtsys.initialize(target_context)
+        with _alone(Path(self.cache_path)), self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
-    def save_overload(self, sig: object, data: object) -> None:
+    def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ANN401 — numba's own
         """Keep what was compiled for a signature."""
         with _alone(Path(self.cache_path)):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]

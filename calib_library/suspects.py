@@ -35,9 +35,13 @@ def hot_ratios(strips: Sequence[Floats], *, noise_adu: float, step: int) -> Doub
     """
     if len(strips) < 3:
         return None
-    excess = np.stack([above_neighbours(strip, step) for strip in strips])
+    limit = HOT_SIGMA * noise_adu
+    # The median costs, and memory too: only where half of the frames stand out can it do so.
+    count = sum((above_neighbours(strip, step) > limit).astype(np.uint16) for strip in strips)
+    often = np.asarray(count) >= 0.5 * len(strips)
+    excess = np.stack([above_neighbours(strip, step)[often] for strip in strips])
     typical = np.median(excess, axis=0)
-    hot = typical > HOT_SIGMA * noise_adu
+    hot = typical > limit
     if np.count_nonzero(hot) < HOT_PIXELS:
         return None
     ratios: Doubles = np.median(excess[:, hot] / typical[hot], axis=1).astype(np.float64)

@@ -77,9 +77,17 @@ class Publisher:
         self._grown_at: dict[int, tuple[int, float]] = {}
         self._pictured: dict[int, tuple[int, float]] = {}
 
-    def tick(self, now: dt.datetime, *, flush: bool = False, backlog: bool = False) -> None:
+    def tick(
+        self,
+        now: dt.datetime,
+        *,
+        flush: bool = False,
+        backlog: bool = False,
+        archive: bool = False,
+    ) -> None:
         """Write what is due: pictures within seconds, products as the constants above say; with
-        `flush` everything that is not written yet. `backlog`: more frames wait to be stacked.
+        `flush` everything that is not written yet. `backlog`: more frames wait to be stacked;
+        `archive`: no more are to come, and nobody waits to see the first one.
         """
         moment = time.monotonic()
         every_s = BACKLOG_EVERY_S if backlog else PREVIEW_EVERY_S
@@ -96,6 +104,8 @@ class Publisher:
                 or count >= GROWTH * stack.published_frames
                 or moment - grown_at > QUIET_S
             )
+            if backlog and archive:
+                self._pictured.setdefault(stack_id, (-1, moment))
             pictured, pictured_at = self._pictured.get(stack_id, (-1, -math.inf))
             if due and (flush or moment - pictured_at >= every_s):
                 self.publish(stack, growing, now=now)

@@ -36,7 +36,8 @@ def replay(
         frame = pipeline.ledger.get(member.frame_id)
         if position < len(members):
             following = pipeline.ledger.get(members[position].frame_id)
-            pipeline.reader.ahead(following.path if following else None)
+            if frame is not None and following is not None:
+                pipeline.reader.ahead(frame.path, [following.path])
         found = pipeline.again(frame, member) if frame else None
         if found is not None:
             yield *found, member

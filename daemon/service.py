@@ -45,7 +45,9 @@ STOP_LIMIT_S = 45.0
 than the unit's TimeoutStopSec. What is not written then is made again at the next start."""
 
 IDLE_LOOKS = 3
-"""`--until-idle` ends when nothing was left to do at so many looks in a row."""
+"""`--until-idle` ends when nothing was left to do at so many looks in a row …"""
+IDLE_PERIOD_S = 0.05
+"""… of which the next one follows the one before after so long (s)."""
 
 PERIOD_S = 5.0
 """Between two looks at the threads (s), where the watchdog does not ask for more."""
@@ -210,7 +212,7 @@ class Service:
         )
         quiet, ready = 0, False
         try:
-            while not self._signals.stopping.wait(period):
+            while not self._signals.stopping.wait(IDLE_PERIOD_S if quiet else period):
                 self._look_at_the_disk()
                 if not self._intake.is_alive() or not (self._worker.is_alive() or self._trouble):
                     break

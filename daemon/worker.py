@@ -12,7 +12,7 @@ import traceback
 from calib_library import schema
 from calib_library.frame import FrameType
 from calib_library.images import frame_file
-from daemon import heal, masters, orders, remake, retention, sensors, warmup
+from daemon import heal, masters, orders, reader, remake, retention, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
@@ -198,14 +198,16 @@ class Worker(threading.Thread):
         """Take a claimed frame to its end, while the next one is read. False without one."""
         if frame is None:
             return False
-        following = self._parts.ledger.next_path(now)
+        coming = self._parts.ledger.next_files(now, most=reader.AHEAD)
         if frame.attempts == 1:
-            # Otherwise the one before may have died of the frame that was read ahead of it.
-            self._parts.pipeline.reader.ahead(following)
+            # Otherwise the one before may have died of a frame that was read ahead of it.
+            self._parts.pipeline.reader.ahead(frame.path, reader.worth_it(coming))
         self._attempt(frame, now)
         # It may be one of a master whose frames had to be seen again, see `unmeasured`.
         self._unmeasured |= frame.frame_type is not FrameType.LIGHT
-        self._parts.publisher.tick(self._now(), backlog=following is not None)
+        self._parts.publisher.tick(
+            self._now(), backlog=bool(coming), archive=self._hurried.is_set()
+        )
         return True
 
     def _reconsider(self) -> bool:

@@ -4,6 +4,8 @@ import dataclasses
 import datetime as dt
 import hashlib
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -541,3 +543,36 @@ def test_the_asi120_gives_four_masters(bench):
         session=None,
     )
     assert light.chosen.exposure_s == 50.0
+
+
+# --- what it takes -------------------------------------------------------------------------------
+
+BUILD_ALONE = """
+import sys
+from pathlib import Path
+from calib_library import build
+from calib_library.library import CalibrationLibrary
+root, set_id = Path(sys.argv[1]), int(sys.argv[2])
+with CalibrationLibrary.open(root) as library:
+    build.build(library.set(set_id), library.frames_of(set_id), root=root, generation=2)
+print(*sys.modules)
+"""
+
+
+def test_a_script_that_builds_a_master_loads_no_more_than_it_needs(bench):
+    """Half of its time would be modules: those of the daemon, and what numba knows of scipy."""
+    set_id = bench.take_many(DARK, noisy(LEVEL, 5))
+    bench.build(set_id)  # from now on its kernels are in the cache
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD_ALONE, str(bench.root), str(set_id)],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "numba" in loaded
+    assert not loaded & {
+        "daemon", "pydantic", "apscheduler", "watchdog", "astropy", "PIL", "astroalign",
+        "scipy.linalg", "numba.np.linalg",
+    }  # fmt: skip

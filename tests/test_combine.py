@@ -200,6 +200,24 @@ def test_reads_files_of_every_kind_as_astropy_does(tmp_path):
         assert np.allclose(result.mean, expected, rtol=2e-7), name
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("scales", [None, np.ones(7)])
+def test_plain_and_compressed_frames_of_one_set_go_together(tmp_path, first, scales):
+    """Their rows come in different forms: as stored, and as values."""
+    frames = np.random.default_rng(3).integers(0, 65536, (7, 60, 90)).astype(np.uint16)
+    paths = []
+    for i, frame in enumerate(frames):
+        paths.append(tmp_path / f"{i}.fits")
+        (fits.CompImageHDU if i % 2 == first else fits.PrimaryHDU)(frame).writeto(paths[-1])
+    opened = [RowReader(path) for path in paths]
+    expected, _, count = by_astropy(frames.astype(np.float32), sigma=3, maxiters=5)
+    result = sigma_clipped_mean(opened, scales=scales, memory_bytes=90 * 12 * 4 * 7)
+    for reader in opened:
+        reader.close()
+    assert np.array_equal(result.count, count)
+    assert np.allclose(result.mean, expected, rtol=2e-7)
+
+
 def test_frames_that_do_not_belong_together_are_refused():
     a = np.zeros((4, 6), np.uint16)
     with pytest.raises(IncompatibleFramesError, match="no frames"):

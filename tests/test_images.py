@@ -357,14 +357,22 @@ def test_a_file_that_changes_while_it_is_read_is_incomplete(tmp_path, monkeypatc
     path = put(tmp_path, whole(tmp_path))
     read = frame_file._read_and_hash
 
-    def read_while_it_is_touched(file, raw):
-        digest = read(file, raw)
+    def read_while_it_is_touched(file, raw, *, hashed):
+        digest = read(file, raw, hashed=hashed)
         os.utime(path, ns=(1, 1))
         return digest
 
     monkeypatch.setattr(frame_file, "_read_and_hash", read_while_it_is_touched)
     with pytest.raises(IncompleteImageError, match="changed"):
         load(path)
+
+
+def test_a_product_is_read_without_the_hash_that_nobody_asks_for(tmp_path):
+    path = put(tmp_path, whole(tmp_path))
+    plain, hashed = load(path, hashed=False), load(path)
+    assert plain.sha256 == ""
+    assert hashed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(plain.pixels, hashed.pixels)
 
 
 # --- files that are not images -------------------------------------------------------------------

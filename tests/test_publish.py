@@ -40,10 +40,10 @@ def publisher(monkeypatch):
     return Recorded(clock)
 
 
-def run(publisher, frames, *, every_s, backlog):
+def run(publisher, frames, *, every_s, backlog, archive=False):
     for _ in range(frames):
         publisher.growing.frames.append(None)
-        publisher.tick(NIGHT, backlog=backlog)
+        publisher.tick(NIGHT, backlog=backlog, archive=archive)
         publisher.clock[0] += every_s
 
 
@@ -61,3 +61,21 @@ def test_a_backlog_is_written_once_a_minute_and_at_its_end(publisher):
     publisher.growing.frames += 10 * [None]
     publisher.tick(NIGHT)
     assert publisher.done[-1][1:] == ("product", 110)
+
+
+def test_of_an_archive_the_first_frame_is_not_shown_either(publisher):
+    run(publisher, 50, every_s=1.5, backlog=True, archive=True)
+    assert [moment for moment, _, _ in publisher.done] == [60.5]
+    publisher.clock[0] += publish.PREVIEW_EVERY_S
+    publisher.growing.frames.append(None)
+    publisher.tick(NIGHT, archive=True)
+    publisher.growing.frames.append(None)
+    publisher.tick(NIGHT, flush=True)
+    assert publisher.done[-1][1:] == ("product", 52)
+
+
+def test_a_short_archive_is_written_at_its_end(publisher):
+    run(publisher, 2, every_s=0.5, backlog=True, archive=True)
+    publisher.tick(NIGHT, archive=True)
+    publisher.tick(NIGHT, flush=True)
+    assert [(kind, frames) for _, kind, frames in publisher.done] == [("product", 2)]

@@ -156,7 +156,7 @@ def test_hurried_right_after_its_last_look_it_is_not_idle(tmp_path, monkeypatch)
     monkeypatch.setattr(warmup, "later", lambda *_, **__: None)
     config = config_for(tmp_path)
     config.library.path.mkdir()
-    library, _ = service.open_library(config.library.path)
+    library, _ = opening.open_library(config.library.path)
     worker = Worker(config=config, storage=library, log=StatusLog(None), inbox=Inbox())
     look, idle_when_hurried = worker._step, []
 

@@ -1,8 +1,7 @@
-"""Any program's image file: looked at (`probe`) or read whole (`load`)."""
+"""Any program's image file: looked at (`probe`) or read whole (`load`); masters also of XISF."""
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from calib_library.errors import ImageError, IncompleteImageError
 from calib_library.images.checksums import check_sums
 from calib_library.images.fits_headers import BLOCK, Read, check_magic, read_hdus
+from calib_library.images.hashing import PART_BYTES, Hashing, fill, read_and_hash
 from calib_library.images.pixels import physical, stored_pixels
 from calib_library.images.structure import MAX_BYTES, ImageInfo, examine
 from calib_library.images.tiles import decompress
@@ -45,12 +45,18 @@ def probe(path: Path) -> ImageInfo:
         return examine(path, reader_of(file.fileno()), status.st_size)[0]
 
 
-def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | None = None) -> Loaded:
+def load(
+    path: Path,
+    *,
+    verify: bool = True,
+    hashed: bool = True,
+    buffer: npt.NDArray[np.uint8] | None = None,
+) -> Loaded:
     """Read a file from disk once: its hash, header and pixels come from the same bytes.
 
-    `verify` checks DATASUM and CHECKSUM where they are present. `buffer` (1-D uint8) is used for
-    the bytes where it is large enough; the pixels are then a view of it, so reuse it only when
-    the pixels are no longer needed.
+    `verify` checks DATASUM and CHECKSUM where they are present. Without `hashed` the hash is left
+    out (""). `buffer` (1-D uint8) is used for the bytes where it is large enough; the pixels are
+    then a view of it, so reuse it only when the pixels are no longer needed.
 
     Raises as `probe`; IncompleteImageError also where a checksum does not hold or the file
     changed while it was read.
@@ -65,19 +71,80 @@ def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | Non
             )
         read_hdus(path, reader_of(file.fileno()), size)  # before anything is allocated for its size
         raw = np.empty(size, np.uint8) if buffer is None or buffer.size < size else buffer[:size]
-        digest = _read_and_hash(file, raw)
+        hashing = read_and_hash(file, raw) if hashed else None
+        whole = hashing is not None if hashed else fill(file, raw.data)
         after = os.fstat(file.fileno())
-    if digest is None or (after.st_size, after.st_mtime_ns) != (size, status.st_mtime_ns):
+    if not whole or (after.st_size, after.st_mtime_ns) != (size, status.st_mtime_ns):
         raise IncompleteImageError(
             f"{path.name}: changed while it was read; it will be read again once it rests"
         )
+    info, pixels = _decoded(path, raw, hashing, verify=verify)
+    digest = hashing.hexdigest() if hashing else ""
+    return Loaded(info, pixels, digest, size, status.st_mtime_ns, status.st_ino)
+
+
+def _decoded(
+    path: Path, raw: npt.NDArray[np.uint8], hashing: Hashing | None, *, verify: bool
+) -> tuple[ImageInfo, npt.NDArray[Any]]:
+    """The header and the physical pixels of a whole file; what is plain is decoded in place."""
     view = raw.data
-    info, hdus = examine(path, lambda offset, length: bytes(view[offset : offset + length]), size)
+    info, hdus = examine(
+        path, lambda offset, length: bytes(view[offset : offset + length]), raw.size
+    )
     if verify:
         for hdu in hdus:
             check_sums(path, hdu, raw)
-    pixels = decompress(info, raw) if info.compressed else stored_pixels(info, raw)
-    return Loaded(info, physical(info, pixels), digest, size, status.st_mtime_ns, status.st_ino)
+    if not info.plain:
+        if hashing:
+            hashing.passed(raw.size)
+        values = decompress(info, raw) if info.compressed else stored_pixels(info, raw)
+        return info, physical(info, values)
+    stored = stored_pixels(info, raw).reshape(-1)
+    pixels = stored.view(info.storage)
+    # Each part is decoded while it is in the cache, behind the thread that hashes.
+    for first in range(0, stored.size, PART_BYTES // stored.itemsize):
+        part = stored[first : first + PART_BYTES // stored.itemsize]
+        if hashing:
+            hashing.passed(info.data_offset + (first + part.size) * stored.itemsize)
+        physical(info, part)
+    return info, pixels.reshape(info.shape)
+
+
+def load_any(path: Path) -> Loaded:
+    """As `load`, of a file that may be XISF too: for masters made elsewhere. Its cards are the FITS
+    keywords it keeps, and those that say what its properties do.
+    """
+    from calib_library import xisf  # noqa: PLC0415 — compiled kernels; frames do not need them
+
+    with opened(path) as (file, status):
+        if not xisf.is_xisf(os.pread(file.fileno(), BLOCK, 0)):
+            return load(path)
+        if status.st_size > MAX_BYTES:
+            raise ImageError(
+                f"{path.name}: {status.st_size / 1e9:.1f} GB is too large for a master"
+            )
+        raw = np.empty(status.st_size, np.uint8)
+        hashing = read_and_hash(file, raw)
+    if hashing is None:
+        raise IncompleteImageError(f"{path.name}: became shorter while it was read")
+    image = xisf.read(path.name, raw)
+    info = ImageInfo(
+        path=path,
+        shape=image.pixels.shape,
+        storage=image.pixels.dtype.name,
+        cards=image.cards,
+        data_offset=0,
+        hdu=0,
+        bitpix=8 * image.pixels.dtype.itemsize,
+        bzero=0.0,
+        bscale=1.0,
+        compressed=image.compressed,
+        stream_limit=0,
+        plain=False,
+    )
+    return Loaded(
+        info, image.pixels, hashing.hexdigest(), raw.size, status.st_mtime_ns, status.st_ino
+    )
 
 
 @contextlib.contextmanager
@@ -95,17 +162,3 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
 def reader_of(descriptor: int) -> Read:
     """Read an open file at any place."""
     return lambda offset, length: os.pread(descriptor, length, offset)
-
-
-def _read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> str | None:
-    """Fill `raw` from the file and return its SHA-256; None where the file ends early."""
-    view = raw.data
-    digest = hashlib.sha256()
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done : done + 2**22])  # type: ignore[attr-defined]
-        if not count:
-            return None
-        digest.update(view[done : done + count])
-        done += count
-    return digest.hexdigest()

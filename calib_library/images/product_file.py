@@ -39,7 +39,7 @@ def read_product(path: Path) -> tuple[npt.NDArray[np.float32], tuple[Card, ...]]
 
     A file without our scale keyword is taken to be in ADU. Raises as `load`.
     """
-    loaded = load(path)
+    loaded = load(path, hashed=False)
     image = loaded.pixels.astype(np.float32, copy=False)
     _undo_scale(image, loaded.info.cards)
     return image, loaded.info.cards

@@ -74,6 +74,16 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Waiting:
+    """A frame of the queue, as far as reading it ahead asks for."""
+
+    path: Path
+    size: int
+    """bytes."""
+    frame_type: FrameType | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
     """What the header of a newly arrived frame says, as far as it could be read."""
 
@@ -270,24 +280,35 @@ class Ledger:
             )
         return dataclasses.replace(_frame(rows[0]), attempts=rows[0]["attempts"] + 1)
 
-    def next_path(self, now: dt.datetime) -> Path | None:
-        """The file of the frame that `claim` would take now."""
-        return next((Path(os.fsdecode(row["path"])) for row in self._next(now)), None)
+    def next_files(self, now: dt.datetime, *, most: int) -> list[Waiting]:
+        """The frame that `claim` would take now, and some of those that may come after it."""
+        return [
+            Waiting(
+                Path(os.fsdecode(row["path"])),
+                row["size"],
+                FrameType(row["frame_type"]) if row["frame_type"] else None,
+            )
+            for row in self._next(now, most=most)
+        ]
 
-    def _next(self, now: dt.datetime, *, tonight: bool = False) -> list[dict[str, Any]]:
-        """The frame to claim, as one row or none; each search has an index that holds the queue."""
+    def _next(
+        self, now: dt.datetime, *, tonight: bool = False, most: int = 1
+    ) -> list[dict[str, Any]]:
+        """The frame to claim and up to `most` − 1 of those after it; none where there is none. Each
+        search has an index that holds the queue.
+        """
         evening = (now - TONIGHT).astimezone(dt.UTC).isoformat()
         fresh = int((now - FRESH).timestamp() * 1e9)
-        exposed_tonight = self._first("frame_queue_date", "date_obs >= :from", now, evening)
+        exposed_tonight = self._first("frame_queue_date", "date_obs >= :from", now, evening, most)
         if exposed_tonight or tonight:
             return exposed_tonight
-        first = self._first("frame_queue", ":from = 0", now, 0)
+        first = self._first("frame_queue", ":from = 0", now, 0, most)
         if not first or first[0]["mtime_ns"] >= fresh:
             return first
-        return self._first("frame_queue_mtime", "mtime_ns >= :from", now, fresh) or first
+        return self._first("frame_queue_mtime", "mtime_ns >= :from", now, fresh, most) or first
 
     def _first(
-        self, index: str, condition: str, now: dt.datetime, begin: str | int
+        self, index: str, condition: str, now: dt.datetime, begin: str | int, most: int
     ) -> list[dict[str, Any]]:
         return list(
             self.db.query(
@@ -295,9 +316,9 @@ class Ledger:
                 SELECT * FROM frame INDEXED BY {index}
                 WHERE state = 'new' AND claimed_at IS NULL AND {condition}
                   AND (not_before IS NULL OR not_before <= :now)
-                ORDER BY {schema.CLAIM_ORDER} LIMIT 1
+                ORDER BY {schema.CLAIM_ORDER} LIMIT :most
                 """,  # noqa: S608 — the callers' literals
-                {"now": _utc(now), "from": begin},
+                {"now": _utc(now), "from": begin, "most": most},
             )
         )
 

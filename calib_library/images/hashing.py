@@ -1,0 +1,60 @@
+"""Reading a file's bytes while those before them are hashed."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+PART_BYTES = 2**20
+"""A file is read, hashed and decoded by parts of this size."""
+
+
+class Hashing:
+    """The SHA-256 of a file's bytes, made by a thread of its own: `parts` are its tasks, of
+    PART_BYTES each but the last.
+    """
+
+    def __init__(self, digest: "hashlib._Hash", parts: Sequence[Future[None]]) -> None:
+        self._digest = digest
+        self._parts = parts
+
+    def passed(self, end: int) -> None:
+        """Wait until the bytes before `end` are hashed: from then on they may be overwritten."""
+        for part in self._parts[: -(-end // PART_BYTES)]:
+            part.result()
+
+    def hexdigest(self) -> str:
+        """The file's, once all is hashed."""
+        self.passed(len(self._parts) * PART_BYTES)
+        return self._digest.hexdigest()
+
+
+def read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> Hashing | None:
+    """Fill `raw` from the file, while what was read is being hashed; None where it ends early."""
+    view = raw.data
+    digest = hashlib.sha256()
+    parts = []
+    pool = ThreadPoolExecutor(1, "hash")
+    try:
+        for first in range(0, len(view), PART_BYTES):
+            part = view[first : first + PART_BYTES]
+            if not fill(file, part):
+                return None
+            parts.append(pool.submit(digest.update, part))
+    finally:
+        pool.shutdown(wait=False)  # the thread ends with its last task
+    return Hashing(digest, parts)
+
+
+def fill(file: BinaryIO, view: memoryview) -> bool:
+    """Read until `view` is full; False where the file ends early."""
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            return False
+        done += count
+    return True
