@@ -26,6 +26,7 @@ import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
@@ -50,6 +51,8 @@ MAX_STRING = 16_000
 MAX_PIXELS = 1_000_000_000
 MAX_BYTES = 2**31
 """Largest file, and largest decompressed image, that is read at once."""
+PART_BYTES = 2**20
+"""A file is read, hashed and decoded by parts of this size."""
 MAX_REST = 2**26
 """bytes behind the last part of a file that are read with it."""
 FREE_UNPACKED = 2**26
@@ -157,19 +160,40 @@ def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | Non
             )
         _hdus(path, _reader(file.fileno()), size)  # before anything is allocated for its size
         raw = np.empty(size, np.uint8) if buffer is None or buffer.size < size else buffer[:size]
-        digest = _read_and_hash(file, raw)
+        hashing = _read_and_hash(file, raw)
         after = os.fstat(file.fileno())
-    if digest is None or (after.st_size, after.st_mtime_ns) != (size, status.st_mtime_ns):
+    if hashing is None or (after.st_size, after.st_mtime_ns) != (size, status.st_mtime_ns):
         raise IncompleteImageError(
             f"{path.name}: changed while it was read; it will be read again once it rests"
         )
+    info, pixels = _decoded(path, raw, hashing, verify=verify)
+    digest = hashing.hexdigest()
+    return Loaded(info, pixels, digest, size, status.st_mtime_ns, status.st_ino)
+
+
+def _decoded(
+    path: Path, raw: npt.NDArray[np.uint8], hashing: "_Hashing", *, verify: bool
+) -> tuple[ImageInfo, npt.NDArray[Any]]:
+    """The header and the physical pixels of a whole file; what is plain is decoded in place."""
     view = raw.data
-    info, hdus = _examine(path, lambda offset, length: bytes(view[offset : offset + length]), size)
+    info, hdus = _examine(
+        path, lambda offset, length: bytes(view[offset : offset + length]), raw.size
+    )
     if verify:
         for hdu in hdus:
             _check_sums(path, hdu, raw)
-    pixels = _decompress(info, raw) if info.compressed else _stored(info, raw)
-    return Loaded(info, _physical(info, pixels), digest, size, status.st_mtime_ns, status.st_ino)
+    if not info.plain:
+        hashing.passed(raw.size)
+        values = _decompress(info, raw) if info.compressed else _stored(info, raw)
+        return info, _physical(info, values)
+    stored = _stored(info, raw).reshape(-1)
+    pixels = stored.view(info.storage)
+    # Each part is decoded while it is in the cache, behind the thread that hashes.
+    for first in range(0, stored.size, PART_BYTES // stored.itemsize):
+        part = stored[first : first + PART_BYTES // stored.itemsize]
+        hashing.passed(info.data_offset + (first + part.size) * stored.itemsize)
+        _physical(info, part)
+    return info, pixels.reshape(info.shape)
 
 
 class RowReader:
@@ -378,18 +402,45 @@ def _reader(descriptor: int) -> Read:
     return lambda offset, length: os.pread(descriptor, length, offset)
 
 
-def _read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> str | None:
-    """Fill `raw` from the file and return its SHA-256; None where the file ends early."""
+class _Hashing:
+    """The SHA-256 of a file's bytes, made by a thread of its own: `parts` are its tasks, of
+    PART_BYTES each but the last.
+    """
+
+    def __init__(self, digest: "hashlib._Hash", parts: Sequence[Future[None]]) -> None:
+        self._digest = digest
+        self._parts = parts
+
+    def passed(self, end: int) -> None:
+        """Wait until the bytes before `end` are hashed: from then on they may be overwritten."""
+        for part in self._parts[: -(-end // PART_BYTES)]:
+            part.result()
+
+    def hexdigest(self) -> str:
+        """The file's, once all is hashed."""
+        self.passed(len(self._parts) * PART_BYTES)
+        return self._digest.hexdigest()
+
+
+def _read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> _Hashing | None:
+    """Fill `raw` from the file, while what was read is being hashed; None where it ends early."""
     view = raw.data
     digest = hashlib.sha256()
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done : done + 2**22])  # type: ignore[attr-defined]
-        if not count:
-            return None
-        digest.update(view[done : done + count])
-        done += count
-    return digest.hexdigest()
+    parts = []
+    pool = ThreadPoolExecutor(1, "hash")
+    try:
+        for first in range(0, len(view), PART_BYTES):
+            part = view[first : first + PART_BYTES]
+            done = 0
+            while done < len(part):
+                count = file.readinto(part[done:])  # type: ignore[attr-defined]
+                if not count:
+                    return None
+                done += count
+            parts.append(pool.submit(digest.update, part))
+    finally:
+        pool.shutdown(wait=False)  # the thread ends with its last task
+    return _Hashing(digest, parts)
 
 
 def _stored(info: ImageInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

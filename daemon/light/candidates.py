@@ -59,7 +59,8 @@ def find(image: F32, flags: U8, level: F32, noise: F32, *, binning: int) -> F64:
     _footprints(significance, smoothed, rows, columns, sigma, found)
     x, y, peak, width, _, raw = found[found[:, _LONG] < _LONGEST].T
     hot = peak < _HOT_RATIO * raw
-    order = np.lexsort((x, y, -peak, hot))
+    order = np.argsort(-peak, kind="stable")  # equal ones in the order of the image
+    order = np.concatenate((order[~hot[order]], order[hot[order]]))
     centre = (binning - 1) / 2
     columns_of = (x * binning + centre, y * binning + centre, np.clip(width * binning, 0.8, 12))
     return np.column_stack(columns_of)[order]
@@ -154,18 +155,15 @@ def _mean(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.
 
 
 @kernel()
-def _any_bad(flags: U8, row: F32, top: int, first: int, last: int, lines: int) -> int:
-    """Is one of the pixels below these columns of the row flagged, or one of the values not finite?
-    `lines` is the binning, or 0 without a mask.
-    """
-    bad = 0
-    for y in range(top, top + lines):
-        line = flags[y]
-        for x in range(first * lines, last * lines):
-            bad |= line[x] & 1
-    for col in range(first, last):
-        bad |= not (abs(row[col]) < np.float32(3e38))
-    return bad
+def _any_bad(flags: U8, values: F32) -> bool:
+    """Is one of the pixels (rows, columns) flagged as bad, or one of the values not finite?"""
+    bad, finite = np.uint8(0), 0
+    for line in flags:
+        for x in range(len(line)):
+            bad |= line[x]
+    for col in range(len(values)):
+        finite += abs(values[col]) < np.float32(3e38)
+    return bad & 1 > 0 or finite < len(values)
 
 
 @kernel(parallel=True)
@@ -175,6 +173,7 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> No
     my, mx = out.shape
     binning = 2 if my < ny else 1
     masked = flags.shape[0] == ny and flags.shape[1] == nx
+    lines = binning if masked else 0
     per_bin = np.float32(binning)
     for row in prange(my):
         top = row * binning
@@ -198,8 +197,12 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> No
         # … then the few places where a pixel is bad.
         for first in range(0, mx, _SEGMENT_PX):
             last = min(first + _SEGMENT_PX, mx)
-            if _any_bad(flags, target, top, first, last, binning if masked else 0):
+            beside = flags[top : top + lines, first * binning : last * binning]
+            if _any_bad(beside, target[first:last]):
                 for col in range(first, last):
+                    left = (col - first) * binning
+                    if not _any_bad(beside[:, left : left + binning], target[col : col + 1]):
+                        continue
                     value, good = _mean(image, flags, top, col * binning, binning)
                     base = level0[col] + share * (level1[col] - level0[col])
                     scatter = noise0[col] + share * (noise1[col] - noise0[col])
