@@ -155,15 +155,18 @@ def _mean(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.
 
 
 @kernel()
-def _any_bad(flags: U8, values: F32) -> bool:
-    """Is one of the pixels (rows, columns) flagged as bad, or one of the values not finite?"""
+def _any_bad(flags: U8, row: int, lines: int, left: int, binning: int, values: F32) -> bool:
+    """Is one of the values not finite, or one of the pixels flagged as bad that they are made of?
+    Those are in `lines` rows from `row` on, from column `left` on, `binning` for each value.
+    """
     bad, finite = np.uint8(0), 0
-    for line in flags:
+    for y in range(row, row + lines):
+        line = flags[y, left : left + len(values) * binning]
         for x in range(len(line)):
             bad |= line[x]
     for col in range(len(values)):
         finite += abs(values[col]) < np.float32(3e38)
-    return bad & 1 > 0 or finite < len(values)
+    return bool(bad & 1) or finite < len(values)
 
 
 @kernel(parallel=True)
@@ -197,19 +200,15 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> No
         # … then the few places where a pixel is bad.
         for first in range(0, mx, _SEGMENT_PX):
             last = min(first + _SEGMENT_PX, mx)
-            beside = flags[top : top + lines, first * binning : last * binning]
-            if _any_bad(beside, target[first:last]):
-                for col in range(first, last):
-                    left = (col - first) * binning
-                    if not _any_bad(beside[:, left : left + binning], target[col : col + 1]):
-                        continue
+            if not _any_bad(flags, top, lines, first * binning, binning, target[first:last]):
+                continue
+            for col in range(first, last):
+                one = target[col : col + 1]
+                if _any_bad(flags, top, lines, col * binning, binning, one):
                     value, good = _mean(image, flags, top, col * binning, binning)
                     base = level0[col] + share * (level1[col] - level0[col])
                     scatter = noise0[col] + share * (noise1[col] - noise0[col])
-                    if good == 0:
-                        target[col] = 0.0
-                    else:
-                        target[col] = per_bin * (value - base) / scatter
+                    target[col] = per_bin * (value - base) / scatter if good else 0.0
 
 
 @kernel(parallel=True)
