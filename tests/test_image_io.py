@@ -374,6 +374,17 @@ def test_a_file_that_changes_while_it_is_read_is_incomplete(tmp_path, monkeypatc
         load(path)
 
 
+@pytest.mark.parametrize("part", [512, 2880, 1 << 20])
+def test_files_of_many_parts_are_hashed_as_stored_and_decoded_whole(tmp_path, monkeypatch, part):
+    """Each part is decoded in place, but not before it is hashed."""
+    monkeypatch.setattr(image_io, "PART_BYTES", part)
+    path = put(tmp_path, whole(tmp_path))
+    for _ in range(20):
+        loaded = load(path)
+        assert np.array_equal(loaded.pixels, noise())
+        assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 # --- files that are not images -------------------------------------------------------------------
 
 EXTENSION = header(
