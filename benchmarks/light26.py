@@ -9,10 +9,15 @@ process (kernels from their cache, masters from disk); warm is the median of the
 the stack is dropped from memory and replayed from its raw frames, as after a restart, or when the
 memory went to another filter's stack; 200 frames are extrapolated: what the first of them cost,
 which were cleaned of cosmic rays each by itself, and the median of the others for all the rest.
+
+A table tells where the time of a warm light goes: each stage's own, without that of the stages it
+calls, on the wall's clock and of the processor (all threads); of the lights that were cleaned of
+cosmic rays, the first of a stack, and of the others.
 """
 
 import argparse
 import datetime as dt
+import functools
 import json
 import os
 import resource
@@ -20,7 +25,11 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from side_by_side.points import POINTS
+from side_by_side.stages import Seconds, Stages, added, clocks, medians, since, without
 
 from calib_library import schema
 from calib_library.frame import FrameType
@@ -30,11 +39,14 @@ from daemon.config import parse
 from daemon.ledger.ledger import Ledger
 from daemon.log import StatusLog
 from daemon.parts import MEGABYTE, Parts, compose
+from daemon.pipeline import COSMICS_BELOW_FRAMES
 from daemon.simulator.camera import make_camera
 from daemon.simulator.night import plan_night, take
 from daemon.simulator.sky import make_sky
 from daemon.simulator.writer import write_frame
 from daemon.stack.store import Growing
+
+Figures = dict[str, float]
 
 
 def arguments() -> argparse.Namespace:
@@ -68,13 +80,22 @@ def main() -> None:
         _, status = os.waitpid(child, 0)
         if status:
             raise SystemExit("the frames could not be generated")
-        figures = measure(folder, megapixels=ny * nx / 1e6, memory_mb=args.memory_mb)
+        figures, stages = measure(folder, megapixels=ny * nx / 1e6, memory_mb=args.memory_mb)
     finally:
         shutil.rmtree(folder)
     for name, value in figures.items():
         print(f"{name:<44}{value:10.3f}")
+    for title, steps in stages.items():
+        print_stages(title, steps)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1))
+        args.json.write_text(json.dumps({**figures, "stages, s": stages}, indent=1))
+
+
+def print_stages(title: str, steps: Mapping[str, Seconds]) -> None:
+    """The longest first."""
+    print(f"\n{title + ', by stage':<44}{'wall, ms':>10}{'CPU, ms':>10}")
+    for name, (wall, cpu) in sorted(steps.items(), key=lambda step: -step[1][0]):
+        print(f"  {name:<42}{1000 * wall:>10.1f}{1000 * cpu:>10.1f}")
 
 
 def generate(folder: Path, shape: tuple[int, int], *, lights: int, calibration: int) -> None:
@@ -100,8 +121,12 @@ def generate(folder: Path, shape: tuple[int, int], *, lights: int, calibration: 
     print()
 
 
-def measure(folder: Path, *, megapixels: float, memory_mb: int) -> dict[str, float]:
-    """Let the daemon's parts work on the frames; figures by name."""
+def measure(
+    folder: Path, *, megapixels: float, memory_mb: int
+) -> tuple[Figures, dict[str, dict[str, Seconds]]]:
+    """Let the daemon's parts work on the frames: figures by name, and the stages of warm lights."""
+    stages = Stages(POINTS)
+    steps: list[dict[str, Seconds]] = []
     (folder / "library").mkdir()
     config = parse(
         f'[library]\npath = "{folder / "library"}"\n[[watch]]\npath = "{folder / "in"}"\n'
@@ -115,24 +140,13 @@ def measure(folder: Path, *, megapixels: float, memory_mb: int) -> dict[str, flo
     with Path(os.devnull).open("w") as nowhere:
         log = StatusLog(config.library.path / "status.log", stream=nowhere)
         parts = compose(config, db, log, quiet_s=lambda: 0.0, beat=lambda _: None)
-        figures: dict[str, float] = {"megapixels": megapixels, "cores": float(os.cpu_count() or 1)}
+        figures: Figures = {"megapixels": megapixels, "cores": float(os.cpu_count() or 1)}
+        figures["load of the machine at the start"] = os.getloadavg()[0]
         began = time.perf_counter()
         warmup.kernels()
         figures["kernels ready, s"] = time.perf_counter() - began
         now = dt.datetime.now(dt.UTC)
-        paths = sorted((folder / "in").rglob("*.fits"))
-        for path in paths:
-            stat = path.stat()
-            info = frame_file.probe(path)
-            identity = parts.pipeline.identify(info, root=folder / "in", mtime_ns=stat.st_mtime_ns)
-            parts.ledger.add(
-                path=path,
-                root=folder / "in",
-                size=stat.st_size,
-                mtime_ns=stat.st_mtime_ns,
-                identity=identity,
-                now=now,
-            )
+        arrive(parts, folder / "in", now=now)
         filed: list[float] = []
         lights: list[float] = []
         processor: list[float] = []
@@ -150,16 +164,17 @@ def measure(folder: Path, *, megapixels: float, memory_mb: int) -> dict[str, flo
                 )
                 figures["memory after the masters, MB"] = peak_mb()
                 built = True
-            began, busy = time.perf_counter(), time.process_time()
+            stages.take()
+            started = clocks()
             parts.pipeline.process(frame, now=dt.datetime.now(dt.UTC))
+            wall, cpu = since(started)
+            (lights if is_light else filed).append(wall)
             if is_light:
-                processor.append(time.process_time() - busy)
-            (lights if is_light else filed).append(time.perf_counter() - began)
-        figures["a calibration frame filed, median s"] = statistics.median(filed)
-        figures["first light, cold, s"] = lights[0]
-        figures["light, warm, median s"] = statistics.median(lights[1:])
-        figures["light, warm, slowest s"] = max(lights[1:])
-        figures["light, warm, median CPU s"] = statistics.median(processor[1:])
+                processor.append(cpu)
+                own = stages.take()
+                known = functools.reduce(added, own.values(), (0.0, 0.0))
+                steps.append({**own, "the rest": without((wall, cpu), known)})
+        summarise(filed, lights, processor, figures)
         began = time.perf_counter()
         parts.publisher.tick(dt.datetime.now(dt.UTC), flush=True)
         figures["stack rendered and written, s"] = time.perf_counter() - began
@@ -167,7 +182,42 @@ def measure(folder: Path, *, megapixels: float, memory_mb: int) -> dict[str, flo
         replayed(parts, figures)
         figures["peak memory, replay included, MB"] = peak_mb()
         figures["frames stacked"] = float(parts.ledger.count_states().get(("stacked", "light"), 0))
-    return figures
+    return figures, grouped(steps)
+
+
+def grouped(steps: Sequence[dict[str, Seconds]]) -> dict[str, dict[str, Seconds]]:
+    """The medians of the stages of warm lights, of those that were cleaned and of the others."""
+    groups = {
+        "a light, cleaned of cosmic rays": steps[1:COSMICS_BELOW_FRAMES],
+        "a light": steps[COSMICS_BELOW_FRAMES:],
+    }
+    return {title: medians(some) for title, some in groups.items() if some}
+
+
+def summarise(
+    filed: list[float], lights: list[float], processor: list[float], figures: Figures
+) -> None:
+    """What the frames took, in seconds, into `figures`."""
+    figures["a calibration frame filed, median s"] = statistics.median(filed)
+    figures["first light, cold, s"] = lights[0]
+    figures["light, warm, median s"] = statistics.median(lights[1:])
+    figures["light, warm, slowest s"] = max(lights[1:])
+    figures["light, warm, median CPU s"] = statistics.median(processor[1:])
+
+
+def arrive(parts: Parts, root: Path, *, now: dt.datetime) -> None:
+    """Enter all files below `root` in the ledger, as the intake does."""
+    for path in sorted(root.rglob("*.fits")):
+        stat = path.stat()
+        info = frame_file.probe(path)
+        parts.ledger.add(
+            path=path,
+            root=root,
+            size=stat.st_size,
+            mtime_ns=stat.st_mtime_ns,
+            identity=parts.pipeline.identify(info, root=root, mtime_ns=stat.st_mtime_ns),
+            now=now,
+        )
 
 
 def replayed(parts: Parts, figures: dict[str, float]) -> None:

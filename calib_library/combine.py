@@ -380,18 +380,20 @@ def sorting_network(n: int) -> npt.NDArray[np.int32]:
 
     Batcher's merge exchange: Knuth, The Art of Computer Programming 3, section 5.2.2, algorithm M.
     """
-    steps: list[tuple[int, int]] = []
+    rounds = [np.empty((0, 2), np.int32)]
     top = 1 << max(0, (n - 1).bit_length() - 1)
     p = top if n > 1 else 0
     while p > 0:
         q, r, d = top, 0, p
         while True:
-            steps += [(i, i + d) for i in range(n - d) if i & p == r]
+            i = np.arange(n - d, dtype=np.int32)
+            i = i[i & p == r]
+            rounds.append(np.stack((i, i + d), axis=1))
             if q == p:
                 break
             d, q, r = q - p, q >> 1, p
         p >>= 1
-    return np.array(steps, np.int32).reshape(-1, 2)
+    return np.concatenate(rounds).astype(np.int32, copy=False)
 
 
 # --- kernels -------------------------------------------------------------------------------------

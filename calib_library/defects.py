@@ -43,6 +43,8 @@ _LOW_SHARE = 0.75
 """… and what a quiet pixel's own variance over twenty darks is there, over its true one."""
 _MOST_DRIFT = 0.1**2
 """Dark current that changes by a tenth within a set: more than a degree, no set holds that."""
+_LOOKED_THROUGH = 256
+"""Pixels of a row that are looked through at once for bad ones."""
 _REACH = 3
 """A repair looks for good pixels up to so many same-colour steps away."""
 _BAND_ROWS = 256
@@ -335,10 +337,23 @@ def repair_pixels(image: Floats, mask: npt.NDArray[np.uint8], step: int) -> int:
     ny, nx = image.shape
     lost = 0
     for y in numba.prange(ny):
-        for x in range(nx):
-            if mask[y, x] & BAD:
-                value, count = _good_mean(image, mask, y, x, step)
-                image[y, x] = value
-                if count == 0:
-                    lost += 1
+        for first in range(0, nx, _LOOKED_THROUGH):
+            last = min(first + _LOOKED_THROUGH, nx)
+            if not _all_flags(mask[y, first:last]) & BAD:
+                continue
+            for x in range(first, last):
+                if mask[y, x] & BAD:
+                    value, count = _good_mean(image, mask, y, x, step)
+                    image[y, x] = value
+                    if count == 0:
+                        lost += 1
     return lost
+
+
+@kernel()
+def _all_flags(marks: npt.NDArray[np.uint8]) -> np.uint8:
+    """All bits that are set in a piece of a row: most have none."""
+    flags = np.uint8(0)
+    for x in range(marks.size):
+        flags |= marks[x]
+    return flags

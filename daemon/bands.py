@@ -27,7 +27,6 @@ from daemon.calibration import (
     Arrays,
     Calibration,
     applied_sections,
-    noise_of,
     sampled_rows,
     useful_correction,
 )
@@ -35,6 +34,7 @@ from daemon.darkroom import key_of
 from daemon.ledger.ledger import Frame
 from daemon.ledger.stacks import Member
 from daemon.light import calibrate, debayer, distortion, warp
+from daemon.light.noise import neighbour_noise
 from daemon.pipeline import Pipeline
 
 Image = npt.NDArray[np.float32]
@@ -128,7 +128,7 @@ def _open(
         if sections.bias
         else None,
         version=version,
-        noise_adu=noise_of(sample, bayer=record.key.bayer_pattern is not None),
+        noise_adu=neighbour_noise(sample, bayer=record.key.bayer_pattern is not None),
         rays=_rays(pipeline, frame, record, calibration) if cleaned else nothing,
     )
 

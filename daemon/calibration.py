@@ -23,6 +23,7 @@ from calib_library.match import MasterRecord
 from daemon.darkroom import DarkChoice, DarkRoom, key_of
 from daemon.ledger.ledger import Explanation
 from daemon.light import calibrate
+from daemon.light.noise import neighbour_noise
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -358,7 +359,7 @@ class Calibrator:
         # The noise is measured only where there is something to hold against it.
         wrong = compare.turned_around(light, pedestal, response, noise_adu=0.0)
         if wrong is not None:
-            noise_adu = noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
+            noise_adu = neighbour_noise(pixels[sampled_rows(len(pixels))], bayer=bayer)
             wrong = compare.turned_around(light, pedestal, response, noise_adu=noise_adu)
         if wrong is None:
             return choice
@@ -438,7 +439,7 @@ class Calibrator:
         )
 
     def arrays(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Arrays:
-        """What `apply` applies to a frame whose noise is `noise_of` its sampled rows."""
+        """What `apply` applies to a frame whose noise is `neighbour_noise` of its sampled rows."""
         bayer = record.key.bayer_pattern is not None
         # The plane first: where a dark must be composed for it, the same composition gives both.
         bad = self._bad(record, calibration)
@@ -610,7 +611,7 @@ def _hot_step(noise_adu: float, record: FrameRecord) -> int:
 
 def _raw_noise(pixels: npt.NDArray[np.generic], record: FrameRecord) -> float:
     bayer = record.key.bayer_pattern is not None
-    return noise_of(pixels[sampled_rows(len(pixels))], bayer=bayer)
+    return neighbour_noise(pixels[sampled_rows(len(pixels))], bayer=bayer)
 
 
 def sections_of(key: CalibrationKey) -> overscan.Sections:
@@ -658,16 +659,6 @@ def _cropped(image: npt.NDArray[D], key: CalibrationKey) -> npt.NDArray[D]:
 def sampled_rows(ny: int) -> slice:
     """The rows of a frame of `ny` rows from which its noise is measured."""
     return slice(None, None, max(1, ny // 64))
-
-
-def noise_of(sample: npt.NDArray[np.generic], *, bayer: bool) -> float:
-    """Noise of one raw pixel (ADU) in a sample (n, nx) of whole rows: 1.4826 MAD of the
-    differences of neighbours of one colour, over √2.
-    """
-    rows = sample.astype(np.float32)
-    step = 2 if bayer else 1
-    differences = rows[:, step:] - rows[:, :-step]
-    return float(1.4826 * np.median(np.abs(differences)) / np.sqrt(2.0))
 
 
 A = TypeVar("A")

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from calib_library.catalogue import cameras
 from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
-from daemon.calibration import Calibrator, masters_in, noise_of, sampled_rows
+from daemon.calibration import Calibrator, masters_in, sampled_rows
 from daemon.ledger.conditions import Finding
 from daemon.light import residual, stars
+from daemon.light.noise import neighbour_noise
 from daemon.placing import Light
 
 COOLER_C = 2.0
@@ -69,7 +70,7 @@ class SelfCheck:
         """Judge the calibration of a light whose raw (ny, nx) pixels are given, ADU."""
         bayer = record.key.bayer_pattern is not None
         sample = sampled_rows(len(raw))
-        raw_noise = noise_of(raw[sample], bayer=bayer)
+        raw_noise = neighbour_noise(raw[sample], bayer=bayer)
         patterns = self._of(raw_noise, record, light)
         glow, vignetting = residual.large_scale(
             residual.coarse(np.mean(light.cells, axis=0)),

@@ -24,6 +24,7 @@ from calib_library import combine, dark_compose, defects
 from calib_library import kernels as compiled
 from calib_library.dark_model import DarkPlan, Energies, Leg, Rule, Source
 from daemon.light import calibrate, cosmic, debayer, quality, register, stars
+from daemon.light.noise import neighbour_noise
 from daemon.stack import final, halve, live
 
 SIDE_PX = 192
@@ -143,6 +144,7 @@ def _frames(beat: Beat) -> None:
         )
         beat()
     debayer.luminance(debayer.debayer(result.image, "RGGB"))
+    neighbour_noise(raw, bayer=False)
     beat()
 
 

@@ -18,7 +18,7 @@ from calib_library.atomic import atomically, write_bytes
 from calib_library.errors import ImageError, IncompleteImageError
 from calib_library.fits_cards import format_card, parse_card
 from calib_library.frame import Card
-from calib_library.images import frame_file
+from calib_library.images import frame_file, hashing
 from calib_library.images.frame_file import load, probe
 from calib_library.images.product_file import RowWriter, read_extra, read_product, write_fits
 from calib_library.images.row_reader import RowReader
@@ -355,14 +355,14 @@ def test_checksums_are_verified(tmp_path, keyword):
 
 def test_a_file_that_changes_while_it_is_read_is_incomplete(tmp_path, monkeypatch):
     path = put(tmp_path, whole(tmp_path))
-    read = frame_file._read_and_hash
+    read = frame_file.read_and_hash
 
-    def read_while_it_is_touched(file, raw, *, hashed):
-        digest = read(file, raw, hashed=hashed)
+    def read_while_it_is_touched(file, raw):
+        digest = read(file, raw)
         os.utime(path, ns=(1, 1))
         return digest
 
-    monkeypatch.setattr(frame_file, "_read_and_hash", read_while_it_is_touched)
+    monkeypatch.setattr(frame_file, "read_and_hash", read_while_it_is_touched)
     with pytest.raises(IncompleteImageError, match="changed"):
         load(path)
 
@@ -373,6 +373,18 @@ def test_a_product_is_read_without_the_hash_that_nobody_asks_for(tmp_path):
     assert plain.sha256 == ""
     assert hashed.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     np.testing.assert_array_equal(plain.pixels, hashed.pixels)
+
+
+@pytest.mark.parametrize("part", [512, 2880, 1 << 20])
+def test_files_of_many_parts_are_hashed_as_stored_and_decoded_whole(tmp_path, monkeypatch, part):
+    """Each part is decoded in place, but not before it is hashed."""
+    monkeypatch.setattr(hashing, "PART_BYTES", part)
+    monkeypatch.setattr(frame_file, "PART_BYTES", part)
+    path = put(tmp_path, whole(tmp_path))
+    for _ in range(20):
+        loaded = load(path)
+        assert np.array_equal(loaded.pixels, noise())
+        assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- files that are not images -------------------------------------------------------------------

@@ -10,7 +10,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +19,24 @@ import numpy as np
 import numpy.typing as npt
 from answer import serve
 from numba import prange
-from stages import Point, Seconds, Stages, added, clocks, since, without
+from points import POINTS
+from stages import Seconds, Stages, added, clocks, medians, since, without
 
-from calib_library import header, inspect, schema
+from calib_library import schema
 from calib_library.images import frame_file, product_file
 from calib_library.kernels import kernel
-from daemon import calibration, masters, warmup
+from daemon import masters, warmup
 from daemon.config import Config, parse
 from daemon.errors import FrameQuarantinedError, FrameRejectedError
 from daemon.ledger.ledger import Frame, Ledger
-from daemon.ledger.stacks import Member, Stack, Stacks
+from daemon.ledger.stacks import Member, Stack
 from daemon.ledger.states import State
-from daemon.light import calibrate, cosmic, quality, register, stars, warp
+from daemon.light import cosmic, warp
 from daemon.log import StatusLog
 from daemon.parts import Parts, compose
-from daemon.publish import Publisher
 from daemon.stack import final, live
 
 Image = npt.NDArray[np.float32]
-
-POINTS: tuple[Point, ...] = (
-    (frame_file, "probe", "probe"),
-    (header, "parse", "header"),
-    (frame_file, "load", "load and hash"),
-    (inspect, "examine", "inspect"),
-    (calibration.Calibrator, "choose", "choose masters"),
-    (calibration.Calibrator, "apply", "masters, bad pixels"),
-    (calibrate, "calibrate", "calibrate"),
-    (cosmic, "clean", "cosmic rays"),
-    (stars, "measure_background", "background"),
-    (stars, "cell_means", "background"),
-    (stars, "detect", "stars"),
-    (quality, "measure", "quality"),
-    (quality, "transparency", "quality"),
-    (quality, "background_plane", "quality"),
-    (quality, "admit", "quality"),
-    (register, "register", "register"),
-    (live, "add", "warp and add"),
-    (live, "render", "render"),
-    (Ledger, "add", "database"),
-    (Ledger, "claim", "database"),
-    (Ledger, "with_content", "database"),
-    (Ledger, "finish", "database"),
-    (Stacks, "open", "database"),
-    (Stacks, "members", "database"),
-    (Stacks, "reference", "database"),
-    (Stacks, "set_reference", "database"),
-    (Stacks, "add_member", "database"),
-    (StatusLog, "info", "log"),
-    (Publisher, "tick", "write products"),
-)
 
 
 # --- a library and what works on it --------------------------------------------------------------
@@ -186,18 +154,6 @@ def lights(
         "stages_s": medians(parts_of_it[1:]),
         "absent": stages.absent,
         "stacked": counts.get(("stacked", "light"), 0),
-    }
-
-
-def medians(steps: Sequence[dict[str, Seconds]]) -> dict[str, Seconds]:
-    """The median wall and processor time of each stage; 0 where most did without it."""
-    names = dict.fromkeys(name for one in steps for name in one)
-    times = {
-        name: zip(*(one.get(name, (0.0, 0.0)) for one in steps), strict=True) for name in names
-    }
-    return {
-        name: (statistics.median(wall), statistics.median(cpu))
-        for name, (wall, cpu) in times.items()
     }
 
 

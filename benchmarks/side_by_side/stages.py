@@ -5,8 +5,9 @@ of all threads.
 """
 
 import functools
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,18 @@ def added(one: Seconds, other: Seconds) -> Seconds:
 def without(one: Seconds, other: Seconds) -> Seconds:
     """The difference of two times, on both clocks."""
     return one[0] - other[0], one[1] - other[1]
+
+
+def medians(steps: Sequence[dict[str, Seconds]]) -> dict[str, Seconds]:
+    """The median wall and processor time of each stage; 0 where most did without it."""
+    names = dict.fromkeys(name for one in steps for name in one)
+    times = {
+        name: zip(*(one.get(name, (0.0, 0.0)) for one in steps), strict=True) for name in names
+    }
+    return {
+        name: (statistics.median(wall), statistics.median(cpu))
+        for name, (wall, cpu) in times.items()
+    }
 
 
 class Stages:

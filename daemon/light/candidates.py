@@ -32,7 +32,7 @@ _HEIGHT = 0.75  # of its peak, down to which a candidate must stand by itself �
 _DEPTH_SIGMA = 4.0  # … and at least so much below it
 _SMOOTHING_PX2 = 0.5  # variance of the 1-2-1 kernel
 _REACH_PX = 40  # as far as a footprint is followed
-_SEGMENT_PX = 64  # columns that are looked through for bad pixels at once
+_SEGMENT_PX = 64  # columns that are looked through at once for what is rare
 _BATCH = 32  # candidates that share their working memory
 
 
@@ -59,7 +59,8 @@ def find(image: F32, flags: U8, level: F32, noise: F32, *, binning: int) -> F64:
     _footprints(significance, smoothed, rows, columns, sigma, found)
     x, y, peak, width, _, raw = found[found[:, _LONG] < _LONGEST].T
     hot = peak < _HOT_RATIO * raw
-    order = np.lexsort((x, y, -peak, hot))
+    order = np.argsort(-peak, kind="stable")  # equal ones in the order of the image
+    order = np.concatenate((order[~hot[order]], order[hot[order]]))
     centre = (binning - 1) / 2
     columns_of = (x * binning + centre, y * binning + centre, np.clip(width * binning, 0.8, 12))
     return np.column_stack(columns_of)[order]
@@ -154,18 +155,18 @@ def _mean(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.
 
 
 @kernel()
-def _any_bad(flags: U8, row: F32, top: int, first: int, last: int, lines: int) -> int:
-    """Is one of the pixels below these columns of the row flagged, or one of the values not finite?
-    `lines` is the binning, or 0 without a mask.
+def _any_bad(flags: U8, row: int, lines: int, left: int, binning: int, values: F32) -> bool:
+    """Is one of the values not finite, or one of the pixels flagged as bad that they are made of?
+    Those are in `lines` rows from `row` on, from column `left` on, `binning` for each value.
     """
-    bad = 0
-    for y in range(top, top + lines):
-        line = flags[y]
-        for x in range(first * lines, last * lines):
-            bad |= line[x] & 1
-    for col in range(first, last):
-        bad |= not (abs(row[col]) < np.float32(3e38))
-    return bad
+    bad, finite = np.uint8(0), 0
+    for y in range(row, row + lines):
+        line = flags[y, left : left + len(values) * binning]
+        for x in range(len(line)):
+            bad |= line[x]
+    for col in range(len(values)):
+        finite += abs(values[col]) < np.float32(3e38)
+    return bool(bad & 1) or finite < len(values)
 
 
 @kernel(parallel=True)
@@ -175,6 +176,7 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> No
     my, mx = out.shape
     binning = 2 if my < ny else 1
     masked = flags.shape[0] == ny and flags.shape[1] == nx
+    lines = binning if masked else 0
     per_bin = np.float32(binning)
     for row in prange(my):
         top = row * binning
@@ -198,15 +200,15 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> No
         # … then the few places where a pixel is bad.
         for first in range(0, mx, _SEGMENT_PX):
             last = min(first + _SEGMENT_PX, mx)
-            if _any_bad(flags, target, top, first, last, binning if masked else 0):
-                for col in range(first, last):
+            if not _any_bad(flags, top, lines, first * binning, binning, target[first:last]):
+                continue
+            for col in range(first, last):
+                one = target[col : col + 1]
+                if _any_bad(flags, top, lines, col * binning, binning, one):
                     value, good = _mean(image, flags, top, col * binning, binning)
                     base = level0[col] + share * (level1[col] - level0[col])
                     scatter = noise0[col] + share * (noise1[col] - noise0[col])
-                    if good == 0:
-                        target[col] = 0.0
-                    else:
-                        target[col] = per_bin * (value - base) / scatter
+                    target[col] = per_bin * (value - base) / scatter if good else 0.0
 
 
 @kernel(parallel=True)
@@ -278,31 +280,56 @@ def _mark(image: F32, threshold: float, counts: I64, ends: I64, columns: I64) ->
     """Count each row's local maxima above `threshold`; with `ends`, their last places, write their
     columns too. Of equal neighbours the first is the maximum.
     """
-    ny, nx = image.shape
-    limit = np.float32(threshold)
-    for row in prange(ny):
-        place = ends[row] - counts[row] if len(ends) else 0
-        count = 0
-        if 0 < row < ny - 1:
-            above, here, below = image[row - 1], image[row], image[row + 1]
-            for col in range(1, nx - 1):
-                value = here[col]
-                if not (
-                    value > limit
-                    and value > here[col - 1]
-                    and value >= here[col + 1]
-                    and value > max(above[col - 1], above[col], above[col + 1])
-                    and value >= max(below[col - 1], below[col], below[col + 1])
-                ):
-                    continue
-                area = 0
-                for x in range(col - 1, col + 2):
-                    area += (above[x] > limit) + (here[x] > limit) + (below[x] > limit)
-                if area >= _LEAST_PX:
-                    if len(ends):
-                        columns[place + count] = col
-                    count += 1
-        counts[row] = count
+    for row in prange(len(image)):
+        if 0 < row < len(image) - 1:
+            place = ends[row] - counts[row] if len(ends) else 0
+            counts[row] = _mark_row(
+                image[row - 1], image[row], image[row + 1], np.float32(threshold), columns[place:]
+            )
+        else:
+            counts[row] = 0
+
+
+@kernel()
+def _mark_row(above: F32, here: F32, below: F32, limit: np.float32, columns: I64) -> int:
+    """The number of maxima of a row; their columns, where there is room for any."""
+    maximum = np.zeros(len(here), np.uint8)
+    # A plain loop first, which the compiler makes vectors of …
+    yes, no = np.uint8(1), np.uint8(0)
+    for col in range(1, len(here) - 1):
+        before = _higher(_higher(above[col - 1], above[col]), _higher(above[col + 1], limit))
+        before = _higher(before, here[col - 1])
+        after = _higher(_higher(below[col - 1], below[col]), _higher(below[col + 1], here[col + 1]))
+        maximum[col] = (yes if here[col] > before else no) if here[col] >= after else no
+    # … then the few that it found.
+    count = 0
+    for first in range(1, len(here) - 1, _SEGMENT_PX):
+        last = min(first + _SEGMENT_PX, len(here) - 1)
+        some = 0
+        for col in range(first, last):
+            some |= maximum[col]
+        if not some:
+            continue
+        for col in range(first, last):
+            if maximum[col] and _area(above, here, below, limit, col) >= _LEAST_PX:
+                if len(columns):
+                    columns[count] = col
+                count += 1
+    return count
+
+
+@kernel(inline=True)
+def _higher(a: np.float32, b: np.float32) -> np.float32:
+    return a if a > b else b  # noqa: FURB136 - becomes a vector instruction as it stands
+
+
+@kernel()
+def _area(above: F32, here: F32, below: F32, limit: np.float32, col: int) -> int:
+    """How many of the 3×3 pixels round a column are above the limit."""
+    area = 0
+    for x in range(col - 1, col + 2):
+        area += (above[x] > limit) + (here[x] > limit) + (below[x] > limit)
+    return area
 
 
 @kernel()

@@ -25,6 +25,7 @@ _STRUCTURED = 0.05  # scatter of fluxes over a median of the sky, where nebula o
 _CROWDED = 0.03  # share of the neighbours' light that seeing may move across an aperture's rim
 _PLANE_POINTS = 5000
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # 1/ρ, 1/ρ² with ρ³ = ρ + 1
+_SETTLED = 1e-10  # of a plane's largest number: so little is rounding
 _OUTLIER = 3.5
 _LEAST_SCATTER = 0.05
 _LEAST_HISTORY = 5
@@ -209,9 +210,11 @@ def _robust_plane(points: F64, values: F64) -> F64:
     for _ in range(20):
         root = np.sqrt(weights)
         solution = np.linalg.lstsq(root[:, None] * design, root * values, rcond=None)
-        plane = np.asarray(solution[0], dtype=np.float64)
         if solution[2] < 3:
             return np.array([float(np.median(values)), 0.0, 0.0])
+        last, plane = plane, np.asarray(solution[0], dtype=np.float64)
+        if np.abs(plane - last).max() <= _SETTLED * np.abs(plane).max():
+            break
         residual = np.abs(values - design @ plane)
         scale = 4.685 * max(1.4826 * float(np.median(residual)), 1e-9)
         weights = np.maximum(1 - (residual / scale) ** 2, 0) ** 2

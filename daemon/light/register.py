@@ -374,9 +374,12 @@ def _refine(pairs: tuple[Index, Index], fields: _Fields, method: str) -> Registr
     frame, target = fields.frame, fields.target
     i, j = pairs
     chosen, least = "similarity", _held_out("similarity", frame[i], target[j])
+    residuals: dict[str, float] = {}  # a model may be asked for twice
     for model, enough, upgrade in _RICHER:
         if len(i) >= enough and model != chosen:
-            residual = _held_out(model, frame[i], target[j])
+            if model not in residuals:
+                residuals[model] = _held_out(model, frame[i], target[j])
+            residual = residuals[model]
             if residual < upgrade * least and _trusted(model, residual, fields, (i, j)):
                 chosen, least = model, residual
     fitted = None

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from daemon.light.noise import neighbour_noise
+
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
@@ -200,7 +202,7 @@ def sky_noise(calibrated: Floats, flat: Floats | None, *, bayer: bool) -> float:
 
     Both are (n, nx), the same rows of a frame; what dividing by `flat` did to the noise is undone.
     """
-    return _neighbour_noise(calibrated if flat is None else calibrated * flat, bayer=bayer)
+    return neighbour_noise(calibrated if flat is None else calibrated * flat, bayer=bayer)
 
 
 def added_noise(after_adu: float, raw: npt.NDArray[Any], *, bayer: bool) -> float | None:
@@ -209,7 +211,7 @@ def added_noise(after_adu: float, raw: npt.NDArray[Any], *, bayer: bool) -> floa
     A master of too few frames adds its own noise; a right one takes the fixed pattern away, and the
     value is 0 or below. None where the raw frame has no noise to compare with.
     """
-    before = _neighbour_noise(raw, bayer=bayer)
+    before = neighbour_noise(raw, bayer=bayer)
     return after_adu / before - 1.0 if before > _LEAST_NOISE_ADU else None
 
 
@@ -227,13 +229,6 @@ def unexplained_noise(
     level = float(np.median(raw)) - offset_adu
     variance = level / e_per_adu + (read_noise_e / e_per_adu) ** 2
     return after_adu / math.sqrt(variance) - 1.0 if variance > 0 else None
-
-
-def _neighbour_noise(sample: npt.NDArray[Any], *, bayer: bool) -> float:
-    rows = sample.astype(np.float32)
-    step = 2 if bayer else 1
-    differences = rows[:, step:] - rows[:, :-step]
-    return float(1.4826 * np.median(np.abs(differences)) / math.sqrt(2.0))
 
 
 def _excess(image: npt.NDArray[Any], index: npt.NDArray[np.int64], step: int) -> Doubles:

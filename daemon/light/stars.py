@@ -23,7 +23,8 @@ from scipy.ndimage import median_filter
 from scipy.spatial import cKDTree
 
 from calib_library.kernels import kernel
-from daemon.light import candidates
+from daemon.light import candidates, clipped
+from daemon.light.clipped import SETS, Network
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -170,9 +171,14 @@ def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Backgro
     cells = np.empty(grid, dtype=np.float32)
     noise = np.empty(grid, dtype=np.float32)
     step = 5 if pixels.size >= _SPARSE_FROM_PX else 1
-    _measure_levels(pixels, step, cells)
+    rows, columns = (
+        math.ceil(math.ceil(side / parts) / step)
+        for side, parts in zip(pixels.shape, grid, strict=True)
+    )
+    network = clipped.network(rows * columns)
+    _measure_levels(pixels, step, network, cells)
     level = _fill_unseen(cells)
-    _measure_noise(pixels, step, cells, noise)
+    _measure_noise(pixels, step, network, cells, noise)
     sigma = _fill_unseen(noise)
     return Background(level, sigma, cells, noise, cell_px, (ny, nx))
 
@@ -284,7 +290,10 @@ def _local_sky(
     local = np.empty(len(x))
     outer = 1.5 * inner + 2.0
     step = max(1, int(outer / 15.0), min(sparse, int(outer / 8.0)))
-    _annulus_sky(pixels, x, y, inner, outer, step, sky.at(x, y), local)
+    # Each pixel's square of `step` px, put together, lies within half its diagonal of the ring.
+    most = math.pi * ((outer / step + 0.71) ** 2 - max(inner / step - 0.71, 0.0) ** 2)
+    network = clipped.network(math.ceil(most))
+    _annulus_sky(pixels, x, y, inner, outer, step, network, sky.at(x, y), local)
     return local
 
 
@@ -392,66 +401,44 @@ def _unpack(text: str, shape: tuple[int, ...]) -> F32:
 # Kernels. Each cell, row or star is worked out by itself, so the number of threads changes nothing.
 
 
-@kernel()
-def _clipped(samples: F32, count: int) -> tuple[float, float]:
-    """Median and standard deviation of the first `count` sorted samples, clipped at 3σ."""
-    median = float(samples[count // 2])
-    sigma = (samples[(3 * count) // 4] - samples[count // 4]) / 1.349
-    low, high = 0, count
-    for _ in range(7):
-        if sigma > 0.0:  # quartiles of coarsely quantised data can coincide
-            next_low = int(np.searchsorted(samples[:count], np.float32(median - 3.0 * sigma)))
-            next_high = int(np.searchsorted(samples[:count], np.float32(median + 3.0 * sigma)))
-            if next_high - next_low < 2:
-                break
-            settled = next_low == low and next_high == high
-            low, high = next_low, next_high
-        else:
-            settled = False
-        middle = (low + high) // 2
-        if (high - low) % 2 == 1:
-            median = float(samples[middle])
-        else:
-            median = 0.5 * (float(samples[middle - 1]) + float(samples[middle]))
-        mean = 0.0
-        for i in range(low, high):
-            mean += samples[i]
-        mean /= high - low
-        square = 0.0
-        for i in range(low, high):
-            square += (samples[i] - mean) ** 2
-        sigma = np.sqrt(square / (high - low)) / 0.9866  # what clipping at 3σ takes from a Gaussian
-        if settled or sigma <= 0.0:
-            break
-    return median, float(sigma)
-
-
 @kernel(parallel=True)
-def _measure_levels(image: F32, step: int, cells: F32) -> None:
-    """Clipped median of each cell, from every `step`-th row and column."""
+def _measure_levels(image: F32, step: int, network: Network, cells: F32) -> None:
+    """Clipped median of each cell, from every `step`-th row and column; `network` sorts as many."""
+    for group in prange((cells.size + SETS - 1) // SETS):
+        _levels_of_some(image, step, network, group * SETS, cells)
+
+
+@kernel()
+def _levels_of_some(image: F32, step: int, network: Network, first: int, cells: F32) -> None:
+    """The levels of cells first …, so many as are sorted at once."""
     ny, nx = image.shape
     cy, cx = cells.shape
-    for j in prange(cy):
-        y0, y1 = j * ny // cy, (j + 1) * ny // cy
-        size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
-        samples = np.empty(size, np.float32)
-        for i in range(cx):
-            count = 0
-            for y in range(y0, y1, step):
-                for x in range(i * nx // cx, (i + 1) * nx // cx, step):
-                    value = image[y, x]
-                    if np.isfinite(value):
-                        samples[count] = value
-                        count += 1
-            if count < 4:
-                cells[j, i] = np.nan
-                continue
-            samples[:count].sort()
-            cells[j, i] = _clipped(samples, count)[0]
+    room = network.room
+    values = np.empty((room, SETS), np.float32)
+    counts = np.zeros(SETS, np.int64)
+    samples = np.empty(room, np.float32)
+    last = min(first + SETS, cells.size)
+    for cell in range(first, last):
+        j, i = cell // cx, cell % cx
+        count = 0
+        for y in range(j * ny // cy, (j + 1) * ny // cy, step):
+            for x in range(i * nx // cx, (i + 1) * nx // cx, step):
+                value = image[y, x]
+                if np.isfinite(value):
+                    values[count, cell - first] = value
+                    count += 1
+        counts[cell - first] = count
+    clipped.sort(values, counts, network)
+    for cell in range(first, last):
+        place = cell - first
+        level = np.nan
+        if counts[place] >= 4:
+            level, _ = clipped.median(values, place, counts[place], samples)
+        cells[cell // cx, cell % cx] = level
 
 
 @kernel(parallel=True)
-def _measure_noise(image: F32, step: int, cells: F32, noise: F32) -> None:
+def _measure_noise(image: F32, step: int, network: Network, cells: F32, noise: F32) -> None:
     """Noise of each cell, from second differences of pixels three columns apart.
 
     To those a slope adds nothing, even one that changes across the cell, as a nebula's; and over
@@ -460,58 +447,90 @@ def _measure_noise(image: F32, step: int, cells: F32, noise: F32) -> None:
     not above the level (bilinear from `cells`). Those have noise of their own, so that the choice
     does not depend on the difference.
     """
+    for group in prange((cells.size + SETS - 1) // SETS):
+        _noise_of_some(image, step, network, group * SETS, cells, noise)
+
+
+@kernel()
+def _noise_of_some(
+    image: F32, step: int, network: Network, first: int, cells: F32, noise: F32
+) -> None:
+    """The noise of cells first …, so many as are sorted at once."""
+    cx = cells.shape[1]
+    room = network.room
+    values = np.empty((room, SETS), np.float32)
+    counts = np.zeros(SETS, np.int64)
+    samples = np.empty(room, np.float32)
+    last = min(first + SETS, cells.size)
+    for cell in range(first, last):
+        count = _differences(image, step, cells, cell // cx, cell % cx, values[:, cell - first])
+        counts[cell - first] = count
+    clipped.sort(values, counts, network)
+    for cell in range(first, last):
+        place = cell - first
+        sigma = np.nan
+        if counts[place] >= 4:
+            _, sigma = clipped.median(values, place, counts[place], samples)
+        noise[cell // cx, cell % cx] = sigma / np.sqrt(1.5)
+
+
+@kernel()
+def _differences(image: F32, step: int, cells: F32, j: int, i: int, out: F32) -> int:
+    """The second differences of cell (j, i) that count, and their number."""
     ny, nx = image.shape
     cy, cx = cells.shape
-    for j in prange(cy):
-        y0, y1 = j * ny // cy, (j + 1) * ny // cy
-        size = ((ny // cy + 1) // step + 2) * ((nx // cx + 1) // step + 2)
-        differences = np.empty(size, np.float32)
-        for i in range(cx):
-            x0, x1 = i * nx // cx, (i + 1) * nx // cx
-            count = 0
-            for y in range(y0, y1, step):
-                v = min(max((y + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
-                j0 = min(int(v), max(cy - 2, 0))
-                j1 = min(j0 + 1, cy - 1)
-                for x in range(x0 + 5, x1 - 5, step):
-                    u = min(max((x + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
-                    i0 = min(int(u), max(cx - 2, 0))
-                    i1 = min(i0 + 1, cx - 1)
-                    upper = cells[j0, i0] + (u - i0) * (cells[j0, i1] - cells[j0, i0])
-                    lower = cells[j1, i0] + (u - i0) * (cells[j1, i1] - cells[j1, i0])
-                    beside = (
-                        (image[y, x - 5] + image[y, x - 4])
-                        + (image[y, x - 2] + image[y, x - 1])
-                        + (image[y, x + 1] + image[y, x + 2])
-                        + (image[y, x + 4] + image[y, x + 5])
-                    )
-                    # A comparison with NaN is false.
-                    if beside <= 8.0 * (upper + (v - j0) * (lower - upper)):
-                        bent = image[y, x] - np.float32(0.5) * (image[y, x - 3] + image[y, x + 3])
-                        if np.isfinite(bent):
-                            differences[count] = bent
-                            count += 1
-            if count < 4:
-                noise[j, i] = np.nan
-                continue
-            differences[:count].sort()
-            noise[j, i] = _clipped(differences, count)[1] / np.sqrt(1.5)
+    count = 0
+    for y in range(j * ny // cy, (j + 1) * ny // cy, step):
+        v = min(max((y + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
+        j0 = min(int(v), max(cy - 2, 0))
+        j1 = min(j0 + 1, cy - 1)
+        for x in range(i * nx // cx + 5, (i + 1) * nx // cx - 5, step):
+            u = min(max((x + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
+            i0 = min(int(u), max(cx - 2, 0))
+            i1 = min(i0 + 1, cx - 1)
+            upper = cells[j0, i0] + (u - i0) * (cells[j0, i1] - cells[j0, i0])
+            lower = cells[j1, i0] + (u - i0) * (cells[j1, i1] - cells[j1, i0])
+            beside = (
+                (image[y, x - 5] + image[y, x - 4])
+                + (image[y, x - 2] + image[y, x - 1])
+                + (image[y, x + 1] + image[y, x + 2])
+                + (image[y, x + 4] + image[y, x + 5])
+            )
+            # A comparison with NaN is false.
+            if beside <= 8.0 * (upper + (v - j0) * (lower - upper)):
+                bent = image[y, x] - np.float32(0.5) * (image[y, x - 3] + image[y, x + 3])
+                if np.isfinite(bent):
+                    out[count] = bent
+                    count += 1
+    return count
 
 
 @kernel(parallel=True)
 def _mean_cells(image: F32, cells: F32) -> None:
     """Mean of each cell, which divide the image evenly."""
+    for j in prange(len(cells)):
+        _mean_row(image, j, cells)
+
+
+@kernel()
+def _mean_row(image: F32, j: int, cells: F32) -> None:
+    """The means of row `j` of the cells: first of each column of pixels, which is fast."""
     ny, nx = image.shape
     cy, cx = cells.shape
-    for j in prange(cy):
-        for i in range(cx):
-            total, count = 0.0, 0
-            for y in range(j * ny // cy, (j + 1) * ny // cy):
-                for x in range(i * nx // cx, (i + 1) * nx // cx):
-                    if np.isfinite(image[y, x]):
-                        total += image[y, x]
-                        count += 1
-            cells[j, i] = total / count if count > 0 else np.nan
+    totals = np.zeros(nx)
+    counts = np.zeros(nx, np.int32)
+    for y in range(j * ny // cy, (j + 1) * ny // cy):
+        row = image[y]
+        for x in range(nx):
+            good = abs(row[x]) < np.inf  # false for NaN
+            totals[x] += row[x] if good else np.float32(0.0)
+            counts[x] += good
+    for i in range(cx):
+        total, count = 0.0, 0
+        for x in range(i * nx // cx, (i + 1) * nx // cx):
+            total += totals[x]
+            count += counts[x]
+        cells[j, i] = total / count if count > 0 else np.nan
 
 
 @kernel()
@@ -653,29 +672,52 @@ def _moments(
 
 @kernel(parallel=True)
 def _annulus_sky(
-    image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int, fallback: F64, out: F64
-) -> None:
+    image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int, network: Network,
+    fallback: F64, out: F64,
+) -> None:  # fmt: skip
     """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, from every `step`-th row
-    and column, ADU.
+    and column, ADU; `network` sorts as many values.
     """
+    for group in prange((len(xs) + SETS - 1) // SETS):
+        first = group * SETS
+        _rings_of_some(
+            image, xs[first : first + SETS], ys[first : first + SETS], inner, outer,
+            step, network, fallback[first : first + SETS], out[first : first + SETS],
+        )  # fmt: skip
+
+
+@kernel()
+def _rings_of_some(
+    image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int, network: Network,
+    fallback: F64, out: F64,
+) -> None:  # fmt: skip
+    """The rings of so many stars as are sorted at once."""
+    room = network.room
+    values = np.empty((room, SETS), np.float32)
+    counts = np.zeros(SETS, np.int64)
+    samples = np.empty(room, np.float32)
+    for star in range(len(xs)):
+        counts[star] = _ring(image, xs[star], ys[star], inner, outer, step, values[:, star])
+    clipped.sort(values, counts, network)
+    for star in range(len(xs)):
+        out[star] = fallback[star]
+        if counts[star] >= 16:
+            out[star], _ = clipped.median(values, star, counts[star], samples)
+
+
+@kernel()
+def _ring(image: F32, x: float, y: float, inner: float, outer: float, step: int, out: F32) -> int:
+    """The pixels of a ring that are finite, and their number."""
     ny, nx = image.shape
-    side = int(2.0 * outer) // step + 3
-    for star in prange(len(xs)):
-        samples = np.empty(side * side, np.float32)
-        x, y = xs[star], ys[star]
-        count = 0
-        for row in range(max(int(y - outer), 0), min(int(y + outer) + 1, ny), step):
-            for col in range(max(int(x - outer), 0), min(int(x + outer) + 1, nx), step):
-                square = (row - y) ** 2 + (col - x) ** 2
-                value = image[row, col]
-                if inner * inner <= square <= outer * outer and np.isfinite(value):
-                    samples[count] = value
-                    count += 1
-        if count < 16:
-            out[star] = fallback[star]
-        else:
-            samples[:count].sort()
-            out[star] = _clipped(samples, count)[0]
+    count = 0
+    for row in range(max(int(y - outer), 0), min(int(y + outer) + 1, ny), step):
+        for col in range(max(int(x - outer), 0), min(int(x + outer) + 1, nx), step):
+            square = (row - y) ** 2 + (col - x) ** 2
+            value = image[row, col]
+            if inner * inner <= square <= outer * outer and np.isfinite(value):
+                out[count] = value
+                count += 1
+    return count
 
 
 @kernel(parallel=True)

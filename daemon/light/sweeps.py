@@ -201,8 +201,10 @@ def _copy_line(source: Image, start: int, line: Image) -> None:
     inside = min(max(-start, 0), line.size)
     end = max(min(source.size - start, line.size), inside)
     line[:inside] = source[0]
-    for k in range(inside, end):  # of slices the sizes would be compared, at a second of compiling
-        line[k] = source[start + k]
+    # Unsigned, or a place could count from the end, and there would be a branch for each pixel.
+    to, place, number = np.uint64(inside), np.uint64(start + inside), np.uint64(end - inside)
+    for k in range(number):
+        line[to + k] = source[place + k]
     line[end:] = source[source.size - 1]
 
 
@@ -283,10 +285,8 @@ def _leave_out(
                 highest = min(int(np.floor(middle + upright)) + 1, y0 + rows)
                 for y in range(lowest, highest):
                     lost[y - y0, k] += across * _share(shares, top + y * sweeps.pace, r)
-    for y in range(rows):
-        for k in range(count):
-            if lost[y, k] > BAD_SHARE:
-                out[y, k] = np.nan
+                    if lost[y - y0, k] > BAD_SHARE:
+                        out[y - y0, k] = np.nan
 
 
 @kernel(inline=True)
@@ -312,7 +312,8 @@ def _finish(
     out[:begin] = np.nan
     out[end:] = np.nan
     nothing, infinite = np.float32(np.nan), np.float32(np.inf)
-    for k in range(begin, end):
+    # Unsigned, as in `_copy_line`.
+    for k in range(np.uint64(begin), np.uint64(end)):
         value = out[k] * area
         out[k] = value if abs(value) < infinite else nothing
 

@@ -437,23 +437,33 @@ def _add_band(
     contrast_unit: float, low: int, values: Image, frames: Count, total: Sums, weight: Weights,
     spread: Image, settled: Count, contrast: Count,
 ) -> None:  # fmt: skip
-    """Block by block, so that a frame's registered pixels are used while they are in the cache."""
+    """A frame's registered pixels, which are in the cache, enter by whole rows: the state is larger
+    than any cache, and memory is fastest where it is read on and on.
+    """
     depth, plane_count, height, width = values.shape
     frame = np.uint16(number)
     y1 = min(y0 + BLOCK_ROWS, height)
     scratch = np.empty((4, BLOCK_COLUMNS), np.float32)
     names = np.empty(BLOCK_COLUMNS, np.uint16)
+    made = np.empty((BLOCK_ROWS, width), np.float32)
     for plane in range(plane_count):
         variances = table[:, 4 + plane].astype(np.float32)
         a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
-        for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
+        blocks = (width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
+        for block in range(blocks):
             x0, x1 = warp.columns_of(way, block)
-            made = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
-            fresh, out = scratch[0, : x1 - x0], scratch[1, : x1 - x0]
-            away, share = scratch[2, : x1 - x0], scratch[3, : x1 - x0]
-            who = names[: x1 - x0]
-            for y in range(y0, y1):
-                settle.scale_row(made[y - y0], scale, a + by * y + bx * x0, bx, way.steps, fresh)
+            made[: y1 - y0, x0:x1] = warp.warp_block(
+                image[plane], way, tolerances[plane], y0, y1, block
+            )
+        for y in range(y0, y1):
+            for block in range(blocks):
+                x0, x1 = warp.columns_of(way, block)
+                fresh, out = scratch[0, : x1 - x0], scratch[1, : x1 - x0]
+                away, share = scratch[2, : x1 - x0], scratch[3, : x1 - x0]
+                who = names[: x1 - x0]
+                settle.scale_row(
+                    made[y - y0, x0:x1], scale, a + by * y + bx * x0, bx, way.steps, fresh
+                )
                 sums, weights = total[plane, y, x0:x1], weight[plane, y, x0:x1]
                 squares, counts = spread[plane, y, x0:x1], settled[plane, y, x0:x1]
                 settle.fill(values, frames, plane, y, x0, frame, fresh, out)
@@ -565,17 +575,28 @@ def _contrast_row(above: Image, here: Image, below: Image, out: Image) -> None:
     out.
     """
     width = here.size
-    for x in range(width):
+    for x in range(1, width - 1):
+        centre = here[x]
+        largest = _farther(np.float32(0), here[x - 1], centre)
+        largest = _farther(largest, here[x + 1], centre)
+        for row in (above, below):
+            largest = _farther(largest, row[x - 1], centre)
+            largest = _farther(largest, row[x], centre)
+            largest = _farther(largest, row[x + 1], centre)
+        out[x] = largest
+    for x in (0, width - 1):
         largest = np.float32(0)
         for neighbour in range(max(x - 1, 0), min(x + 2, width)):
-            # A comparison with NaN is false.
-            difference = abs(above[neighbour] - here[x])
-            largest = difference if difference > largest else largest  # noqa: FURB136
-            difference = abs(here[neighbour] - here[x])
-            largest = difference if difference > largest else largest  # noqa: FURB136
-            difference = abs(below[neighbour] - here[x])
-            largest = difference if difference > largest else largest  # noqa: FURB136
+            for row in (above, here, below):
+                largest = _farther(largest, row[neighbour], here[x])
         out[x] = largest
+
+
+@kernel(inline=True)
+def _farther(largest: np.float32, value: np.float32, centre: np.float32) -> np.float32:
+    """The larger of a difference and that of a value; a comparison with NaN is false."""
+    difference = abs(value - centre)
+    return difference if difference > largest else largest  # noqa: FURB136
 
 
 @kernel(parallel=True)
