@@ -21,7 +21,6 @@ from calib_library.dark_model import DarkPlan
 from calib_library.errors import ImageError
 from calib_library.frame import FrameRecord
 from daemon.calibration import (
-    KEPT_DARKS,
     Arrays,
     Calibration,
     applied_sections,
@@ -250,7 +249,7 @@ class Bands:
         of many, only the rows are made.
         """
         frame = source.noise_adu, source.record, source.calibration
-        if self._darks > KEPT_DARKS:
+        if self._darks > self._calibrator.kept_darks:
             return self._calibrator.band(*frame, first, last)
         return self._calibrator.arrays(*frame).rows(first, last)
 

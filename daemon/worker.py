@@ -365,7 +365,7 @@ class Worker(threading.Thread):
         why = stack.stale or ""
         self._log.info("AGAIN", f"{stack.label}: {why}")
         self._parts.live.forget(stack_id)
-        growing = Growing(self._config.stack.memory_mb * MEGABYTE)
+        growing = Growing(self._config.stack.memory_mb * MEGABYTE, stack.bayer_pattern)
         made = remake.remake(self._parts.pipeline, stack, growing, beat=self._beat)
         product = self._parts.publisher.write(stack, growing, made.members)
         with self._parts.ledger.transaction():

@@ -13,7 +13,7 @@ from calib_library import flat, image_io, schema
 from daemon import bands, finish, masters
 from daemon.config import parse
 from daemon.ledger.ledger import Ledger
-from daemon.light import warp
+from daemon.light import debayer, warp
 from daemon.log import StatusLog
 from daemon.parts import compose
 from daemon.simulator.night import noiseless, small_plan
@@ -110,16 +110,18 @@ def from_whole_frames(parts, members=None):
     members = members or parts.stacks.members(stack_of(parts).id)
     pipeline = parts.pipeline
     frames = [parts.ledger.get(m.frame_id) for m in members]
-    again = [
-        pipeline.calibrated(
+    again = []
+    for frame, m in zip(frames, members, strict=True):
+        image, mask = pipeline.calibrated(
             image_io.load(frame.path),
             frame.record,
             pipeline.calibrator.recorded(m.masters),
             clean=pipeline.cleans(len(members)),
         )
-        for frame, m in zip(frames, members, strict=True)
-    ]
-    sigmas = np.array([growing.image.sigmas[m.terms.index] for m in members])
+        pattern = frame.record.key.bayer_pattern
+        planes = debayer.debayer(image, pattern) if pattern else image[np.newaxis]
+        again.append((planes, mask))
+    sigmas = np.array([growing.images[0].sigmas[m.terms.index] for m in members])
 
     def rows(position, y0, y1):
         image, mask = again[position]

@@ -75,6 +75,12 @@ class Stack:
     photometry: Photometry | None
 
     @property
+    def bayer_pattern(self) -> str | None:
+        """Of the frames' mosaic, `RGGB`…; None: monochrome."""
+        pattern = self.camera.rpartition("|")[2]
+        return None if pattern == "-" else pattern
+
+    @property
     def label(self) -> str:
         """`M42 Ha`, as the log names a stack."""
         return f"{self.target} {self.filter or 'no filter'}"

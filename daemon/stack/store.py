@@ -8,19 +8,22 @@ memory went to another stack) is made again by replaying its members from the ra
 import collections
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from daemon.ledger.stacks import Member, Stack
+from daemon.light import debayer
 from daemon.stack import halve, live
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
-Matrix = npt.NDArray[np.float64]
+SIZES = {2: "half", 4: "a quarter of"}
+"""Of a stack with one pixel for so many by so many."""
 Replay = Callable[[Stack, Sequence[Member]], Iterator[tuple[Image, Mask, Member]]]
-"""Gives the calibrated (planes, ny, nx) image and the mask of each member again, in order."""
+"""Gives the calibrated (ny, nx) image and the mask of each member again, in order."""
 
 
 @dataclasses.dataclass
@@ -29,7 +32,10 @@ class Growing:
 
     memory_bytes: int
     """The budget that chooses how many undecided values a pixel keeps."""
-    image: live.LiveStack | None = None
+    pattern: str | None = None
+    """Of the frames' mosaic, `RGGB`…; None: monochrome."""
+    images: tuple[live.LiveStack, ...] = ()
+    """One of all planes; where a mosaic's stack is smaller than its frames, one of each colour."""
     depth: live.Depth | None = None
     frames: list[int] = dataclasses.field(default_factory=list)
     """The frame ids it holds, in order."""
@@ -40,14 +46,13 @@ class Growing:
     """Frames added since the product was written."""
 
     def add(self, image: Image, mask: Mask, member: Member) -> None:
-        """Register and accumulate one calibrated frame, (planes, ny, nx) ADU."""
-        if self.image is None:
-            planes, ny, nx = image.shape
-            self.depth = live.depth_for((planes, ny, nx), self.memory_bytes)
-            shape = (planes, ny // 2, nx // 2) if self.halved else image.shape
-            self.image = live.LiveStack.empty(shape, high=self.depth.high, low=self.depth.low)
-        pixels, mask, matrix, terms, distortion = self._sized(image, mask, member)
-        live.add(self.image, pixels, matrix, terms, distortion=distortion, mask=mask)
+        """Register and accumulate one calibrated frame (ny, nx), ADU: grey, or the mosaic."""
+        if not self.images:
+            self._begin(image.shape[0], image.shape[1])
+        for stack, one in zip(self.images, self._sized(image, mask, member), strict=True):
+            live.add(
+                stack, one.image, one.matrix, one.terms, distortion=one.distortion, mask=one.mask
+            )
         self.frames.append(member.frame_id)
         self.exposure_s += member.exposure_s or 0.0
         self.unpublished += 1
@@ -56,33 +61,75 @@ class Growing:
         """Take a frame out again, given what it was added with. ValueError where the stack is
         empty.
         """
-        if self.image is None:
+        if not self.images:
             raise ValueError("the stack is empty: nothing can be taken out of it")
-        pixels, mask, matrix, terms, distortion = self._sized(image, mask, member)
-        live.remove(self.image, pixels, matrix, terms, distortion=distortion, mask=mask)
+        for stack, one in zip(self.images, self._sized(image, mask, member), strict=True):
+            live.remove(
+                stack, one.image, one.matrix, one.terms, distortion=one.distortion, mask=one.mask
+            )
         self.frames.remove(member.frame_id)
         self.exposure_s -= member.exposure_s or 0.0
         self.unpublished += 1
         self.exact = False
 
-    @property
-    def halved(self) -> bool:
-        """Whether there is no memory for all pixels: the image is of half the frames' size."""
-        return self.depth is not None and self.depth.half_size
+    def render(self) -> live.StackImage | None:
+        """The stack as it is now (`live.render`); None without a frame."""
+        if not self.images:
+            return None
+        _, ny, nx = self.images[0].shape
+        made = live.empty_image((self._planes, ny, nx))
+        first = 0
+        for stack in self.images:
+            part = slice(first, first + stack.shape[0])
+            # The coverage is that of the plane with the most: they share it.
+            arrays = made.mean[part], made.weight[part], made.variance[part], made.coverage
+            live.render(stack, into=live.StackImage(*arrays))
+            first = part.stop
+        return made
 
-    def _sized(
-        self, image: Image, mask: Mask, member: Member
-    ) -> tuple[Image, Mask, Matrix, live.FrameTerms, Matrix | None]:
-        """A frame as it enters the image: pixels, mask, matrix, terms, distortion."""
-        if not self.halved:
-            return image, mask, member.matrix, member.terms, member.distortion
-        matrix, distortion = halve.place(member.matrix, member.distortion)
-        return *halve.image(image, mask), matrix, halve.terms(member.terms), distortion
+    @property
+    def edge(self) -> int:
+        """One pixel of the image is so many by so many of the frames': more than one where there is
+        no memory for all of them.
+        """
+        return self.depth.edge if self.depth is not None else 1
+
+    def smaller(self, shape: tuple[int, ...]) -> str:
+        """A sentence on a stack that is smaller than its frames of `shape` (ny, nx)."""
+        whole = live.memory_for((self._planes, shape[0], shape[1]), *live.DEPTHS[-1])
+        ny, nx = self.images[0].shape[1:]
+        return (
+            f"the stack grows at {SIZES[self.edge]} the size, {nx} × {ny} px: for all pixels "
+            f"[stack] memory_mb must be {math.ceil(whole / 1e6)}. The final stack is of full size"
+        )
+
+    @property
+    def _planes(self) -> int:
+        return 1 if self.pattern is None else 3
+
+    def _begin(self, ny: int, nx: int) -> None:
+        """Make room for frames of that size."""
+        self.depth = high, low, edge = live.depth_for((self._planes, ny, nx), self.memory_bytes)
+        each = [1] * self._planes if edge > 1 else [self._planes]
+        self.images = tuple(
+            live.LiveStack.empty((planes, ny // edge, nx // edge), high=high, low=low)
+            for planes in each
+        )
+
+    def _sized(self, image: Image, mask: Mask, member: Member) -> list[halve.Sized]:
+        """A frame as it enters each of the images."""
+        numbers = member.matrix, member.terms, member.distortion
+        if self.pattern is None:
+            whole = halve.Sized(image[np.newaxis], mask, *numbers)
+            return [whole if self.edge == 1 else halve.grey(whole, self.edge)]
+        if self.edge == 1:
+            return [halve.Sized(debayer.debayer(image, self.pattern), mask, *numbers)]
+        return halve.colours(image, mask, self.pattern, *numbers, edge=self.edge)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        return self.image.nbytes if self.image is not None else 0
+        return sum(image.nbytes for image in self.images)
 
 
 class LiveStacks:
@@ -101,7 +148,7 @@ class LiveStacks:
         wanted = [member.frame_id for member in members]
         growing = self._stacks.get(stack.id)
         if growing is None or growing.frames != wanted:
-            growing = Growing(self._memory_bytes)
+            growing = Growing(self._memory_bytes, stack.bayer_pattern)
             for image, mask, member in self._replay(stack, members):
                 growing.add(image, mask, member)
                 del image, mask  # free before the next frame needs as much
