@@ -80,6 +80,7 @@ def compose(
         memory_bytes=config.stack.memory_mb * MEGABYTE,
         # A replay takes the frames' way again, which is put together below.
         replay=lambda stack, members: remake.replay(pipeline, stack, members, beat),
+        tell=lambda sentence: log.warning("MEMORY", sentence),
     )
     pipeline = Pipeline(
         config=config,

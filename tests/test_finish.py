@@ -441,6 +441,18 @@ def test_the_finer_grid_holds_the_same_light(mono, memory_bytes):
     assert values["XPIXSZ"] == pytest.approx(before["XPIXSZ"] / 2)
     assert "drizzle x2" in values["LKSET"]
     assert values["STACKCNT"] == made.frames
+    # The variance: the scatter of the sky's pixels, where all frames are.
+    path = parts.config.library.path / made.drizzled
+    variance = image_io.read_extra(path, "VARIANCE").reshape(fine.shape)
+    assert np.isfinite(variance).all()
+    # Of pixels so far apart that no drop falls on both, and so near that the nebula is the same.
+    dark = full & (exact[0] < np.percentile(exact[0][full], 30))
+    there = dark.repeat(2, axis=0).repeat(2, axis=1)
+    there = there[:, 4:] & there[:, :-4]
+    steps = fine[0, :, 4:] - fine[0, :, :-4]
+    sigmas = np.sqrt(variance[0, :, 4:] + variance[0, :, :-4])
+    assert 1.4826 * np.median(abs(steps / sigmas)[there]) == pytest.approx(1, abs=0.06)
+    assert any("VARIANCE" in str(card.value) for card in cards if card.keyword == "HISTORY")
     # Outside of all frames there is nothing.
     empty = coverage == 0
     assert not in_blocks(weight)[0][empty & ~dilated(seen)].any()

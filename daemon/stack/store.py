@@ -131,13 +131,27 @@ class Growing:
         """Bytes of memory held."""
         return sum(image.nbytes for image in self.images)
 
+    @property
+    def most_bytes(self) -> int:
+        """The same with the deepest buffers, which it has where there is more memory."""
+        pixels = sum(math.prod(image.shape) for image in self.images)
+        return (live.BYTES_FIXED + live.BYTES_WAITING * sum(live.DEPTHS[0])) * pixels
+
 
 class LiveStacks:
     """The images in memory, the most recently used last, within a budget of bytes."""
 
-    def __init__(self, *, memory_bytes: int, replay: Replay) -> None:
+    def __init__(
+        self, *, memory_bytes: int, replay: Replay, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`tell` is called with a sentence when a stack comes back that had to make room: once, and
+        again where more memory is missing than was told.
+        """
         self._memory_bytes = memory_bytes
         self._replay = replay
+        self._tell = tell
+        self._evicted: dict[int, int] = {}
+        self._told_mb = 0
         self._stacks: collections.OrderedDict[int, Growing] = collections.OrderedDict()
 
     def __contains__(self, stack_id: int) -> bool:
@@ -148,6 +162,9 @@ class LiveStacks:
         wanted = [member.frame_id for member in members]
         growing = self._stacks.get(stack.id)
         if growing is None or growing.frames != wanted:
+            if stack.id in self._evicted:
+                self._say_short(stack, len(members))
+                del self._evicted[stack.id]
             growing = Growing(self._memory_bytes, stack.bayer_pattern)
             for image, mask, member in self._replay(stack, members):
                 growing.add(image, mask, member)
@@ -195,7 +212,28 @@ class LiveStacks:
         """Drop the least recently used images that are published, then others, to the budget."""
         while len(self._stacks) > 1 and self._total() > self._memory_bytes:
             victim = next(key for key in self._stacks if key != keep)
+            self._evicted[victim] = self._stacks[victim].most_bytes
             del self._stacks[victim]
+
+    def _say_short(self, stack: Stack, frames: int) -> None:
+        """Say what to do where stacks make room for each other in turn."""
+        others = {key: size for key, size in self._evicted.items() if key not in self._stacks}
+        here = sum(one.most_bytes for one in self._stacks.values())
+        together = math.ceil((here + sum(others.values())) / 1e6)
+        if together <= self._told_mb:
+            return
+        self._told_mb = together
+        growing = next((one for one in self._stacks.values() if one.images), None)
+        smaller = ""
+        if growing is not None and growing.edge == 1:
+            planes, ny, nx = growing.images[0].shape
+            least = live.memory_for((planes, ny, nx), *live.DEPTHS[-1])
+            smaller = f", or below {math.floor(least / 1e6)}, with which they grow at half the size"
+        self._tell(
+            f"{stack.label} had to make room for another stack, and its {frames} frames are read "
+            f"again: this takes long with every change of filter. [stack] memory_mb should be "
+            f"{together}{smaller}"
+        )
 
     def _total(self) -> int:
         return sum(growing.nbytes for growing in self._stacks.values())
