@@ -54,6 +54,28 @@ def test_a_stack_that_had_to_make_room_comes_back_the_same_and_it_is_said_what_t
     assert "memory_mb should be 20, or below 10," in told[0]
 
 
+def test_room_is_made_before_it_is_taken():
+    """A stack that comes back, or begins, never lies in memory beside the one that makes room."""
+    stacks = LiveStacks(
+        memory_bytes=12 * MILLION_BYTES, replay=lambda _, members: seen(len(members))
+    )
+
+    def seen(count):
+        for number, frame in enumerate(frames_of(0, count)):
+            beside.append((number, 1 in stacks))
+            yield frame
+
+    members = [one for *_, one in frames_of(0, 2)]
+    beside = []
+    begun = stacks.get(stack_of(1), [])
+    begun.add(*next(frames_of(1, 1)))
+    stacks.get(stack_of(0), members)
+    # When its second frame is asked for, the first has its place.
+    assert beside == [(0, True), (1, False)]
+    stacks.get(stack_of(2), []).add(*next(frames_of(2, 1)))
+    assert 0 not in stacks
+
+
 def test_stacks_that_fit_together_stay_and_nothing_is_said():
     told = []
     stacks = LiveStacks(memory_bytes=9 * MILLION_BYTES, replay=replayed, tell=told.append)

@@ -34,6 +34,8 @@ class Growing:
     """The budget that chooses how many undecided values a pixel keeps."""
     pattern: str | None = None
     """Of the frames' mosaic, `RGGB`…; None: monochrome."""
+    room: Callable[[int], None] = lambda _: None
+    """Called with the bytes that it will hold, before it takes them."""
     images: tuple[live.LiveStack, ...] = ()
     """One of all planes; where a mosaic's stack is smaller than its frames, one of each colour."""
     depth: live.Depth | None = None
@@ -110,6 +112,8 @@ class Growing:
     def _begin(self, ny: int, nx: int) -> None:
         """Make room for frames of that size."""
         self.depth = high, low, edge = live.depth_for((self._planes, ny, nx), self.memory_bytes)
+        pixels = self._planes * (ny // edge) * (nx // edge)
+        self.room((live.BYTES_FIXED + live.BYTES_WAITING * (high + low)) * pixels)
         each = [1] * self._planes if edge > 1 else [self._planes]
         self.images = tuple(
             live.LiveStack.empty((planes, ny // edge, nx // edge), high=high, low=low)
@@ -165,7 +169,8 @@ class LiveStacks:
             if stack.id in self._evicted:
                 self._say_short(stack, len(members))
                 del self._evicted[stack.id]
-            growing = Growing(self._memory_bytes, stack.bayer_pattern)
+            self.forget(stack.id)  # before it is held twice
+            growing = self.begin(stack)
             for image, mask, member in self._replay(stack, members):
                 growing.add(image, mask, member)
                 del image, mask  # free before the next frame needs as much
@@ -190,6 +195,14 @@ class LiveStacks:
             raise
         self._make_room(stack.id)
 
+    def begin(self, stack: Stack) -> Growing:
+        """An empty image of a stack, for which others make room when its first frame comes."""
+
+        def room(more: int) -> None:
+            self._make_room(stack.id, more)
+
+        return Growing(self._memory_bytes, stack.bayer_pattern, room)
+
     def put(self, stack_id: int, growing: Growing) -> None:
         """Take over an image that was made anew."""
         self._stacks[stack_id] = growing
@@ -208,10 +221,12 @@ class LiveStacks:
         """Stacks in memory that hold frames which their written product does not."""
         return {key: growing for key, growing in self._stacks.items() if growing.unpublished}
 
-    def _make_room(self, keep: int) -> None:
-        """Drop the least recently used images that are published, then others, to the budget."""
-        while len(self._stacks) > 1 and self._total() > self._memory_bytes:
-            victim = next(key for key in self._stacks if key != keep)
+    def _make_room(self, keep: int, more: int = 0) -> None:
+        """Drop the least recently used images until the others and `more` bytes fit the budget."""
+        while self._total() + more > self._memory_bytes:
+            victim = next((key for key in self._stacks if key != keep), None)
+            if victim is None:
+                return
             self._evicted[victim] = self._stacks[victim].most_bytes
             del self._stacks[victim]
 
