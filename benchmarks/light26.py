@@ -225,7 +225,7 @@ def replayed(parts: Parts, figures: dict[str, float]) -> None:
     (stack,) = parts.stacks.all()
     members = parts.stacks.members(stack.id)
     parts.live.forget(stack.id)
-    growing = Growing(parts.config.stack.memory_mb * MEGABYTE)
+    growing = Growing(parts.config.stack.memory_mb * MEGABYTE, stack.bayer_pattern)
     cleaned: list[float] = []
     others: list[float] = []
     processor: list[float] = []

@@ -23,7 +23,6 @@ from calib_library.frame import FrameRecord
 from calib_library.images import frame_file
 from calib_library.images.row_reader import RowReader
 from daemon.calibration import (
-    KEPT_DARKS,
     Arrays,
     Calibration,
     applied_sections,
@@ -252,7 +251,7 @@ class Bands:
         of many, only the rows are made.
         """
         frame = source.noise_adu, source.record, source.calibration
-        if self._darks > KEPT_DARKS:
+        if self._darks > self._calibrator.kept_darks:
             return self._calibrator.band(*frame, first, last)
         return self._calibrator.arrays(*frame).rows(first, last)
 
@@ -264,15 +263,30 @@ class Bands:
         terms = source.member.terms
         if planes == 1:
             return [terms.sigma_adu]
-        ny = source.shape[0]
-        rows = min(STRIP_ROWS, ny)
-        tops = np.linspace(0, ny - rows, STRIPS).astype(int) // 2 * 2
         measured = []
-        for top in tops:
-            image, _ = self.calibrated(position, int(top), int(top) + rows)
+        for first, last in _strips(source.shape[0]):
+            image, _ = self.calibrated(position, first, last)
             measured.append([warp.pixel_noise(plane[np.newaxis]) for plane in image])
         own = terms.scale * np.median(measured, axis=0)
         return [max(terms.sigma_adu, float(sigma)) for sigma in own]
+
+    def pixel_sigmas(self, position: int) -> list[float]:
+        """ADU after scaling, the noise of one pixel of each colour, before the colours are told
+        apart.
+        """
+        source = self._sources[position]
+        terms, pattern = source.member.terms, source.record.key.bayer_pattern
+        if pattern is None:
+            return [terms.sigma_adu]
+        measured = []
+        for first, last in _strips(source.shape[0]):
+            mosaic, _ = self.mosaic(position, first, last)
+            sites = [mosaic[np.newaxis, k // 2 :: 2, k % 2 :: 2] for k in range(4)]
+            found = [warp.pixel_noise(site) for site in sites]
+            measured.append(
+                [np.mean([found[k] for k in range(4) if pattern[k] == c]) for c in "RGB"]
+            )
+        return [float(sigma) for sigma in terms.scale * np.median(measured, axis=0)]
 
     def _raw(self, request: tuple[int, int, int]) -> npt.NDArray[Any]:
         if not self._ahead or self._ahead[0][0] != request:
@@ -301,6 +315,13 @@ class Bands:
                 return _native(reader, reader.rows(top + first, top + last, out))
         except (ImageError, OSError) as error:
             raise LostFrameError(source, f"cannot be read again: {error}") from error
+
+
+def _strips(ny: int) -> list[tuple[int, int]]:
+    """The rows of a frame in which its noise is measured, even first ones."""
+    rows = min(STRIP_ROWS, ny)
+    tops = np.linspace(0, ny - rows, STRIPS).astype(int) // 2 * 2
+    return [(int(top), int(top) + rows) for top in tops]
 
 
 class Scratch:

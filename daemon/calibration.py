@@ -31,9 +31,8 @@ D = TypeVar("D", bound=np.generic)
 
 KEPT_DARKS = 2
 KEPT_IMAGES = 3
-KEPT_MASKS = 6
-"""Arrays kept in memory: the darks of two temperatures, between which a sensor may flicker, flats
-of three filters, and the bad pixels of both."""
+"""Arrays kept in memory: the darks of two temperatures, between which a sensor may flicker, with
+their bad pixels, and flats of three filters. Where memory is short, one dark."""
 
 REFUSED_FLAT = "refused flat"
 """Among the recorded masters: the flat that this light was not divided by …"""
@@ -149,7 +148,9 @@ class Calibrator:
         root: Path,
         min_frames: int,
         quiet_s: Callable[[], float],
+        kept_darks: int = KEPT_DARKS,
     ) -> None:
+        self.kept_darks = kept_darks
         self._library = library
         self._root = root
         self._min_frames = min_frames
@@ -157,9 +158,9 @@ class Calibrator:
         self._darkroom = DarkRoom(
             library, root=root, temperature_tolerance_c=library.temperature_tolerance_c
         )
-        self._darks: _Kept[Image] = _Kept(KEPT_DARKS)
+        self._darks: _Kept[Image] = _Kept(kept_darks)
         self._images: _Kept[Image] = _Kept(KEPT_IMAGES)
-        self._masks: _Kept[Mask] = _Kept(KEPT_MASKS)
+        self._masks: _Kept[Mask] = _Kept(kept_darks)
 
     def choose(
         self,
@@ -482,7 +483,6 @@ class Calibrator:
         if calibration.flat:
             flats = calibration.flat, calibration.sky_flat
             flat_field = self._flat(*flats, bayer=bayer)[first:last]
-            bad[self._cold(*flats, bayer=bayer)[first:last]] = DEAD
         return Arrays(made.dark[inner], flat_field, bad, _hot_step(noise_adu, record))
 
     def _image(self, subtract: DarkPlan | MasterRecord, record: FrameRecord) -> Image:
@@ -494,15 +494,19 @@ class Calibrator:
         return self._darks.get(_kept_as(subtract), make)
 
     def _flat(self, master: MasterRecord, sky: MasterRecord | None = None, *, bayer: bool) -> Image:
-        """A flat in its normal form; with `sky`, of which it gets the large scale."""
+        """A flat in its normal form; with `sky`, of which it gets the large scale. Pixels that it
+        shows to be dead are 0, for which `calibrate` takes them for bad: no mask is kept of them.
+        """
 
         def normal(one: MasterRecord) -> Image:
             return flat.normalise(self._load(one), bayer=bayer)
 
         def make() -> Image:
-            if sky is None:
-                return normal(master)
-            return flat.with_twilight(normal(master), normal(sky), bayer=bayer)
+            made = normal(master)
+            if sky is not None:
+                made = flat.with_twilight(made, normal(sky), bayer=bayer)
+            made[defects.cold_pixels(made, bayer=bayer)] = 0.0
+            return made
 
         # The masters' own images are not kept: only this is ever used.
         return self._images.get(_flat_kept_as("flat", master, sky), make)
@@ -513,58 +517,39 @@ class Calibrator:
 
     def _bad(self, record: FrameRecord, calibration: Calibration) -> Mask | None:
         """How bad each pixel is, (ny, nx): the number of HOT_THRESHOLDS_ADU by which it is hot, or
-        its dark is in doubt; 255 for those that jump from dark to dark and those that the flat
-        shows to be dead.
+        its dark is in doubt; 255 for those that jump from dark to dark. None without a dark.
         """
-        dark, flat_field = calibration.dark, calibration.flat
-        if dark is None and flat_field is None:
+        dark, subtract = calibration.dark, calibration.subtracted
+        if dark is None or subtract is None:
             return None
-        name = _kept_as(calibration.subtracted)[0] if dark and calibration.subtracted else "-"
-        name = f"bad {dark.id if dark else '-'} {name}"
         return self._masks.get(
-            _flat_kept_as(name, flat_field, calibration.sky_flat) if flat_field else (name, 0),
-            lambda: self._find_bad(record, calibration),
+            (f"bad {_kept_as(subtract)[0]}", dark.id),
+            lambda: self._find_bad(record, dark, subtract),
         )
 
-    def _find_bad(self, record: FrameRecord, calibration: Calibration) -> Mask:
-        bayer = record.key.bayer_pattern is not None
-        subtract, flat_field = calibration.subtracted, calibration.flat
-        bad: Mask | None = None
-        if calibration.dark is not None and subtract is not None:
-            if isinstance(subtract, DarkPlan):
-                made = self._darkroom.compose(subtract, 1.0, record)
-                self._darks.get(_kept_as(subtract), lambda: _cropped(made.dark, record.key))
-                bad = _cropped(_marked(made, record), record.key)
-                # Of the composition only the dark is needed further.
-                self._darkroom.forget()
-            else:
-                image = self._image(subtract, record)
-                bad = defects.exceeded(image, HOT_THRESHOLDS_ADU, bayer=bayer)
-            jumping = self._jumping(calibration.dark)
-            if len(jumping):
-                whole = np.zeros((record.key.height, record.key.width), np.bool_)
-                whole.reshape(-1)[jumping] = True
-                bad[_cropped(whole, record.key)] = DEAD
-        if flat_field is not None:
-            cold = self._cold(flat_field, calibration.sky_flat, bayer=bayer)
-            bad = np.zeros(cold.shape, np.uint8) if bad is None else bad
-            bad[cold] = DEAD
-        assert bad is not None
+    def _find_bad(
+        self, record: FrameRecord, dark: MasterRecord, subtract: DarkPlan | MasterRecord
+    ) -> Mask:
+        if isinstance(subtract, DarkPlan):
+            made = self._darkroom.compose(subtract, 1.0, record)
+            self._darks.get(_kept_as(subtract), lambda: _cropped(made.dark, record.key))
+            bad = _cropped(_marked(made, record), record.key)
+            # Of the composition only the dark is needed further.
+            self._darkroom.forget()
+        else:
+            bayer = record.key.bayer_pattern is not None
+            bad = defects.exceeded(self._image(subtract, record), HOT_THRESHOLDS_ADU, bayer=bayer)
+        jumping = self._jumping(dark)
+        if len(jumping):
+            whole = np.zeros((record.key.height, record.key.width), np.bool_)
+            whole.reshape(-1)[jumping] = True
+            bad[_cropped(whole, record.key)] = DEAD
         return bad
 
     def _jumping(self, dark: MasterRecord) -> npt.NDArray[np.int64]:
         """The telegraph pixels (n,) that the frames of a dark showed: flat indices, ascending."""
         found = registry.telegraph(self._library, dark.id)
         return np.empty(0, np.int64) if found is None else defects.unpack_pixels(found)
-
-    def _cold(
-        self, flat_field: MasterRecord, sky: MasterRecord | None, *, bayer: bool
-    ) -> npt.NDArray[np.bool_]:
-        def make() -> Mask:
-            cold = defects.cold_pixels(self._flat(flat_field, sky, bayer=bayer), bayer=bayer)
-            return cold.view(np.uint8)
-
-        return self._masks.get(_flat_kept_as("cold", flat_field, sky), make).view(np.bool_)
 
 
 def _marked(made: Composed, record: FrameRecord) -> Mask:
@@ -678,8 +663,8 @@ class _Kept(Generic[A]):
     def get(self, key: tuple[str, int], make: Callable[[], A]) -> A:
         """The array of this key, made where it is not kept."""
         if key not in self._arrays:
+            while len(self._arrays) >= self._most:
+                self._arrays.popitem(last=False)  # before there is one more
             self._arrays[key] = make()
-            while len(self._arrays) > self._most:
-                self._arrays.popitem(last=False)
         self._arrays.move_to_end(key)
         return self._arrays[key]

@@ -79,7 +79,8 @@ clean_cosmics = "auto"
 
 [stack]
 # Memory for growing stacks, in MB. More of it rejects satellites and aeroplanes better; where a
-# stack does not fit, it grows at half the size (26 megapixels need 1350; docs/configuration.md).
+# stack does not fit, it grows at half the size, or a quarter (26 megapixels need 1350, in colour
+# 4000; docs/configuration.md). The final stack always has all pixels.
 memory_mb = 1500
 
 # Pixels of stacks and calibrated lights: "unit" (float32, 0 to 1, opens correctly everywhere),

@@ -159,7 +159,7 @@ def remove(parts: Parts, frame_id: int, *, now: dt.datetime) -> None:
         parts.publisher.clear(stack)
         return
     again = parts.pipeline.again(frame, member)
-    if again is None or growing.image is None:
+    if again is None or not growing.images:
         parts.live.forget(stack.id)
         return
     growing.remove(*again, member)

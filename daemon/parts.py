@@ -9,7 +9,7 @@ from sqlite_utils import Database
 from calib_library.ageing import Ageing
 from calib_library.library import CalibrationLibrary
 from daemon import remake
-from daemon.calibration import Calibrator
+from daemon.calibration import KEPT_DARKS, Calibrator
 from daemon.config import Config
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Stacks
@@ -20,6 +20,8 @@ from daemon.reader import Reader
 from daemon.stack.store import LiveStacks
 
 MEGABYTE = 1_000_000
+SMALL_MB = 1000
+"""Memory for growing stacks below which the rest of the process is sparing too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,11 +74,13 @@ def compose(
         root=root,
         min_frames=settings.min_frames,
         quiet_s=quiet_s,
+        kept_darks=KEPT_DARKS if config.stack.memory_mb >= SMALL_MB else 1,
     )
     images = LiveStacks(
         memory_bytes=config.stack.memory_mb * MEGABYTE,
         # A replay takes the frames' way again, which is put together below.
         replay=lambda stack, members: remake.replay(pipeline, stack, members, beat),
+        tell=lambda sentence: log.warning("MEMORY", sentence),
     )
     pipeline = Pipeline(
         config=config,

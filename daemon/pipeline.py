@@ -46,11 +46,6 @@ COSMICS_BELOW_FRAMES = 8
 STACKABLE = 1
 """Frames combined in a raw light."""
 
-HALF_SIZE = (
-    "the stack grows at half the size: [stack] memory_mb is too small for all its pixels. "
-    "The final stack is of full size"
-)
-
 
 def night_of(moment: dt.datetime) -> str:
     """The local date of the evening in whose night (noon to noon) a moment lies."""
@@ -302,8 +297,8 @@ class Pipeline:
         # the commit fails, the image is forgotten and made again from the members.
         with self.live.adding(stack, members) as image:
             image.add(light.image, light.mask, member)
-            if image.halved and not members:
-                self.log.info("MEMORY", HALF_SIZE)
+            if image.edge > 1 and not members:
+                self.log.info("MEMORY", image.smaller(light.image.shape))
             with self.ledger.transaction():
                 self._replaced(old, frame, now)
                 if found.reference is not None:
@@ -438,12 +433,17 @@ class Pipeline:
         folder /= product.safe(record.filter or "nofilter")
         path = self.config.library.path / folder / f"{product.safe(frame.path.stem)}_c.fits"
         path.parent.mkdir(parents=True, exist_ok=True)
+        image = light.image
+        if light.pattern is not None:
+            image = debayer.debayer(light.image, light.pattern)
         product_file.write_fits(
             path,
-            light.image if len(light.image) > 1 else light.image[0],
+            image,
             product.calibrated_cards(record, light.calibration.ids(), frame.name),
             scale=self.config.stack.scale,
-            pedestal_adu=product.pedestal_for(light.image, light.mask >= 0),
+            pedestal_adu=product.pedestal_for(
+                image if image.ndim == 3 else image[np.newaxis], light.mask >= 0
+            ),
         )
 
     # -- parts that a replay and a rebuild share --------------------------------------------
@@ -461,16 +461,15 @@ class Pipeline:
         *,
         clean: bool,
     ) -> tuple[Image, npt.NDArray[np.uint8]]:
-        """Raw pixels → (planes, ny, nx) float32 ADU and the (ny, nx) uint8 mask.
+        """Raw pixels → (ny, nx) float32 ADU, of a colour camera still a mosaic, and the (ny, nx)
+        uint8 mask.
 
         Everything that changes pixels before they are stacked happens here, from recorded
         decisions alone, so that a replay comes to the same bits.
         """
         result = self.calibrator.apply(loaded.pixels, record, calibration)
-        if record.key.bayer_pattern:
-            return debayer.debayer(result.image, record.key.bayer_pattern), result.mask
         image = result.image
-        if clean:
+        if clean and record.key.bayer_pattern is None:
             background = stars.measure_background(image)
             e_per_adu = record.e_per_adu or 1.0
             level, sigma = background.level_adu, background.sigma_adu
@@ -481,7 +480,7 @@ class Pipeline:
                 read_noise_e=cosmic.read_noise(sigma, level, e_per_adu),
                 saturation_adu=record.saturation_adu,
             )
-        return image[np.newaxis], result.mask
+        return image, result.mask
 
     def raw(self, frame: Frame) -> frame_file.Loaded | None:
         """The raw file of a frame that was stacked; None, and a line in the log, where it is gone
@@ -498,8 +497,8 @@ class Pipeline:
         return loaded
 
     def again(self, frame: Frame, member: Member) -> tuple[Image, npt.NDArray[np.uint8]] | None:
-        """A member's calibrated (planes, ny, nx) image and mask once more, exactly as it was added;
-        None where its raw file is gone or has changed.
+        """A member's calibrated (ny, nx) image and mask once more, exactly as it was added; None
+        where its raw file is gone or has changed.
         """
         loaded = self.raw(frame)
         if loaded is None or frame.record is None:
@@ -520,9 +519,13 @@ class Pipeline:
         clean: bool,
     ) -> Light:
         """Calibrate a light, find its stars and its background."""
-        clean = clean and record.key.bayer_pattern is None
+        pattern = record.key.bayer_pattern
+        clean = clean and pattern is None
         image, mask = self.calibrated(loaded, record, calibration, clean=clean)
-        luminance = image[0] if len(image) == 1 else debayer.luminance(image)
+        if pattern is None:
+            luminance, cells = image, stars.cell_means(image)[np.newaxis]
+        else:
+            luminance, cells = debayer.luminance(image, pattern, grid=stars.cell_grid(image.shape))
         background = stars.measure_background(luminance)
         found = stars.detect(
             luminance, mask=mask, background=background, saturation_adu=record.saturation_adu
@@ -530,8 +533,9 @@ class Pipeline:
         return Light(
             image=image,
             mask=mask,
+            pattern=pattern,
             stars=found,
-            cells=np.stack([stars.cell_means(plane) for plane in image]),
+            cells=cells,
             quality=quality.measure(found, background),
             calibration=calibration,
             cleaned=clean,

@@ -32,9 +32,11 @@ class Light:
     """One calibrated and measured light."""
 
     image: Image
-    """(planes, ny, nx) ADU."""
+    """(ny, nx) ADU, of a colour camera still a mosaic."""
     mask: npt.NDArray[np.uint8]
     """(ny, nx): 1 bad, 2 saturated."""
+    pattern: str | None
+    """Of the mosaic, `RGGB`…; None: monochrome."""
     stars: stars.StarList
     cells: Image
     """(planes, cy, cx) ADU, `stars.cell_means` of each plane."""
@@ -153,20 +155,23 @@ def place(
 
 def small_of(light: Light) -> Image:
     """A light binned to at most `SMALL_PX` across, (ny, nx) ADU, its background taken off."""
-    luminance = light.image[0] if len(light.image) == 1 else debayer.luminance(light.image)
+    luminance = light.image
+    if light.pattern is not None:
+        grid = light.cells.shape[1:]
+        luminance, _ = debayer.luminance(light.image, light.pattern, grid=(grid[0], grid[1]))
     factor = _binning(light)
     return fallback.small_image(luminance, stars.measure_background(luminance), factor=factor)
 
 
 def _binning(light: Light) -> int:
-    longest: int = max(light.image.shape[1:])
+    longest: int = max(light.image.shape)
     return math.ceil(max(longest, SMALL_PX) / SMALL_PX)
 
 
 def _register(light: Light, record: FrameRecord, reference: Reference) -> register.Registration:
     """By the stars; where they fail, by the whole image, a shift only."""
     hint = fallback.wcs_guess(record, reference.record) if reference.record else None
-    shape = light.image.shape[1:]
+    shape = light.image.shape
     try:
         return register.register(
             light.stars, reference.stars, shape=(shape[0], shape[1]), hint=hint
@@ -186,7 +191,7 @@ def _match_brightness(
 ) -> _Brightness:
     """`expected` is the transparency where no star tells it."""
     if first is None:
-        return _Brightness(1.0, ((0.0, 0.0, 0.0),) * len(light.image))
+        return _Brightness(1.0, ((0.0, 0.0, 0.0),) * len(light.cells))
     try:
         # Both lists in reference px: distortions are out of the way.
         t = quality.transparency(
@@ -202,7 +207,7 @@ def _match_brightness(
     to_first = inverse @ registration.matrix
     planes = tuple(
         moved_plane(
-            quality.background_plane(cells, first_cells, to_first, 1.0 / t, light.image.shape[1:]),
+            quality.background_plane(cells, first_cells, to_first, 1.0 / t, light.image.shape),
             inverse,
         )
         for cells, first_cells in zip(light.cells, first.cells, strict=True)

@@ -135,8 +135,7 @@ class Publisher:
         folder = product.folder_of(stack)
         path = folder / f"{stem}_v{generation:04d}.fits"
         record, names = self._frames(members)
-        if growing.halved:
-            record = product.binned(record)
+        record = product.binned(record, growing.edge)
         cards = product.cards_for(
             stack,
             members,
@@ -219,8 +218,7 @@ class Publisher:
     def _settings(self, growing: Growing) -> str:
         depth = growing.depth
         kept = f"extremes {depth.high}/{depth.low}, " if depth else ""
-        if growing.halved:
-            kept += "half size, "
+        kept += {1: "", 2: "half size, ", 4: "quarter size, "}[growing.edge]
         return f"{kept}gate 4 sigma, cosmics {self._config.lights.clean_cosmics}"
 
     def colour(self) -> None:
@@ -253,9 +251,9 @@ class Publisher:
 
 def rendered(growing: Growing) -> live.StackImage | None:
     """The stack as it is written and shown, small holes filled; None without a frame."""
-    if growing.image is None:
+    image = growing.render()
+    if image is None:
         return None
-    image = live.render(growing.image)
     return dataclasses.replace(image, mean=holes.fill(image.mean, image.coverage))
 
 

@@ -89,7 +89,7 @@ class SelfCheck:
         # A debayered plane has less noise than its mosaic: only monochrome frames are compared.
         added = unexplained = None
         if not bayer:
-            after = residual.sky_noise(light.image[0][sample], patterns.flat_rows, bayer=False)
+            after = residual.sky_noise(light.image[sample], patterns.flat_rows, bayer=False)
             if any(light.calibration.ids().values()):
                 added = residual.added_noise(after, raw[sample], bayer=False)
             unexplained = self._unexplained(after, raw[sample], record)

@@ -143,8 +143,10 @@ def _frames(beat: Beat) -> None:
             raw, dark=dark, flat=dark + 1, bad=bad, bayer=bayer, saturation_adu=None
         )
         beat()
-    debayer.luminance(debayer.debayer(result.image, "RGGB"))
     neighbour_noise(raw, bayer=False)
+    debayer.luminance(result.image, "RGGB", grid=(8, 8))
+    debayer.superpixels(result.image, result.mask, "RGGB")
+    debayer.debayer(result.image, "RGGB")
     beat()
 
 

@@ -24,9 +24,8 @@ from daemon.intake.intake import Arrival
 from daemon.ledger.ledger import Explanation, Frame, Identity
 from daemon.ledger.states import State
 from daemon.log import StatusLog
-from daemon.parts import MEGABYTE, Parts, compose
+from daemon.parts import Parts, compose
 from daemon.pipeline import night_of
-from daemon.stack.store import Growing
 from daemon.storage import Storage, Trouble
 
 ARRIVALS_AT_ONCE = 200
@@ -376,7 +375,7 @@ class Worker(threading.Thread):
         why = stack.stale or ""
         self._log.info("AGAIN", f"{stack.label}: {why}")
         self._parts.live.forget(stack_id)
-        growing = Growing(self._config.stack.memory_mb * MEGABYTE)
+        growing = self._parts.live.begin(stack)
         made = remake.remake(self._parts.pipeline, stack, growing, beat=self._beat)
         product = self._parts.publisher.write(stack, growing, made.members)
         with self._parts.ledger.transaction():

@@ -48,13 +48,16 @@ def test_hot_pixels_are_those_that_double_the_noise_of_each_frame(calibrator, tm
         arrays = calibrator.arrays(noise_adu, light, chosen)
         planes.append(arrays.bad)
         bad = arrays.bad > arrays.bad_above
-        assert bad[5, 6]
         # The charge of the excess adds its shot noise: at three times the variance, the double.
         charge_e, variance_e = GAIN * excess, (GAIN * noise_adu) ** 2
         assert bad[charge_e > 3.0 * variance_e].all()
         assert not bad[(charge_e < 3.0 * variance_e / np.sqrt(2)) & (image == 1)].any()
         assert 10 < bad.sum() < 190
     assert all(plane is planes[0] for plane in planes)  # found once, for all frames
+    made = calibrator.apply(np.full((NY, NX), 700, np.uint16), light, chosen)
+    assert made.mask[5, 6] == 1
+    # Repaired: not the light divided by the dead pixel's response.
+    assert made.image[5, 6] == pytest.approx(200.0, rel=1e-3)
 
 
 def test_without_masters_nothing_is_known_to_be_bad(calibrator):

@@ -414,7 +414,7 @@ def test_an_exact_stack_by_bands_of_darks_is_the_same(tmp_path, monkeypatch):
         calibrator = parts.pipeline.calibrator
         bands = []
         by_rows = calibrator.band
-        monkeypatch.setattr("daemon.bands.KEPT_DARKS", 0)
+        monkeypatch.setattr(calibrator, "kept_darks", 0)
         monkeypatch.setattr(_Kept, "has", lambda *_: False)
         monkeypatch.setattr(
             calibrator, "band", lambda *args: bands.append(args[3:]) or by_rows(*args)

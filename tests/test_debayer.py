@@ -46,15 +46,47 @@ def test_interior_agrees_with_a_convolution(pattern):
         np.testing.assert_allclose(rgb[plane, 1:-1, 1:-1], expected[1:-1, 1:-1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_superpixels_take_each_cell_for_itself(pattern):
-    mosaic = np.random.default_rng(6).normal(1000, 50, (9, 13)).astype(np.float32)
-    rgb = debayer.debayer(mosaic, pattern, superpixel=True)
-    assert rgb.shape == (3, 4, 6)
-    cells = [mosaic[k // 2 : 8 : 2, k % 2 : 12 : 2].astype(np.float64) for k in range(4)]
+@pytest.mark.parametrize(("pattern", "edge"), [*((one, 2) for one in PATTERNS), ("GBRG", 4)])
+def test_superpixels_take_each_block_for_itself_without_its_bad_pixels(pattern, edge):
+    rng = np.random.default_rng(6)
+    mosaic = rng.normal(1000, 50, (41, 53)).astype(np.float32)
+    mask = (rng.random(mosaic.shape) < 0.3).astype(np.uint8)
+    mask |= 2 * (rng.random(mosaic.shape) < 0.1).astype(np.uint8)
+    planes, bits = debayer.superpixels(mosaic, mask, pattern, edge=edge)
+    ny, nx = 41 // edge, 53 // edge
+    assert planes.shape == bits.shape == (3, ny, nx)
     for plane, letter in enumerate("RGB"):
-        expected = np.mean([cells[k] for k in range(4) if pattern[k] == letter], axis=0)
-        np.testing.assert_allclose(rgb[plane], expected, rtol=1e-6)
+        sites = [
+            np.s_[y : edge * ny : edge, x : edge * nx : edge]
+            for y in range(edge)
+            for x in range(edge)
+            if pattern[2 * (y % 2) + x % 2] == letter
+        ]
+        values = np.stack([mosaic[site] for site in sites]).astype(np.float64)
+        flags = np.stack([mask[site] for site in sites])
+        good = flags & 1 == 0
+        assert debayer.pixels_of(pattern, plane, edge=edge) == len(sites)
+        enough = good.sum(axis=0) >= (1 if len(sites) == 2 else 0.75 * len(sites))
+        # Of too few good ones, the mean of all: no value that could not be one.
+        some = good | ~enough
+        expected = (values * some).sum(axis=0) / some.sum(axis=0)
+        np.testing.assert_allclose(planes[plane], expected, rtol=1e-6)
+        np.testing.assert_array_equal(bits[plane] & 1, ~enough)
+        np.testing.assert_array_equal(bits[plane] & 2, np.bitwise_or.reduce(flags, axis=0) & 2)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_superpixels_lie_where_the_offset_says(pattern):
+    """Of a sloped plane each has the value at its own place."""
+    mosaic, _ = mosaic_of_planes(pattern, (16, 22))
+    planes, _ = debayer.superpixels(mosaic, np.zeros(mosaic.shape, np.uint8), pattern)
+    y, x = np.mgrid[:8, :11]
+    for plane, (a, bx, by) in enumerate(SLOPES.values()):
+        right, down = debayer.offset(pattern, plane)
+        expected = a + bx * (2 * x + 0.5 + right) + by * (2 * y + 0.5 + down)
+        np.testing.assert_allclose(planes[plane], expected, atol=1e-4)
+    assert debayer.offset("RGGB", 0) == (-0.5, -0.5)
+    assert debayer.offset("GBRG", 0) == (-0.5, 0.5)
 
 
 def test_out_is_used_and_wrong_input_is_refused():
@@ -68,9 +100,24 @@ def test_out_is_used_and_wrong_input_is_refused():
         debayer.debayer(mosaic, "RGGB", out=out[:, :4])
     with pytest.raises(ValueError, match="mosaic"):
         debayer.debayer(mosaic.astype(np.float64), "RGGB")
+    with pytest.raises(ValueError, match="mask"):
+        debayer.superpixels(mosaic, np.zeros((8, 7), np.uint8), "RGGB")
 
 
-def test_luminance_weighs_every_pixel_of_the_mosaic_alike():
-    rgb = np.random.default_rng(7).normal(100, 5, (3, 5, 6)).astype(np.float32)
-    expected = (rgb[0].astype(float) + 2 * rgb[1] + rgb[2]) / 4
-    np.testing.assert_allclose(debayer.luminance(rgb), expected, rtol=1e-6)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_luminance_weighs_every_pixel_of_the_mosaic_alike(pattern):
+    mosaic = np.random.default_rng(7).normal(100, 5, (45, 62)).astype(np.float32)
+    red, green, blue = debayer.debayer(mosaic, pattern).astype(float)
+    grey, cells = debayer.luminance(mosaic, pattern, grid=(6, 8))
+    np.testing.assert_allclose(grey, (red + 2 * green + blue) / 4, rtol=1e-6)
+    # Every pixel well inside gives all of itself.
+    point = np.zeros((12, 12), np.float32)
+    for y, x in ((5, 5), (5, 6), (6, 5), (6, 6)):
+        point[:] = 0
+        point[y, x] = 1
+        assert debayer.luminance(point, pattern, grid=(1, 1))[0].sum() == pytest.approx(1)
+    edges = [np.arange(n + 1) * side // n for n, side in zip((6, 8), mosaic.shape, strict=True)]
+    for plane, image in enumerate((red, green, blue)):
+        for j, i in ((0, 0), (3, 5), (5, 7)):
+            cell = image[edges[0][j] : edges[0][j + 1], edges[1][i] : edges[1][i + 1]]
+            assert cells[plane, j, i] == pytest.approx(cell.mean(), rel=1e-6)

@@ -193,6 +193,80 @@ def test_noise_of_the_sum_is_that_of_the_frames():
     assert blocks.mean() == pytest.approx(100, abs=4 * expected / np.sqrt(20))
 
 
+def test_the_variance_is_the_scatter_over_many_nights():
+    """Of frames unlike in noise, exposure and weight, over a faint and a bright source: photons and
+    readout drawn anew 300 times. Independent of it: the scatter of each pixel of the grid.
+    """
+    rng = np.random.default_rng(8)
+    gain, sky, nights = 0.8, 400.0, 300
+    source = np.zeros((24, 28))
+    source[:, 14:] = 3000.0
+    frames = []
+    for k, (read, scale, weight) in enumerate(((5.0, 1.0, 3.0), (20.0, 1.3, 0.7), (9.0, 0.9, 2.0))):
+        terms = dataclasses.replace(
+            simple_terms(k, weight=weight), scale=scale, e_per_adu=gain / scale,
+            sigma_adu=scale * np.hypot(np.sqrt(sky / scale / gain), read),
+            planes=((0.0, 0.0, 0.0),),
+        )  # fmt: skip
+        # Turned by so little that the source's edge stays where it is.
+        frames.append((terms, read, rigid(0.5 * k, *rng.uniform(-1, 1, 2), shape=source.shape)))
+    sums, squares = np.zeros((48, 56)), np.zeros((48, 56))
+    told = []
+    for _ in range(nights):
+        grid = drizzle.Grid.empty(1, (0, 24), 28)
+        for terms, read, matrix in frames:
+            light = (sky + source) / terms.scale
+            samples = rng.poisson(light * gain) / gain + rng.normal(0, read, light.shape)
+            drizzle.add(grid, samples.astype(np.float32), matrix, terms)
+        mean = grid.mean()[0].astype(float)
+        sums += mean
+        squares += (mean - (sky + source.repeat(2, 0).repeat(2, 1)) / 4) ** 2
+        told.append(grid.variance([sky])[0])
+    scatter = squares / nights - (sums / nights - (sky + source.repeat(2, 0).repeat(2, 1)) / 4) ** 2
+    scatter *= nights / (nights - 1)
+    for part in (np.s_[8:-8, 8:22], np.s_[8:-8, 36:-8]):
+        ratio = np.mean(told, axis=0)[part] / scatter[part]
+        # The mean of some 400 ratios, each good to √(2/300); neighbours are not independent.
+        assert ratio.mean() == pytest.approx(1 + 2 / nights, abs=0.02)
+        assert ratio.std() == pytest.approx(np.sqrt(2 / nights), rel=0.3)
+    # Where nothing fell there is nothing to tell.
+    empty = grid.weight[0] == 0
+    assert not grid.variance([sky])[0][empty].any()
+
+
+def test_each_colour_of_a_mosaic_has_its_own_noise():
+    terms = simple_terms(0, planes=3)
+    grid = drizzle.Grid.empty(3, (0, NY), NX)
+    drizzle.add(
+        grid, np.full((NY, NX), 50, np.float32), rigid(0, 0, 0), terms, pattern="RGGB",
+        sigmas=(3.0, 5.0, 7.0),
+    )  # fmt: skip
+    for plane, sigma in enumerate((3.0, 5.0, 7.0)):
+        told = grid.variance([50.0] * 3)[plane][grid.weight[plane] > 0]
+        # One drop a pixel of the grid, a quarter of its pixel's light.
+        np.testing.assert_allclose(told, sigma**2 / 16, rtol=1e-5)
+
+
+def test_neighbours_err_together_as_the_theory_says():
+    """The noise of large blocks, which no correlation hides, over what their pixels' variances
+    would make it if they were independent.
+    """
+    rng = np.random.default_rng(9)
+    blocks, told = [], []
+    for _ in range(12):
+        grid = stacked(night(rng, 30, noise=8.0, flux=0.0))
+        inner = np.s_[16:80, 16:96]
+        means = grid.mean()[0][inner].astype(float).reshape(4, 16, 5, 16).mean(axis=(1, 3))
+        blocks.append(means - 25.0)
+        # `simple_terms` has another σ than these frames.
+        one = grid.noise[0][inner] / grid.weight[0][inner] ** 2
+        told.append(one.mean() * (8.0 / simple_terms(0).sigma_adu) ** 2)
+    ratio = np.sqrt(np.mean(np.square(blocks)) / (np.mean(told) / 256))
+    # 240 blocks tell a σ to 5 %; a block's rim shares some with its neighbours.
+    assert ratio == pytest.approx(drizzle.CORRELATION, rel=0.12)
+    assert pytest.approx(2.02, abs=0.005) == drizzle.CORRELATION
+
+
 def test_bad_and_rejected_pixels_are_left_out():
     samples = np.full((NY, NX), 40.0)
     samples[20, 30] = 9000.0

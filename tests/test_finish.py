@@ -11,7 +11,7 @@ import pytest
 from calib_library import flat
 from calib_library.images import frame_file, product_file
 from daemon import bands, finish, masters
-from daemon.light import warp
+from daemon.light import debayer, warp
 from daemon.simulator.night import noiseless, small_plan
 from daemon.simulator.writer import write_night
 from daemon.stack import final
@@ -83,16 +83,18 @@ def from_whole_frames(parts, members=None):
     members = members or parts.stacks.members(stack_of(parts).id)
     pipeline = parts.pipeline
     frames = [parts.ledger.get(m.frame_id) for m in members]
-    again = [
-        pipeline.calibrated(
+    again = []
+    for frame, m in zip(frames, members, strict=True):
+        image, mask = pipeline.calibrated(
             frame_file.load(frame.path),
             frame.record,
             pipeline.calibrator.recorded(m.masters),
             clean=pipeline.cleans(len(members)),
         )
-        for frame, m in zip(frames, members, strict=True)
-    ]
-    sigmas = np.array([growing.image.sigmas[m.terms.index] for m in members])
+        pattern = frame.record.key.bayer_pattern
+        planes = debayer.debayer(image, pattern) if pattern else image[np.newaxis]
+        again.append((planes, mask))
+    sigmas = np.array([growing.images[0].sigmas[m.terms.index] for m in members])
 
     def rows(position, y0, y1):
         image, mask = again[position]
@@ -412,6 +414,18 @@ def test_the_finer_grid_holds_the_same_light(mono, memory_bytes):
     assert values["XPIXSZ"] == pytest.approx(before["XPIXSZ"] / 2)
     assert "drizzle x2" in values["LKSET"]
     assert values["STACKCNT"] == made.frames
+    # The variance: the scatter of the sky's pixels, where all frames are.
+    path = parts.config.library.path / made.drizzled
+    variance = product_file.read_extra(path, "VARIANCE").reshape(fine.shape)
+    assert np.isfinite(variance).all()
+    # Of pixels so far apart that no drop falls on both, and so near that the nebula is the same.
+    dark = full & (exact[0] < np.percentile(exact[0][full], 30))
+    there = dark.repeat(2, axis=0).repeat(2, axis=1)
+    there = there[:, 4:] & there[:, :-4]
+    steps = fine[0, :, 4:] - fine[0, :, :-4]
+    sigmas = np.sqrt(variance[0, :, 4:] + variance[0, :, :-4])
+    assert 1.4826 * np.median(abs(steps / sigmas)[there]) == pytest.approx(1, abs=0.06)
+    assert any("VARIANCE" in str(card.value) for card in cards if card.keyword == "HISTORY")
     # Outside of all frames there is nothing.
     empty = coverage == 0
     assert not in_blocks(weight)[0][empty & ~dilated(seen)].any()

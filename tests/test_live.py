@@ -539,11 +539,12 @@ def test_colours_have_their_own_planes():
 def test_depth_is_what_memory_allows():
     pixels = 6248 * 4176
     shape = (1, 4176, 6248)
-    assert live.depth_for(shape, 70 * pixels) == (3, 2, False)
-    assert live.depth_for(shape, 60 * pixels) == (3, 1, False)
-    assert live.depth_for(shape, 50 * pixels) == (2, 1, False)
-    assert live.depth_for(shape, 30 * pixels) == (3, 2, True)
-    assert live.depth_for(shape, 1000) == (2, 1, True)
+    assert live.depth_for(shape, 70 * pixels) == (3, 2, 1)
+    assert live.depth_for(shape, 60 * pixels) == (3, 1, 1)
+    assert live.depth_for(shape, 50 * pixels) == (2, 1, 1)
+    assert live.depth_for(shape, 30 * pixels) == (3, 2, 2)
+    assert live.depth_for(shape, 10 * pixels) == (3, 2, 4)
+    assert live.depth_for(shape, 1000) == (2, 1, 4)
     stack = live.LiveStack.empty((1, 10, 10))
     assert stack.nbytes == 50 * 100
 

@@ -20,7 +20,6 @@ from daemon import remake, service
 from daemon.light import quality, stars
 from daemon.log import StatusLog
 from daemon.parts import compose
-from daemon.stack import live
 from daemon.stack.store import Growing
 from tests.nights import Outcome, config_for, drop, run, shared
 
@@ -98,10 +97,10 @@ def replayed(config, parts) -> list[np.ndarray]:
     (stack,) = made.stacks.all()
     images = []
     for members in parts:
-        growing = Growing(2_000_000_000)
+        growing = Growing(2_000_000_000, stack.bayer_pattern)
         for image, mask, member in remake.replay(made.pipeline, stack, members, lambda _: None):
             growing.add(image, mask, member)
-        images.append(live.render(growing.image).mean[0])
+        images.append(growing.render().mean[0])
     db.close()
     return images
 

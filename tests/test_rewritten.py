@@ -11,7 +11,6 @@ from daemon import masters
 from daemon.errors import FrameRejectedError
 from daemon.simulator.night import small_plan
 from daemon.simulator.writer import write_night
-from daemon.stack import live
 from tests.nights import add, new_parts
 
 LIGHTS = 5
@@ -58,7 +57,7 @@ def image_of(parts):
     """The image in memory, and the frames that it holds."""
     [stack] = parts.stacks.all()
     growing = parts.live.get(stack, parts.stacks.members(stack.id))
-    return live.render(growing.image).mean, list(growing.frames)
+    return growing.render().mean, list(growing.frames)
 
 
 def exposure_of(parts):

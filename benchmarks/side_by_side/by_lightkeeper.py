@@ -315,8 +315,8 @@ def registered(*, library: str, watched: str, output: str) -> dict[str, Any]:
                 parts.pipeline.calibrator.recorded(member.masters),
                 clean=False,
             )
-            moved, coverage = warp.warp(image, member.matrix, shape=image.shape[1:])
-            y, x = np.ogrid[: image.shape[1], : image.shape[2]]
+            moved, coverage = warp.warp(image[np.newaxis], member.matrix, shape=image.shape)
+            y, x = np.ogrid[: image.shape[0], : image.shape[1]]
             a, bx, by = member.terms.planes[0]
             level = member.terms.scale * moved[0] + (a + bx * x + by * y).astype(np.float32)
             level[coverage == 0] = 0

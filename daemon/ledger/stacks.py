@@ -85,6 +85,12 @@ class Stack:
     """Of its first frame, to which the others are scaled."""
 
     @property
+    def bayer_pattern(self) -> str | None:
+        """Of the frames' mosaic, `RGGB`…; None: monochrome."""
+        pattern = self.camera.rpartition("|")[2]
+        return None if pattern == "-" else pattern
+
+    @property
     def label(self) -> str:
         """`M42 Ha`, as the log names a stack."""
         return f"{self.target} {self.filter or 'no filter'}"

@@ -1,25 +1,30 @@
-"""A colour image from a Bayer mosaic: bilinear, or one pixel from each 2×2 cell.
+"""Colours from a Bayer mosaic: bilinear, or one pixel of each colour from each 2×2 cell.
 
 Bilinear is what a stack wants: linear in the pixels, so that noise stays what theory says and no
 edge-directed guess differs from frame to frame. The dithers fill in the colours that each frame
-lacks.
+lacks. A stack of half the size takes each cell's own pixels (`superpixels`): nothing is
+interpolated, and each colour lies where its pixels are (`offset`).
+
+What is measured on a frame needs no planes of full size: `luminance` makes grey and the means of
+cells row by row.
 """
 
 import numpy as np
 import numpy.typing as npt
 from numba import prange
 
+from calib_library.defects import BAD
 from calib_library.kernels import kernel
 
 Image = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.uint8]
+Colours = npt.NDArray[np.int64]
 
 _COLOURS = {"R": 0, "G": 1, "B": 2}
 _PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
 
 
-def debayer(
-    mosaic: Image, pattern: str, *, superpixel: bool = False, out: Image | None = None
-) -> Image:
+def debayer(mosaic: Image, pattern: str, *, out: Image | None = None) -> Image:
     """Red, green and blue planes of a mosaic.
 
     mosaic: (ny, nx) f32, ADU. pattern: the colours of the first two rows' first two pixels,
@@ -28,62 +33,122 @@ def debayer(
     4 nearest of that colour; beyond the border the mosaic is continued on a straight line, so
     that a sloped background is exact up to the border.
 
-    With `superpixel`, (3, ny//2, nx//2): each 2×2 cell is one pixel, green the mean of two; the
-    colours are then sampled up to half a cell apart. An odd last row or column is left out.
-
     Raises ValueError for another pattern, a wrong `out`, and a mosaic smaller than 4×4.
     """
-    if pattern not in _PATTERNS:
-        raise ValueError(f"Bayer pattern {pattern!r}: one of {', '.join(_PATTERNS)} is needed")
-    if mosaic.ndim != 2 or mosaic.dtype != np.float32 or min(mosaic.shape) < 4:
-        raise ValueError(f"a mosaic is (ny, nx) ≥ 4×4 float32, not {mosaic.shape} {mosaic.dtype}")
-    height, width = mosaic.shape
-    shape = (3, height // 2, width // 2) if superpixel else (3, height, width)
+    colours = _checked(mosaic, pattern)
+    shape = (3, *mosaic.shape)
     if out is None:
         out = np.empty(shape, dtype=np.float32)
     if out.shape != shape or out.dtype != np.float32:
         raise ValueError(f"out is {out.shape} {out.dtype}, {shape} float32 is needed")
-    colours = np.array([_COLOURS[letter] for letter in pattern], dtype=np.int64).reshape(2, 2)
-    if superpixel:
-        _superpixels(mosaic, colours, out)
-    else:
-        _bilinear(mosaic, colours, out)
+    _bilinear(mosaic, colours, out)
     return out
 
 
-def luminance(rgb: Image) -> Image:
-    """(R + 2 G + B)/4 of (3, ny, nx) ADU, as (ny, nx) f32: every pixel of a mosaic weighs the
-    same.
+def luminance(mosaic: Image, pattern: str, *, grid: tuple[int, int]) -> tuple[Image, Image]:
+    """What `debayer` would give, without keeping it: (R + 2 G + B)/4, in which every pixel of a
+    mosaic weighs the same, (ny, nx) f32 ADU; and the mean of each colour in each cell of a `grid`
+    (cy, cx) that divides the frame evenly, (3, cy, cx) f32 ADU. Raises as `debayer`.
     """
-    if rgb.ndim != 3 or rgb.shape[0] != 3:
-        raise ValueError(f"a colour image is (3, ny, nx), not {rgb.shape}")
-    grey = np.empty(rgb.shape[1:], dtype=np.float32)
-    _mix(rgb, grey)
-    return grey
+    colours = _checked(mosaic, pattern)
+    grey = np.empty(mosaic.shape, dtype=np.float32)
+    cells = np.empty((3, *grid), dtype=np.float32)
+    _measure(mosaic, colours, grey, cells)
+    return grey, cells
+
+
+def superpixels(mosaic: Image, mask: Mask, pattern: str, *, edge: int = 2) -> tuple[Image, Mask]:
+    """One pixel of each colour from each `edge`×`edge` pixels, an even number: (3, ny//edge,
+    nx//edge) f32 ADU, and the mask of each plane, of the same shape, uint8.
+
+    It is the mean of the block's good pixels of that colour (bit 1 of `mask` (ny, nx) not set); bad
+    where fewer than three quarters of them are good, of two where none is, and has the other bits
+    of all of them. What is left over of rows and columns is left out. Raises as `debayer`.
+    """
+    colours = _checked(mosaic, pattern)
+    if mask.shape != mosaic.shape or edge % 2:
+        raise ValueError(f"a mask of {mask.shape} for {mosaic.shape}, blocks of {edge}")
+    planes = np.empty((3, mosaic.shape[0] // edge, mosaic.shape[1] // edge), dtype=np.float32)
+    bits = np.empty(planes.shape, dtype=np.uint8)
+    _superpixels(mosaic, mask, colours, edge, planes, bits)
+    return planes, bits
+
+
+def offset(pattern: str, plane: int) -> tuple[float, float]:
+    """Where the pixels of a colour lie from the centre of a block of cells, the mean of them, (x,
+    y) in px of the mosaic: (−½, −½) for the red of RGGB, (0, 0) for any green.
+    """
+    sites = [divmod(k, 2) for k, letter in enumerate(pattern) if _COLOURS[letter] == plane]
+    y, x = np.mean(sites, axis=0) - 0.5
+    return float(x), float(y)
+
+
+def pixels_of(pattern: str, plane: int, *, edge: int = 2) -> int:
+    """How many of `edge`×`edge` pixels are of that colour."""
+    return edge * edge // 4 * sum(_COLOURS[letter] == plane for letter in pattern)
+
+
+def _checked(mosaic: Image, pattern: str) -> Colours:
+    """The colours of a cell, (2, 2), 0 … 2; ValueError for what is no mosaic."""
+    if pattern not in _PATTERNS:
+        raise ValueError(f"Bayer pattern {pattern!r}: one of {', '.join(_PATTERNS)} is needed")
+    if mosaic.ndim != 2 or mosaic.dtype != np.float32 or min(mosaic.shape) < 4:
+        raise ValueError(f"a mosaic is (ny, nx) ≥ 4×4 float32, not {mosaic.shape} {mosaic.dtype}")
+    return np.array([_COLOURS[letter] for letter in pattern], dtype=np.int64).reshape(2, 2)
 
 
 @kernel(parallel=True)
-def _mix(rgb: Image, grey: Image) -> None:
-    for y in prange(grey.shape[0]):
-        for x in range(grey.shape[1]):
-            red, green, blue = rgb[0, y, x], rgb[1, y, x], rgb[2, y, x]
-            grey[y, x] = np.float32(0.25) * (red + blue) + np.float32(0.5) * green
-
-
-@kernel(parallel=True)
-def _superpixels(mosaic: Image, colours: npt.NDArray[np.int64], out: Image) -> None:
-    _, height, width = out.shape
+def _superpixels(
+    mosaic: Image, mask: Mask, colours: Colours, edge: int, planes: Image, bits: Mask
+) -> None:
+    _, height, width = planes.shape
     for y in prange(height):
+        # Of the good pixels and of all, which stand in where too few are good.
+        sums = np.zeros((3, width), np.float32)
+        everything = np.zeros((3, width), np.float32)
+        good = np.zeros((3, width), np.uint8)
+        bits[:, y] = 0
+        for dy in range(edge):
+            row, flags = mosaic[y * edge + dy], mask[y * edge + dy]
+            for dx in range(edge):
+                plane = colours[dy % 2, dx % 2]
+                _add_sites(
+                    row, flags, edge, dx, sums[plane], everything[plane], good[plane],
+                    bits[plane, y],
+                )  # fmt: skip
         for plane in range(3):
-            for x in range(width):
-                value = np.float32(0)
-                number = np.float32(0)
-                for dy in range(2):
-                    for dx in range(2):
-                        if colours[dy, dx] == plane:
-                            value += mosaic[2 * y + dy, 2 * x + dx]
-                            number += np.float32(1)
-                out[plane, y, x] = value / number
+            number = edge * edge // 4 * (2 if plane == 1 else 1)
+            least = 1 if number == 2 else (3 * number + 3) // 4
+            _take_means(
+                sums[plane], everything[plane], good[plane], number, least, planes[plane, y],
+                bits[plane, y],
+            )  # fmt: skip
+
+
+@kernel()
+def _add_sites(
+    row: Image, flags: Mask, edge: int, dx: int, sums: Image, everything: Image, good: Mask,
+    bits: Mask,
+) -> None:  # fmt: skip
+    """Add every `edge`-th pixel of a row, from `dx` on."""
+    for x in range(sums.size):
+        value, flag = row[x * edge + dx], flags[x * edge + dx]
+        fine = 1 - (flag & BAD)
+        sums[x] += value if fine else np.float32(0)
+        everything[x] += value
+        good[x] += fine
+        bits[x] |= flag
+
+
+@kernel()
+def _take_means(
+    sums: Image, everything: Image, good: Mask, number: int, least: int, out: Image, bits: Mask
+) -> None:
+    for x in range(out.size):
+        enough = good[x] >= least
+        mean, count = (sums[x], good[x]) if enough else (everything[x], number)
+        out[x] = mean / np.float32(count)
+        bits[x] = (bits[x] & ~np.uint8(BAD)) | np.uint8(0 if enough else BAD)
 
 
 @kernel()
@@ -111,31 +176,69 @@ def _padded_row(mosaic: Image, y: int, row: Image) -> None:
     _continue_row(line, row)
 
 
+@kernel()
+def _bilinear_row(
+    mosaic: Image, colours: Colours, y: int, rows: Image, red: Image, green: Image, blue: Image
+) -> None:
+    """Row y of all three planes; `rows` (3, nx + 2) is scratch."""
+    half, quarter = np.float32(0.5), np.float32(0.25)
+    for k in range(3):
+        _padded_row(mosaic, y + k - 1, rows[k])
+    above, here, below = rows[0], rows[1], rows[2]
+    # A row holds green and one other colour; `own` is that colour, the rows around hold `other`.
+    red_row = colours[y % 2, 0] == 0 or colours[y % 2, 1] == 0
+    own, other = (red, blue) if red_row else (blue, red)
+    first = 0 if colours[y % 2, 0] == 1 else 1
+    for x in range(green.size):
+        k = x + 1
+        beside = half * (here[k - 1] + here[k + 1])
+        upright = half * (above[k] + below[k])
+        diagonal = (above[k - 1] + above[k + 1]) + (below[k - 1] + below[k + 1])
+        is_green = x % 2 == first
+        green[x] = here[k] if is_green else half * (beside + upright)
+        own[x] = beside if is_green else here[k]
+        other[x] = upright if is_green else quarter * diagonal
+
+
 @kernel(parallel=True)
-def _bilinear(mosaic: Image, colours: npt.NDArray[np.int64], out: Image) -> None:
+def _bilinear(mosaic: Image, colours: Colours, out: Image) -> None:
     height, width = mosaic.shape
-    half = np.float32(0.5)
-    quarter = np.float32(0.25)
     for y in prange(height):
         rows = np.empty((3, width + 2), np.float32)
-        for k in range(3):
-            _padded_row(mosaic, y + k - 1, rows[k])
-        above, here, below = rows[0], rows[1], rows[2]
-        # A row holds green and one other colour; `own` is that colour, the rows around hold
-        # `other`.
-        own = colours[y % 2, 0] + colours[y % 2, 1] - 1
-        other = 2 - own
-        green_first = colours[y % 2, 0] == 1
-        for x in range(width):
-            k = x + 1
-            beside = half * (here[k - 1] + here[k + 1])
-            upright = half * (above[k] + below[k])
-            if (x % 2 == 0) == green_first:
-                out[1, y, x] = here[k]
-                out[own, y, x] = beside
-                out[other, y, x] = upright
-            else:
-                diagonal = (above[k - 1] + above[k + 1]) + (below[k - 1] + below[k + 1])
-                out[1, y, x] = half * (beside + upright)
-                out[own, y, x] = here[k]
-                out[other, y, x] = quarter * diagonal
+        _bilinear_row(mosaic, colours, y, rows, out[0, y], out[1, y], out[2, y])
+
+
+@kernel(parallel=True)
+def _measure(mosaic: Image, colours: Colours, grey: Image, cells: Image) -> None:
+    height, width = mosaic.shape
+    _, cy, cx = cells.shape
+    for j in prange(cy):
+        rows = np.empty((3, width + 2), np.float32)
+        made = np.empty((3, width), np.float32)
+        sums = np.zeros((3, cx))
+        first, last = j * height // cy, (j + 1) * height // cy
+        for y in range(first, last):
+            red, green, blue = made[0], made[1], made[2]
+            _bilinear_row(mosaic, colours, y, rows, red, green, blue)
+            _mix(red, green, blue, grey[y])
+            for plane in range(3):
+                _add_cells(made[plane], sums[plane])
+        for i in range(cx):
+            pixels = (last - first) * ((i + 1) * width // cx - i * width // cx)
+            for plane in range(3):
+                cells[plane, j, i] = sums[plane, i] / pixels
+
+
+@kernel()
+def _mix(red: Image, green: Image, blue: Image, grey: Image) -> None:
+    for x in range(grey.size):
+        grey[x] = np.float32(0.25) * (red[x] + blue[x]) + np.float32(0.5) * green[x]
+
+
+@kernel()
+def _add_cells(row: Image, sums: npt.NDArray[np.float64]) -> None:
+    """Add a row to the cells that divide it evenly."""
+    width, cells = row.size, sums.size
+    for i in range(cells):
+        for x in range(i * width // cells, (i + 1) * width // cells):
+            sums[i] += row[x]

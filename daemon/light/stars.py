@@ -201,10 +201,16 @@ def cell_means(image: F32) -> F32:
     a cell without pixels is NaN. `image` is not changed.
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
-    cell_px = 16 if pixels.size >= _SPARSE_FROM_PX else 8
-    cells = np.empty([max(1, round(side / cell_px)) for side in pixels.shape], dtype=np.float32)
+    cells = np.empty(cell_grid(pixels.shape), dtype=np.float32)
     _mean_cells(pixels, cells)
     return cells
+
+
+def cell_grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many cells (cy, cx) `cell_means` divides a frame of `shape` (ny, nx) into."""
+    ny, nx = shape
+    cell_px = 16 if ny * nx >= _SPARSE_FROM_PX else 8
+    return max(1, round(ny / cell_px)), max(1, round(nx / cell_px))
 
 
 def detect(

@@ -10,9 +10,14 @@ demosaiced first.
 The fine grid: pixel (i, j) spans the reference's x from i/2 − ½ to (i + 1)/2 − ½, and y likewise.
 Flux is conserved: a pixel holds the light that falls on its own quarter of a reference pixel, the
 sky's as well.
+
+The variance is that of the weighted mean, as the exact stack has it: each pixel's own. A drop falls
+on several pixels of the grid, so that neighbours err together: the mean of many of them is noisier
+than their variances say, in σ by up to `CORRELATION`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -33,6 +38,10 @@ SCALE = 2
 """Pixels of the fine grid along one of the reference."""
 PIXFRAC = 0.8
 """Edge of a drop over that of its pixel: smaller drops are sharper and need more frames."""
+CORRELATION = SCALE * PIXFRAC / (1.0 - 1.0 / (3.0 * SCALE * PIXFRAC))
+"""σ of the mean of a large area over that of independent pixels with the same variance, where drops
+lie evenly: r/(1 − 1/(3r)) with r the drop's edge in pixels of the grid (Fruchter & Hook, on
+correlated noise)."""
 CELL = 16
 """px between the points at which a frame's place in the reference is computed; between them it is
 interpolated, which is exact without a distortion and good to 0.002 px with 60 px of it."""
@@ -52,17 +61,32 @@ class Grid:
     """(planes, rows, SCALE · nx), Σ weight · area · value, ADU."""
     weight: Matrix
     """Σ weight · area, area in pixels of the fine grid."""
+    noise: Matrix
+    """Σ (weight · area)² · σ² of the value that was dropped, ADU²: of the sky and the readout."""
+    photons: Matrix
+    """Σ (weight · area)² · what a source adds to that variance for each ADU of it, ADU."""
 
     @classmethod
     def empty(cls, planes: int, rows: tuple[int, int], width: int) -> Self:
         """Room for the fine pixels of rows first … last of a reference of `width` px."""
         shape = (planes, SCALE * (rows[1] - rows[0]), SCALE * width)
-        return cls(SCALE * rows[0], np.zeros(shape), np.zeros(shape))
+        return cls(SCALE * rows[0], *(np.zeros(shape) for _ in range(4)))
 
     def mean(self) -> Image:
         """(planes, rows, columns) ADU, 0 where nothing fell."""
         some = self.weight > 0
         return (self.total / np.where(some, self.weight, 1.0)).astype(np.float32)
+
+    def variance(self, skies: Sequence[float]) -> Image:
+        """(planes, rows, columns) ADU², of `mean`; 0 where nothing fell. skies: ADU, the sky's
+        level in each plane of the stack, in pixels of the reference.
+        """
+        some = self.weight > 0
+        weight = np.where(some, self.weight, 1.0)
+        levels = np.asarray(skies, np.float64)[:, np.newaxis, np.newaxis]
+        sources = np.maximum(SCALE**2 * self.total / weight - levels, 0.0)
+        variance: Matrix = (self.noise + self.photons * sources) / weight**2
+        return variance.astype(np.float32)
 
 
 def add(
@@ -78,6 +102,7 @@ def add(
     rejected: Bool | None = None,
     rejected_from: int = 0,
     pixfrac: float = PIXFRAC,
+    sigmas: Sequence[float] | None = None,
 ) -> None:
     """Drop some rows of one frame onto a grid; only `grid` is changed.
 
@@ -85,7 +110,8 @@ def add(
     row 0 is row `first_row` of the frame, an even one with a mosaic. matrix, distortion, terms: as
     for the live stack. mask: (ny, nx); pixels with bit 1 are not used. rejected: (planes, rows,
     width) of the reference from its row `rejected_from` on; a pixel whose centre lies on a rejected
-    one is not used. pixfrac: 0 … 1, edge of a drop over that of a pixel.
+    one is not used. pixfrac: 0 … 1, edge of a drop over that of a pixel. sigmas: ADU, the noise of
+    one pixel of each colour of the sky, after scaling; None: that of the terms.
 
     The result does not depend on how a frame is cut into rows, nor on threads; rows that do not
     reach the grid cost little. Raises ValueError for wrong shapes.
@@ -113,6 +139,8 @@ def add(
         rejected_from,
         colours,
         np.array(terms.planes, dtype=np.float64),
+        np.square(np.full(planes, terms.sigma_adu) if sigmas is None else np.array(sigmas)),
+        1.0 / terms.e_per_adu,
         terms.scale,
         terms.weight,
         pixfrac,
@@ -120,6 +148,8 @@ def add(
         grid.first,
         grid.total,
         grid.weight,
+        grid.noise,
+        grid.photons,
     )
 
 
@@ -173,8 +203,9 @@ def _reach(points: Matrix, y: int, width: int, out: Matrix) -> None:
 @kernel(parallel=True)
 def _drop_rows(
     samples: Image, points: Matrix, mask: Mask, rejected: Bool, rejected_from: int,
-    colours: Colours, planes: Matrix, scale: float, share: float, pixfrac: float, slack: float,
-    first: int, total: Matrix, weight: Matrix,
+    colours: Colours, planes: Matrix, variances: Matrix, per_adu: float, scale: float,
+    share: float, pixfrac: float, slack: float, first: int, total: Matrix, weight: Matrix,
+    noise: Matrix, photons: Matrix,
 ) -> None:  # fmt: skip
     """Every thread takes rows of the grid and all drops that reach them, in the frame's order, so
     that each sum is built in the same order whoever builds it.
@@ -224,7 +255,11 @@ def _drop_rows(
                     + planes[plane, 2] * (v / SCALE - 0.5)
                 )
                 value = scale * samples[y, x] * pixel + offset / (SCALE * SCALE)
-                _drop(corners, value, share, first, top, bottom, total[plane], weight[plane])
+                _drop(
+                    corners, value, pixel * pixel * variances[plane], pixel * pixel * per_adu,
+                    share, first, top, bottom, total[plane], weight[plane], noise[plane],
+                    photons[plane],
+                )  # fmt: skip
 
 
 @kernel()
@@ -246,8 +281,8 @@ def _corners(points: Matrix, x: int, y: int, half: float, out: Matrix) -> float:
 
 @kernel()
 def _drop(
-    corners: Matrix, value: float, share: float, first: int, top: int, bottom: int,
-    total: Matrix, weight: Matrix,
+    corners: Matrix, value: float, variance: float, per_adu: float, share: float, first: int,
+    top: int, bottom: int, total: Matrix, weight: Matrix, noise: Matrix, photons: Matrix,
 ) -> None:  # fmt: skip
     """Add a drop to the pixels that it touches in rows top … bottom of the arrays."""
     left = min(corners[0, 0], corners[1, 0], corners[2, 0], corners[3, 0])
@@ -265,8 +300,11 @@ def _drop(
                     corners[n, 0] - i, corners[n, 1] - first - j,
                 )  # fmt: skip
             if area > 0.0:
-                total[j, i] += share * area * value
-                weight[j, i] += share * area
+                part = share * area
+                total[j, i] += part * value
+                weight[j, i] += part
+                noise[j, i] += part * part * variance
+                photons[j, i] += part * part * per_adu
 
 
 @kernel()

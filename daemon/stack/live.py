@@ -64,6 +64,9 @@ BYTES_FIXED = 20
 BYTES_WAITING = 6
 BYTES_RENDERED = 12
 """Mean, weight and variance of a rendered pixel."""
+DEPTHS = ((3, 2), (3, 1), (2, 1))
+"""High and low, the best first."""
+EDGES = (1, 2, 4)
 
 
 class Depth(NamedTuple):
@@ -71,21 +74,26 @@ class Depth(NamedTuple):
 
     high: int
     low: int
-    half_size: bool
-    """Not even the shallowest fits: the stack is of half the size, a pixel of each 2×2."""
+    edge: int
+    """The stack has one pixel for so many by so many of the frames, because not even the shallowest
+    fits otherwise: one of EDGES."""
+
+
+def memory_for(shape: tuple[int, int, int], high: int, low: int) -> int:
+    """Bytes of a stack of `shape` (planes, ny, nx) with one rendered image."""
+    pixels = shape[0] * shape[1] * shape[2]
+    return (BYTES_FIXED + BYTES_WAITING * (high + low) + BYTES_RENDERED) * pixels
 
 
 def depth_for(shape: tuple[int, int, int], memory_bytes: int) -> Depth:
     """The deepest buffers for a stack of `shape` (planes, ny, nx) that fit into `memory_bytes`
-    together with one rendered image.
+    together with one rendered image; the shallowest of the smallest where nothing does.
     """
-    pixels = shape[0] * shape[1] * shape[2]
-    for share in (1, 4):
-        for high, low in ((3, 2), (3, 1), (2, 1)):
-            needed = BYTES_FIXED + BYTES_WAITING * (high + low) + BYTES_RENDERED
-            if needed * pixels <= memory_bytes * share:
-                return Depth(high, low, half_size=share > 1)
-    return Depth(2, 1, half_size=True)
+    for edge in EDGES:
+        for high, low in DEPTHS:
+            if memory_for(shape, high, low) <= memory_bytes * edge**2:
+                return Depth(high, low, edge)
+    return Depth(*DEPTHS[-1], EDGES[-1])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -267,19 +275,25 @@ def remove(
     del stack.terms[terms.index], stack.sigmas[terms.index]
 
 
-def render(stack: LiveStack) -> StackImage:
+def empty_image(shape: tuple[int, int, int]) -> StackImage:
+    """An image (planes, ny, nx) of nothing, for `render` to fill."""
+    return StackImage(
+        mean=np.zeros(shape, np.float32),
+        weight=np.zeros(shape, np.float32),
+        variance=np.zeros(shape, np.float32),
+        coverage=np.zeros(shape[1:], np.uint16),
+    )
+
+
+def render(stack: LiveStack, *, into: StackImage | None = None) -> StackImage:
     """The stack as it is now: the weighted mean of the settled values and of the waiting ones
-    inside the gate. With one frame it is that frame. The stack is not changed.
+    inside the gate. With one frame it is that frame. The stack is not changed. `into`, zeros or
+    what other planes have left in its coverage, is filled where it is given.
 
     The variance of the mean is σ²/n_eff, with σ² the measured spread, weighed against the noise
     model with `MODEL_FREEDOM` degrees of freedom, so that it makes sense from the first frame on.
     """
-    image = StackImage(
-        mean=np.zeros(stack.shape, np.float32),
-        weight=np.zeros(stack.shape, np.float32),
-        variance=np.zeros(stack.shape, np.float32),
-        coverage=np.zeros(stack.shape[1:], np.uint16),
-    )
+    image = empty_image(stack.shape) if into is None else into
     if not stack.terms:
         return image
     table = _table(stack)

@@ -178,15 +178,16 @@ def calstat(masters: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def binned(record: FrameRecord) -> FrameRecord:
-    """A record of what the camera would have given at twice its binning, for a stack of half the
-    size: its scale is then told rightly.
+def binned(record: FrameRecord, times: int) -> FrameRecord:
+    """A record of what the camera would have given at so many times its binning, for a stack that
+    is smaller than its frames: its scale is then told rightly.
     """
     key = dataclasses.replace(
-        record.key, xbinning=2 * record.key.xbinning, ybinning=2 * record.key.ybinning
+        record.key, xbinning=times * record.key.xbinning, ybinning=times * record.key.ybinning
     )
     size = record.pixel_size_um
-    return dataclasses.replace(record, key=key, pixel_size_um=None if size is None else 2 * size)
+    wider = None if size is None else times * size
+    return dataclasses.replace(record, key=key, pixel_size_um=wider)
 
 
 def _camera_cards(record: FrameRecord) -> list[Card]:

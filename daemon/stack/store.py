@@ -8,19 +8,22 @@ memory went to another stack) is made again by replaying its members from the ra
 import collections
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from daemon.ledger.stacks import Member, Stack
+from daemon.light import debayer
 from daemon.stack import halve, live
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
-Matrix = npt.NDArray[np.float64]
+SIZES = {2: "half", 4: "a quarter of"}
+"""Of a stack with one pixel for so many by so many."""
 Replay = Callable[[Stack, Sequence[Member]], Iterator[tuple[Image, Mask, Member]]]
-"""Gives the calibrated (planes, ny, nx) image and the mask of each member again, in order."""
+"""Gives the calibrated (ny, nx) image and the mask of each member again, in order."""
 
 
 @dataclasses.dataclass
@@ -29,7 +32,12 @@ class Growing:
 
     memory_bytes: int
     """The budget that chooses how many undecided values a pixel keeps."""
-    image: live.LiveStack | None = None
+    pattern: str | None = None
+    """Of the frames' mosaic, `RGGB`…; None: monochrome."""
+    room: Callable[[int], None] = lambda _: None
+    """Called with the bytes that it will hold, before it takes them."""
+    images: tuple[live.LiveStack, ...] = ()
+    """One of all planes; where a mosaic's stack is smaller than its frames, one of each colour."""
     depth: live.Depth | None = None
     frames: list[int] = dataclasses.field(default_factory=list)
     """The frame ids it holds, in order."""
@@ -40,14 +48,13 @@ class Growing:
     """Frames added since the product was written."""
 
     def add(self, image: Image, mask: Mask, member: Member) -> None:
-        """Register and accumulate one calibrated frame, (planes, ny, nx) ADU."""
-        if self.image is None:
-            planes, ny, nx = image.shape
-            self.depth = live.depth_for((planes, ny, nx), self.memory_bytes)
-            shape = (planes, ny // 2, nx // 2) if self.halved else image.shape
-            self.image = live.LiveStack.empty(shape, high=self.depth.high, low=self.depth.low)
-        pixels, mask, matrix, terms, distortion = self._sized(image, mask, member)
-        live.add(self.image, pixels, matrix, terms, distortion=distortion, mask=mask)
+        """Register and accumulate one calibrated frame (ny, nx), ADU: grey, or the mosaic."""
+        if not self.images:
+            self._begin(image.shape[0], image.shape[1])
+        for stack, one in zip(self.images, self._sized(image, mask, member), strict=True):
+            live.add(
+                stack, one.image, one.matrix, one.terms, distortion=one.distortion, mask=one.mask
+            )
         self.frames.append(member.frame_id)
         self.exposure_s += member.exposure_s or 0.0
         self.unpublished += 1
@@ -56,41 +63,99 @@ class Growing:
         """Take a frame out again, given what it was added with. ValueError where the stack is
         empty.
         """
-        if self.image is None:
+        if not self.images:
             raise ValueError("the stack is empty: nothing can be taken out of it")
-        pixels, mask, matrix, terms, distortion = self._sized(image, mask, member)
-        live.remove(self.image, pixels, matrix, terms, distortion=distortion, mask=mask)
+        for stack, one in zip(self.images, self._sized(image, mask, member), strict=True):
+            live.remove(
+                stack, one.image, one.matrix, one.terms, distortion=one.distortion, mask=one.mask
+            )
         self.frames.remove(member.frame_id)
         self.exposure_s -= member.exposure_s or 0.0
         self.unpublished += 1
         self.exact = False
 
-    @property
-    def halved(self) -> bool:
-        """Whether there is no memory for all pixels: the image is of half the frames' size."""
-        return self.depth is not None and self.depth.half_size
+    def render(self) -> live.StackImage | None:
+        """The stack as it is now (`live.render`); None without a frame."""
+        if not self.images:
+            return None
+        _, ny, nx = self.images[0].shape
+        made = live.empty_image((self._planes, ny, nx))
+        first = 0
+        for stack in self.images:
+            part = slice(first, first + stack.shape[0])
+            # The coverage is that of the plane with the most: they share it.
+            arrays = made.mean[part], made.weight[part], made.variance[part], made.coverage
+            live.render(stack, into=live.StackImage(*arrays))
+            first = part.stop
+        return made
 
-    def _sized(
-        self, image: Image, mask: Mask, member: Member
-    ) -> tuple[Image, Mask, Matrix, live.FrameTerms, Matrix | None]:
-        """A frame as it enters the image: pixels, mask, matrix, terms, distortion."""
-        if not self.halved:
-            return image, mask, member.matrix, member.terms, member.distortion
-        matrix, distortion = halve.place(member.matrix, member.distortion)
-        return *halve.image(image, mask), matrix, halve.terms(member.terms), distortion
+    @property
+    def edge(self) -> int:
+        """One pixel of the image is so many by so many of the frames': more than one where there is
+        no memory for all of them.
+        """
+        return self.depth.edge if self.depth is not None else 1
+
+    def smaller(self, shape: tuple[int, ...]) -> str:
+        """A sentence on a stack that is smaller than its frames of `shape` (ny, nx)."""
+        whole = live.memory_for((self._planes, shape[0], shape[1]), *live.DEPTHS[-1])
+        ny, nx = self.images[0].shape[1:]
+        return (
+            f"the stack grows at {SIZES[self.edge]} the size, {nx} × {ny} px: for all pixels "
+            f"[stack] memory_mb must be {math.ceil(whole / 1e6)}. The final stack is of full size"
+        )
+
+    @property
+    def _planes(self) -> int:
+        return 1 if self.pattern is None else 3
+
+    def _begin(self, ny: int, nx: int) -> None:
+        """Make room for frames of that size."""
+        self.depth = high, low, edge = live.depth_for((self._planes, ny, nx), self.memory_bytes)
+        pixels = self._planes * (ny // edge) * (nx // edge)
+        self.room((live.BYTES_FIXED + live.BYTES_WAITING * (high + low)) * pixels)
+        each = [1] * self._planes if edge > 1 else [self._planes]
+        self.images = tuple(
+            live.LiveStack.empty((planes, ny // edge, nx // edge), high=high, low=low)
+            for planes in each
+        )
+
+    def _sized(self, image: Image, mask: Mask, member: Member) -> list[halve.Sized]:
+        """A frame as it enters each of the images."""
+        numbers = member.matrix, member.terms, member.distortion
+        if self.pattern is None:
+            whole = halve.Sized(image[np.newaxis], mask, *numbers)
+            return [whole if self.edge == 1 else halve.grey(whole, self.edge)]
+        if self.edge == 1:
+            return [halve.Sized(debayer.debayer(image, self.pattern), mask, *numbers)]
+        return halve.colours(image, mask, self.pattern, *numbers, edge=self.edge)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory held."""
-        return self.image.nbytes if self.image is not None else 0
+        return sum(image.nbytes for image in self.images)
+
+    @property
+    def most_bytes(self) -> int:
+        """The same with the deepest buffers, which it has where there is more memory."""
+        pixels = sum(math.prod(image.shape) for image in self.images)
+        return (live.BYTES_FIXED + live.BYTES_WAITING * sum(live.DEPTHS[0])) * pixels
 
 
 class LiveStacks:
     """The images in memory, the most recently used last, within a budget of bytes."""
 
-    def __init__(self, *, memory_bytes: int, replay: Replay) -> None:
+    def __init__(
+        self, *, memory_bytes: int, replay: Replay, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`tell` is called with a sentence when a stack comes back that had to make room: once, and
+        again where more memory is missing than was told.
+        """
         self._memory_bytes = memory_bytes
         self._replay = replay
+        self._tell = tell
+        self._evicted: dict[int, int] = {}
+        self._told_mb = 0
         self._stacks: collections.OrderedDict[int, Growing] = collections.OrderedDict()
 
     def __contains__(self, stack_id: int) -> bool:
@@ -101,7 +166,11 @@ class LiveStacks:
         wanted = [member.frame_id for member in members]
         growing = self._stacks.get(stack.id)
         if growing is None or growing.frames != wanted:
-            growing = Growing(self._memory_bytes)
+            if stack.id in self._evicted:
+                self._say_short(stack, len(members))
+                del self._evicted[stack.id]
+            self.forget(stack.id)  # before it is held twice
+            growing = self.begin(stack)
             for image, mask, member in self._replay(stack, members):
                 growing.add(image, mask, member)
                 del image, mask  # free before the next frame needs as much
@@ -132,6 +201,14 @@ class LiveStacks:
         if growing is not None:
             growing.frames = [new_id if one == old_id else one for one in growing.frames]
 
+    def begin(self, stack: Stack) -> Growing:
+        """An empty image of a stack, for which others make room when its first frame comes."""
+
+        def room(more: int) -> None:
+            self._make_room(stack.id, more)
+
+        return Growing(self._memory_bytes, stack.bayer_pattern, room)
+
     def put(self, stack_id: int, growing: Growing) -> None:
         """Take over an image that was made anew."""
         self._stacks[stack_id] = growing
@@ -150,11 +227,34 @@ class LiveStacks:
         """Stacks in memory that hold frames which their written product does not."""
         return {key: growing for key, growing in self._stacks.items() if growing.unpublished}
 
-    def _make_room(self, keep: int) -> None:
-        """Drop the least recently used images that are published, then others, to the budget."""
-        while len(self._stacks) > 1 and self._total() > self._memory_bytes:
-            victim = next(key for key in self._stacks if key != keep)
+    def _make_room(self, keep: int, more: int = 0) -> None:
+        """Drop the least recently used images until the others and `more` bytes fit the budget."""
+        while self._total() + more > self._memory_bytes:
+            victim = next((key for key in self._stacks if key != keep), None)
+            if victim is None:
+                return
+            self._evicted[victim] = self._stacks[victim].most_bytes
             del self._stacks[victim]
+
+    def _say_short(self, stack: Stack, frames: int) -> None:
+        """Say what to do where stacks make room for each other in turn."""
+        others = {key: size for key, size in self._evicted.items() if key not in self._stacks}
+        here = sum(one.most_bytes for one in self._stacks.values())
+        together = math.ceil((here + sum(others.values())) / 1e6)
+        if together <= self._told_mb:
+            return
+        self._told_mb = together
+        growing = next((one for one in self._stacks.values() if one.images), None)
+        smaller = ""
+        if growing is not None and growing.edge == 1:
+            planes, ny, nx = growing.images[0].shape
+            least = live.memory_for((planes, ny, nx), *live.DEPTHS[-1])
+            smaller = f", or below {math.floor(least / 1e6)}, with which they grow at half the size"
+        self._tell(
+            f"{stack.label} had to make room for another stack, and its {frames} frames are read "
+            f"again: this takes long with every change of filter. [stack] memory_mb should be "
+            f"{together}{smaller}"
+        )
 
     def _total(self) -> int:
         return sum(growing.nbytes for growing in self._stacks.values())

@@ -19,7 +19,7 @@ from daemon import finish, masters
 from daemon.bands import open_sources
 from daemon.ledger.ledger import Frame
 from daemon.ledger.stacks import Member, Stack
-from daemon.light import warp
+from daemon.light import debayer, warp
 from daemon.parts import Parts
 from daemon.simulator.camera import Camera, make_camera
 from daemon.simulator.night import NightPlan, Shot, SimulatedFrame, Trail, plan_night
@@ -71,12 +71,14 @@ class Night:
     def calibrated(self, light: Taken) -> tuple[np.ndarray, np.ndarray]:
         """(planes, ny, nx) and mask of one light, as it was stacked."""
         pipeline = self.parts.pipeline
-        return pipeline.calibrated(
+        image, mask = pipeline.calibrated(
             frame_file.load(light.frame.path),
             light.frame.record,
             pipeline.calibrator.recorded(light.member.masters),
             clean="cosmics cleaned" in light.member.flags,
         )
+        pattern = self.camera.bayer_pattern
+        return (debayer.debayer(image, pattern) if pattern else image[np.newaxis]), mask
 
     def mosaic(self, light: Taken) -> tuple[np.ndarray, np.ndarray]:
         """(ny, nx) and mask of one light, calibrated, before anything else."""
@@ -135,7 +137,7 @@ def worked(plan: NightPlan, folder: Path) -> Iterator[Night]:
                 Taken(member, frame, simulated[frame.path.name])
                 for member, frame in zip(members, frames, strict=True)
             ),
-            live.render(growing.image),
+            growing.render(),
         )
 
 

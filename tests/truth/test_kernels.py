@@ -43,12 +43,22 @@ def test_warp(planes):
         np.testing.assert_array_equal(other, first)
 
 
-@pytest.mark.parametrize("superpixel", [False, True])
-def test_debayer(superpixel):
-    mosaic = frozen(np.random.default_rng(2), (151, 130))
-    first, *others = with_threads(lambda: debayer.debayer(mosaic, "GRBG", superpixel=superpixel))
+@pytest.mark.parametrize(
+    "colours",
+    [
+        lambda mosaic, _: (debayer.debayer(mosaic, "GRBG"),),
+        lambda mosaic, _: debayer.luminance(mosaic, "GRBG", grid=(9, 8)),
+        lambda mosaic, mask: debayer.superpixels(mosaic, mask, "GRBG"),
+    ],
+)
+def test_debayer(colours):
+    rng = np.random.default_rng(2)
+    mosaic, mask = frozen(rng, (151, 130)), rng.integers(0, 4, (151, 130)).astype(np.uint8)
+    mask.setflags(write=False)
+    first, *others = with_threads(lambda: colours(mosaic, mask))
     for other in others:
-        np.testing.assert_array_equal(other, first)
+        for ours, theirs in zip(first, other, strict=True):
+            np.testing.assert_array_equal(theirs, ours)
 
 
 def test_cell_means():
