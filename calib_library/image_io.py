@@ -1,4 +1,5 @@
-"""The only reader and writer of image files: FITS, plain and tile-compressed (`.fz`).
+"""The only reader and writer of image files: FITS, plain and tile-compressed (`.fz`); of masters
+made elsewhere XISF too.
 
 Files come from other programs, whole or half-written, honest or hostile. Nothing is allocated
 before the sizes that the headers declare have been compared with the size on disk; headers are read
@@ -170,6 +171,41 @@ def load(path: Path, *, verify: bool = True, buffer: npt.NDArray[np.uint8] | Non
             _check_sums(path, hdu, raw)
     pixels = _decompress(info, raw) if info.compressed else _stored(info, raw)
     return Loaded(info, _physical(info, pixels), digest, size, status.st_mtime_ns, status.st_ino)
+
+
+def load_any(path: Path) -> Loaded:
+    """As `load`, of a file that may be XISF too: for masters made elsewhere. Its cards are the FITS
+    keywords it keeps, and those that say what its properties do.
+    """
+    from calib_library import xisf  # noqa: PLC0415 — compiled kernels; frames do not need them
+
+    with _opened(path) as (file, status):
+        if not xisf.is_xisf(os.pread(file.fileno(), BLOCK, 0)):
+            return load(path)
+        if status.st_size > MAX_BYTES:
+            raise ImageError(
+                f"{path.name}: {status.st_size / 1e9:.1f} GB is too large for a master"
+            )
+        raw = np.empty(status.st_size, np.uint8)
+        digest = _read_and_hash(file, raw)
+    if digest is None:
+        raise IncompleteImageError(f"{path.name}: became shorter while it was read")
+    image = xisf.read(path.name, raw)
+    info = ImageInfo(
+        path=path,
+        shape=image.pixels.shape,
+        storage=image.pixels.dtype.name,
+        cards=image.cards,
+        data_offset=0,
+        hdu=0,
+        bitpix=8 * image.pixels.dtype.itemsize,
+        bzero=0.0,
+        bscale=1.0,
+        compressed=image.compressed,
+        stream_limit=0,
+        plain=False,
+    )
+    return Loaded(info, image.pixels, digest, raw.size, status.st_mtime_ns, status.st_ino)
 
 
 class RowReader:

@@ -581,14 +581,18 @@ class CalibrationLibrary:
                 frames=max(1, record.stack_count),
             )
 
-    def keys_of(self, camera: str | None, width: int, height: int) -> frozenset[CalibrationKey]:
-        """Return the keys under which frames of a camera and size have been filed."""
+    def keys_of(
+        self, camera: str | None, width: int, height: int
+    ) -> frozenset[tuple[CalibrationKey, str]]:
+        """Return the keys, with the order of rows, under which frames of a camera and size have
+        been filed.
+        """
         rows = self._rows(
             "calibration_set",
             "camera IS ? AND width = ? AND height = ? AND imported IS NULL",
             [camera, width, height],
         )
-        return frozenset(_split_key(row["key"])[0] for row in rows)
+        return frozenset(_split_key(row["key"]) for row in rows)
 
     def master(self, master_id: int) -> MasterRecord:
         """Return one master, current or not. Raises LibraryError where there is none."""

@@ -232,7 +232,7 @@ def import_(
     Parameters
     ----------
     file
-        The master, a FITS file.
+        The master, a FITS or an XISF file.
     type_
         bias, dark, flat or flat-dark.
     exposure

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PURE = {
     "calib_library.ageing",
     "calib_library.cards",
+    "calib_library.fits_cards",
     "calib_library.header",
     "calib_library.keywords",
     "calib_library.kinds",
@@ -28,6 +29,7 @@ PURE = {
     "calib_library.compare",
     "calib_library.suspects",
     "calib_library.advice",
+    "calib_library.xisf",
     "calib_library.sensor",
     "calib_library.sensor_record",
     "daemon.intake.settle",
