@@ -39,6 +39,7 @@ from calib_library.library import (
     FiledFrame,
     Input,
 )
+from calib_library.made_dark import MadeDark, Mixed
 from calib_library.match import MasterRecord
 
 Floats = npt.NDArray[np.float32]
@@ -88,7 +89,7 @@ class _Opened:
 
     frame: FiledFrame
     reader: image_io.RowReader
-    pedestal: Floats | None = None
+    pedestal: Floats | Mixed | None = None
     """What is subtracted from it, (ny, nx) ADU."""
     overscan: Floats | None = None
     """The levels of its overscan, which go first, (ny, 1) or (1, nx) ADU."""
@@ -109,7 +110,7 @@ class _Lowered:
     """The rows of a frame with its own pedestal and overscan subtracted, as `combine.Rows`."""
 
     reader: image_io.RowReader
-    pedestal: Floats | None
+    pedestal: Floats | Mixed | None
     overscan: Floats | None
     storage: str = "float32"
     plain: bool = False
@@ -139,6 +140,7 @@ def build(
     root: Path,
     generation: int,
     subtract: MasterRecord | Mapping[str, MasterRecord] | None = None,
+    made: Mapping[str, MadeDark] | None = None,
     predecessor: MasterRecord | None = None,
     sigma: float = 3.0,
     minimum: int = 2,
@@ -147,11 +149,12 @@ def build(
     """Combine the frames of a set into one master and write it below `root`/masters.
 
     `subtract` (for flats: flat-dark, dark or bias; where the exposures differ, as in twilight, one
-    for each frame by its hash) is taken from each frame first; flats are then scaled to their
-    common level, a colour camera's each by its own four planes, and keep it. Frames are left out,
-    with the reason, whose file is gone or no longer the one that was filed, or whose pixels are
-    unlike the others'. `predecessor` is the master that this one follows: what has changed is
-    noted. `progress` is given the fraction done, 0 to 1.
+    for each frame by its hash) is taken from each frame first; where `made` has a dark made of
+    several for a frame, that goes before. Flats are then scaled to their common level, a colour
+    camera's each by its own four planes, and keep it. Frames are left out, with the reason, whose
+    file is gone or no longer the one that was filed, or whose pixels are unlike the others'.
+    `predecessor` is the master that this one follows: what has changed is noted. `progress` is
+    given the fraction done, 0 to 1.
 
     Raises IncompatibleFramesError where fewer than `minimum` frames are left, or files are missing
     and the present master was made of more frames, or the new master beside its predecessor, or a
@@ -167,6 +170,7 @@ def build(
                 root=root,
                 generation=generation,
                 subtract=subtract,
+                made=made or {},
                 predecessor=predecessor,
                 sigma=sigma,
                 minimum=minimum,
@@ -193,6 +197,7 @@ def _build(
     root: Path,
     generation: int,
     subtract: MasterRecord | Mapping[str, MasterRecord] | None,
+    made: Mapping[str, MadeDark],
     predecessor: MasterRecord | None,
     sigma: float,
     minimum: int,
@@ -206,10 +211,15 @@ def _build(
     for frame in ordered[:-MOST_FRAMES]:
         left_out[frame.sha256] = f"the newest {MOST_FRAMES} frames are enough"
     sections = _sections(group)
-    lowered_by = _by_frame(ordered, subtract)
-    pedestals = {
+    whole = _by_frame([frame for frame in ordered if frame.sha256 not in made], subtract)
+    lowered_by = whole | {sha256: one.nearest for sha256, one in made.items()}
+    loaded = {
         master.id: load_master(root, master)
-        for master in {m.id: m for m in lowered_by.values()}.values()
+        for master in {m.id: m for m in whole.values()}.values()
+    }
+    pedestals: dict[str, Floats | Mixed] = {
+        **{sha256: loaded[master.id] for sha256, master in whole.items()},
+        **{sha256: one.image for sha256, one in made.items()},
     }
     with contextlib.ExitStack() as stack:
         opened = _open(
@@ -224,9 +234,7 @@ def _build(
         opened = [
             dataclasses.replace(
                 one,
-                pedestal=pedestals[master.id]
-                if (master := lowered_by.get(one.frame.sha256))
-                else None,
+                pedestal=pedestals.get(one.frame.sha256),
                 overscan=_overscan(one.reader, sections),
             )
             for one in opened
@@ -253,7 +261,7 @@ def _build(
         built = BuiltMaster(
             set_id=group.id,
             generation=generation,
-            path=_path(group, used, generation, _fingerprint(inputs, lowered_by, sigma)),
+            path=_path(group, used, generation, _fingerprint(inputs, lowered_by, made, sigma)),
             sha256="",
             exposure_s=_mean([frame.record.exposure_s for frame in used]),
             temperature_c=_mean([frame.record.temperature_c for frame in used]),
@@ -268,11 +276,17 @@ def _build(
         )
         changes: list[str] = []
         common = {id(one.pedestal): one.pedestal for one in opened}
+        alike = opened[0].pedestal if len(common) == 1 else None
+        told = dict.fromkeys(made[one.sha256].told for one in used if one.sha256 in made)
+        history = [Card("HISTORY", f"Subtracted: {one}") for one in told]
         path = root / built.path
         _combine_into(
             path,
             opened,
-            lambda found: _cards(group, used, built, subtract=subtracted, sigma=sigma, found=found),
+            lambda found: [
+                *_cards(group, used, built, subtract=subtracted, sigma=sigma, found=found),
+                *history,
+            ],
             # Signed and floating-point frames, and those without their pedestal, may hold what
             # 0..1 of 16 bits cannot.
             scale="unit" if group.key.storage in _FULL_SCALE and not sections.bias else "adu",
@@ -286,7 +300,7 @@ def _build(
                 ],
                 sigma=reachable_sigma(sigma, len(opened)),
                 scales=None if levels is None else flat.scales(levels),
-                subtract=opened[0].pedestal if len(common) == 1 else None,
+                subtract=None if alike is None else alike[:],
             ),
             judge=lambda thin, noise_adu: changes.extend(
                 _compare(group, thin, noise_adu * math.sqrt(len(used)), root, predecessor)
@@ -448,7 +462,7 @@ def _by_frame(
         return {}
     if isinstance(subtract, MasterRecord):
         return {frame.sha256: subtract for frame in frames}
-    return dict(subtract)
+    return {one.sha256: subtract[one.sha256] for one in frames if one.sha256 in subtract}
 
 
 def _commonest(
@@ -540,7 +554,9 @@ def _judge_hot(samples: Sequence[Sequence[Floats]], step: int) -> Sequence[str |
     return [None] * len(samples) if ratios is None else suspects.judge_hot_pixels(ratios)
 
 
-def _base_levels(pedestal: Floats | None, starts: Sequence[int], columns: slice) -> list[float]:
+def _base_levels(
+    pedestal: Floats | Mixed | None, starts: Sequence[int], columns: slice
+) -> list[float]:
     """Return the levels of what is subtracted from a flat, strip by strip, ADU."""
     if pedestal is None:
         return [0.0] * len(starts)
@@ -758,7 +774,10 @@ def safe(text: str) -> str:
 
 
 def _fingerprint(
-    inputs: Sequence[Input], lowered_by: Mapping[str, MasterRecord], sigma: float
+    inputs: Sequence[Input],
+    lowered_by: Mapping[str, MasterRecord],
+    made: Mapping[str, MadeDark],
+    sigma: float,
 ) -> str:
     """Return eight digits that stand for everything the pixels depend on."""
     lines = sorted(
@@ -766,6 +785,11 @@ def _fingerprint(
         for entry in inputs
         if entry.left_out is None
     )
+    lines += [
+        f"{entry.sha256} {made[entry.sha256].mark}"
+        for entry in inputs
+        if entry.left_out is None and entry.sha256 in made
+    ]
     lines += [f"{sigma:g}", __version__]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sqlite_utils import Database
 
-from calib_library import match, schema
+from calib_library import dark_model, match, schema
 from calib_library.ageing import USUAL, Ageing
 from calib_library.errors import LibraryError
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
@@ -671,13 +671,16 @@ class CalibrationLibrary:
             ageing=self.ageing,
         )
 
-    def darks(self, record: FrameRecord) -> list[MasterRecord]:
+    def darks(self, record: FrameRecord, *, flat_darks: bool = False) -> list[MasterRecord]:
         """Return the current darks that fit this frame but for exposure and temperature, the
         nearest in temperature first: what `dark_model.plan` combines. Their number is bounded.
+
+        `flat_darks`: these too, for a flat.
         """
+        kinds = "('dark', 'flat-dark')" if flat_darks else "('dark')"
         rows = self._rows(
             "master",
-            "superseded_by IS NULL AND frame_type = 'dark' AND key = :key"
+            f"superseded_by IS NULL AND frame_type IN {kinds} AND key = :key"
             " AND exposure_s IS NOT NULL AND temperature_c IS NOT NULL",
             {"key": _key_text(record), "temperature": _real(record.temperature_c)},
             order_by="abs(temperature_c - :temperature), frames DESC, id DESC",
@@ -691,7 +694,7 @@ class CalibrationLibrary:
             if match.rank(
                 there,
                 [master],
-                kind=FrameType.DARK,
+                kind=FrameType.FLAT_DARK if flat_darks else FrameType.DARK,
                 temperature_tolerance_c=0.0,
                 session=None,
                 ageing=self.ageing,
@@ -1011,11 +1014,14 @@ class CalibrationLibrary:
             if frame.id not in used or case in seen:
                 continue
             seen.add(case)
-            present = used[frame.id]
-            rank = len(kinds) if present is None else kinds.index(self.master(present).frame_type)
             typical = dataclasses.replace(
                 frame.record, frame_type=group.frame_type, temperature_c=group.temperature_c
             )
+            present = None if used[frame.id] is None else self.master(used[frame.id])
+            rank: float = len(kinds) if present is None else kinds.index(present.frame_type)
+            bias = kinds.index(FrameType.BIAS)
+            if rank < bias and present and self._was_made(typical, present):
+                rank = bias - 0.5
             fits = match.rank(
                 typical,
                 [pedestal],
@@ -1026,7 +1032,24 @@ class CalibrationLibrary:
             ).chosen
             if fits and kinds.index(pedestal.frame_type) < rank:
                 return True
+            if (
+                rank >= bias
+                and pedestal.frame_type is not FrameType.BIAS
+                and dark_model.for_flat(
+                    self.darks(typical, flat_darks=True),
+                    typical,
+                    nearest_within_c=self.temperature_tolerance_c,
+                )
+            ):
+                return True
         return False
+
+    def _was_made(self, flat: FrameRecord, present: MasterRecord) -> bool:
+        """Whether a dark that was subtracted from a flat was one of several: it is not its own."""
+        return not match.same_exposure(flat.exposure_s, present.exposure_s) or (
+            _grouping_distance(present.frame_type, flat.temperature_c, present.temperature_c)
+            > self.temperature_tolerance_c
+        )
 
     def _typical(self, group: CalibrationSet) -> FrameRecord:
         """Return a record that stands for a set: its first frame's, at the mean temperature."""

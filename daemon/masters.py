@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, defects, image_io
+from calib_library import build, defects, flat_darks, image_io
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import BuiltMaster, CalibrationSet, FiledFrame
@@ -41,12 +41,15 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     label = f"master {describe(frames[0].record)} from {len(frames)} frames"
     beat(f"building {label}")
     try:
+        pedestals = pipeline.library.pedestals(one, frames)
+        darks = flat_darks.for_flats(pipeline.library, one, frames, pedestals)
         made = build.build(
             one,
             frames,
             root=pipeline.config.library.path,
             generation=pipeline.library.next_generation(one.id),
-            subtract=pipeline.library.pedestals(one, frames),
+            subtract=pedestals,
+            made=darks,
             predecessor=pipeline.library.predecessor(one),
             sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
@@ -76,6 +79,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     for reason in made.notes:
         pipeline.log.warning("MASTER", f"{label}: {reason}")
     follows = [] if jumping is None else [f"{len(jumping)} pixels jump (telegraph noise)"]
+    follows += list(dict.fromkeys(dark.told for dark in darks.values()))[:1]
     follows += [f"{released} waiting lights go on"] if released else []
     follows += [f"{stale} stacks will be made again with it"] if stale else []
     pipeline.log.info("MASTER", "; ".join([f"{label}: {master.path}", *follows]))

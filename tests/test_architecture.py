@@ -25,6 +25,7 @@ PURE = {
     "calib_library.dark_compose",
     "calib_library.dark_model",
     "calib_library.dark_temperature",
+    "calib_library.made_dark",
     "calib_library.match",
     "calib_library.compare",
     "calib_library.suspects",
