@@ -181,7 +181,8 @@ class Calibrator:
             dark, explanation = self._one(record, FrameType.DARK, session, chosen)
         elif FrameType.BIAS not in chosen:
             dark, explanation = self.match(record, FrameType.DARK, session)
-            making = self._darkroom.choose(record)
+            forced = self._library.is_dark_forced(target=target, sha256=sha256)
+            making = self._darkroom.choose(record, forced=forced)
             if making is not None:
                 dark = self._principal(making)
                 alone = [("Darks, each by itself", lines) for _, lines in explanation]
@@ -273,7 +274,7 @@ class Calibrator:
             return pedestals or (before is None) != (now.making is None)
         # The light's own pixels had their say in the dark: it would be another only if others were
         # considered for it.
-        making = self._darkroom.choose(record, fitted_c=before.fitted_c)
+        making = self._darkroom.choose(record, fitted_c=before.fitted_c, forced=now.making.forced)
         considered = making.considered if making is not None else ()
         return considered != before.considered
 

@@ -155,6 +155,7 @@ def use(
     frame: str | None = None,
     kind: Literal["bias", "dark", "flat"] | None = None,
     remove: bool = False,
+    extrapolate: bool = False,
     config: ConfigOption = None,
 ) -> int:
     """Use a master for a target or a frame, whatever the rules say; its stacks are made again.
@@ -171,6 +172,9 @@ def use(
         As what it is used; without it, as what it is.
     remove
         Go back to the rules, for this kind or for all.
+    extrapolate
+        Instead of a master: let the dark be extrapolated by up to 5 °C where all darks are on one
+        side of the light's temperature. By itself that is done up to 2 °C only.
     """
     settings = _load(config)
     from daemon.report import collect
@@ -178,12 +182,14 @@ def use(
     if (target is None) == (frame is None):
         _complain("give either --target or --frame: what the master is to be used for")
         return Exit.USAGE
-    if remove == bool(master):
-        _complain("give a master to use, or --remove to go back to the rules")
+    if [bool(master), remove, extrapolate].count(True) != 1:
+        _complain("give a master to use, or --extrapolate, or --remove to go back to the rules")
         return Exit.USAGE
     words: dict[str, str] = {"kind": kind} if kind else {}
+    if extrapolate:
+        words["extrapolate"] = "yes"
     try:
-        number = 0 if remove else _only(master, collect.masters(settings, master), "master")
+        number = 0 if not master else _only(master, collect.masters(settings, master), "master")
         if frame is not None:
             found = [(n, f"{name} ({state})") for n, name, state in collect.frames(settings, frame)]
             words["frame"] = str(_only(frame, found, "frame"))

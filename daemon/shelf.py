@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from calib_library import foreign
+from calib_library.dark_model import FORCED_C
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationLibrary, Scope
@@ -17,8 +18,9 @@ FULL_SCALE = "full-scale"
 
 
 def use(pipeline: Pipeline, master_id: int, words: Mapping[str, str], *, now: dt.datetime) -> None:
-    """Use a master for a target or a frame whatever the rules say, or (0) go back to the rules; the
-    stacks that change by it are made again. `words`: kind, and target or frame (its number).
+    """Use a master for a target or a frame whatever the rules say, or (0) go back to the rules, or
+    have its dark extrapolated (`extrapolate` among the words); the stacks that change by it are
+    made again. `words`: kind, and target or frame (its number).
     """
     kind = FrameType(words["kind"]) if words.get("kind") else None
     found = _subject(pipeline, words)
@@ -28,7 +30,12 @@ def use(pipeline: Pipeline, master_id: int, words: Mapping[str, str], *, now: dt
     scope, subject, label = found
     try:
         with pipeline.ledger.transaction():
-            if master_id:
+            if "extrapolate" in words:
+                pipeline.library.force_dark(scope=scope, subject=subject, now=now)
+                told = (
+                    f"the dark of {label} may be extrapolated by up to {FORCED_C:.0f} °C, by hand"
+                )
+            elif master_id:
                 name = _use(pipeline, master_id, kind, scope, subject, now=now)
                 told = f"{name}, chosen by hand for {label}"
             else:

@@ -82,6 +82,38 @@ def test_what_is_asked_wrongly_is_said(night, capsys):
     assert used(config)[1].masters["flat"] is None
 
 
+@pytest.mark.parametrize("scope", [["--target", "cam"], ["--frame", "cam_light"]])
+def test_a_dark_is_extrapolated_far_only_by_hand(tmp_path, scope, capsys):
+    """4 °C beyond the warmest of two darks: by the rules there is no dark (section 1, rule 4)."""
+    camera = Situation(tmp_path / "in", "cam")
+    camera.darks(**{"CCD-TEMP": -14.0, "SET-TEMP": -14.0})
+    camera.darks(**{"CCD-TEMP": -18.0, "SET-TEMP": -18.0})
+    camera.light()
+    config = config_for(tmp_path)
+    run(config)
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[library]\npath = "{config.library.path}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
+    )
+    light, member, _ = used(config)
+    assert member.masters["dark"] is None
+    assert "no dark" in member.flags
+    assert "is 4.0 °C off" in told(light)
+
+    assert command(file, "use", "--extrapolate", *scope) == 0
+    assert "may be extrapolated by up to 5 °C, by hand" in Outcome(config).log
+    light, member, _ = used(config)
+    assert "dark: extrapolated by order" in member.flags
+    assert "extrapolated by order" in told(light)
+    assert {source["temperature_c"] for leg in member.masters["dark_model"]["legs"]
+            for source in (leg["near"], leg["other"])} == {-14.0, -18.0}  # fmt: skip
+
+    assert command(file, "use", "--remove", *scope) == 0
+    assert used(config)[1].masters["dark"] is None
+    assert command(file, "use", "--extrapolate", "--remove", *scope) == 2
+    assert "or --extrapolate, or --remove" in capsys.readouterr().err
+
+
 # --- masters made elsewhere ----------------------------------------------------------------------
 
 
