@@ -21,6 +21,7 @@ PURE = {
     "calib_library.overscan",
     "calib_library.combine",
     "calib_library.flat",
+    "calib_library.flat_checks",
     "calib_library.defects",
     "calib_library.dark_compose",
     "calib_library.dark_model",
