@@ -74,6 +74,8 @@ class Use:
     """e- a pixel in one light."""
     name: str
     """For a person: the target, or `plan`."""
+    filter_name: str | None = None
+    """As the camera's program writes it."""
 
     @property
     def lights(self) -> int:
@@ -139,6 +141,8 @@ class Shot:
     filter: str | None
     count: int
     why: str
+    filter_name: str | None = None
+    """As the camera's program writes it, for lists that it reads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -551,7 +555,14 @@ def _flat_shots(lines: Sequence[Line], stock: _Stock) -> list[Shot]:
             # A flat belongs to its session: those of another night are no part of a new set.
             why = "there are none of this filter" if not part.frames else part.advice
             shots[place] = Shot(
-                use.site, FrameType.FLAT, None, None, use.filter, count + part.frames, why
+                site=use.site,
+                kind=FrameType.FLAT,
+                exposure_s=None,
+                temperature_c=None,
+                filter=use.filter,
+                count=count + part.frames,
+                why=why,
+                filter_name=use.filter_name,
             )
         if flat is not None and stock.pedestal(use.site, flat) is None:
             pedestals[use.site] = Shot(

@@ -113,6 +113,11 @@ def _planned(plan: Plan, site: Site, taken: Sequence[UsedLight], noise: Noise) -
         groups=(1,) * plan.lights if plan.dithered else (plan.lights,),
         sky_e=sky_e,
         name="plan",
+        # The program's own name, where the filter was used; else as it was typed.
+        filter_name=_commonest(
+            light.record.filter_name for light in taken if light.record.filter == filter_name
+        )
+        or plan.filter,
     )
 
 
@@ -135,6 +140,7 @@ def _uses(site: Site, taken: Sequence[UsedLight], noise: Noise) -> list[Use]:
             groups=_places(members),
             sky_e=max(0.0, statistics.median(one.sky_adu for one in members)) * noise.e_per_adu,
             name=target,
+            filter_name=_commonest(light.record.filter_name for light in members),
         )
         for (target, filter_name, exposure_s, _), members in groups.items()
     ]
@@ -188,6 +194,10 @@ def _noise(measured: Sequence[SensorRecord], taken: Sequence[UsedLight]) -> Nois
     return Noise(gain, read_noise, dark_e_s, flat_e, tuple(assumed))
 
 
+def _commonest(names: Iterable[str | None]) -> str | None:
+    return next((name for name, _ in collections.Counter(names).most_common(1)), None)
+
+
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
@@ -238,7 +248,7 @@ def _shot_table(shots: Sequence[Shot]) -> RenderableType:
             str(shot.count),
             seconds(shot.exposure_s) or "40-60 % full",
             _celsius(shot.temperature_c),
-            shot.filter or "-",
+            shot.filter_name or shot.filter or "-",
             shot.why,
         ]
         texts += [setting(shot.site)] if several else []
