@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -71,8 +72,10 @@ def examine(
     *,
     full_scale_adu: float | None,
     library: CalibrationLibrary,
+    cameras: Mapping[str, str] = MappingProxyType({}),
 ) -> Foreign:
-    """Read a master and settle what it is. `given` are a person's words by the names of _OPTIONS.
+    """Read a master and settle what it is. `given` are a person's words by the names of _OPTIONS,
+    `cameras` the names that cameras have here, by those of headers.
 
     Raises LibraryError with what to give where something is lacking or contradicts; ImageError
     where the file is no image.
@@ -91,7 +94,7 @@ def examine(
             f"{path.name} is a colour image of three planes; a master must be as the sensor gives "
             "it, before the colours are made."
         )
-    record = _with(record, given)
+    record = header.with_camera(_with(record, given), cameras)
     kind = record.frame_type
     if kind is None or kind is FrameType.LIGHT:
         raise _lacking(path, ["type"])

@@ -271,7 +271,7 @@ def import_(
     }
     given = {name: word for name, word in words.items() if word is not None}
     given["path"] = str(file.absolute())
-    wrong = shelf.refusal(settings.library.path, given)
+    wrong = shelf.refusal(settings.library.path, given, settings.calibration.cameras)
     if wrong:
         _complain(wrong)
         return Exit.PROBLEM

@@ -116,6 +116,22 @@ def _defaults(value: object) -> Mapping[str, str]:
     return MappingProxyType(texts)
 
 
+def _cameras(value: object) -> Mapping[str, str]:
+    """Check names of cameras: those in headers → the one to use."""
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError(
+            "cameras", 'must be a table, such as {{ "ZWO CCD ASI533MM Pro" = "ZWO ASI533MM Pro" }}'
+        )
+    problems = {
+        name: f"{name} must be a camera's name as text, not {_shown(given)}"
+        for name, given in value.items()
+        if not isinstance(given, str) or not given.strip() or not name.strip()
+    }
+    if problems:
+        raise PydanticCustomError("keys", "has mistakes", {"keys": problems})
+    return MappingProxyType({name: " ".join(given.split()) for name, given in value.items()})
+
+
 def _default_problem(name: str, text: str, given: object) -> str | None:
     if name not in PATTERN_GROUPS:
         return f"unknown key {_unknown(name, PATTERN_GROUPS)}"
@@ -204,6 +220,10 @@ class CalibrationConfig(_Section):
     """The same for biases."""
     only_older: bool = False
     """Use only masters whose frames were taken before the light."""
+    cameras: Annotated[Mapping[str, str], BeforeValidator(_cameras)] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """A camera's name in headers → the name under which its frames and masters are kept."""
 
 
 class LightsConfig(_Section):
@@ -244,7 +264,7 @@ class Config(_Section):
 
     library: LibraryConfig
     watch: tuple[WatchConfig, ...] = Field(strict=False, min_length=1)
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     lights: LightsConfig = LightsConfig()
     stack: StackConfig = StackConfig()
     service: ServiceConfig = ServiceConfig()
@@ -558,6 +578,11 @@ bias_days = 365.0
 # Use only masters whose frames were taken before the light: then a light's calibration never
 # changes afterwards, and flats at dawn are for the next night.
 only_older = false
+
+# One camera has several names where several programs or drivers write its frames, and then its
+# darks fit its lights no longer. A name as a header has it = the name to use for new frames (best
+# that of the masters there are: lightkeeper library).
+#cameras = { "ZWO CCD ASI2600MM Pro" = "ZWO ASI2600MM Pro" }
 
 [lights]
 # Keep each calibrated light as a file of its own (they need as much disk as the raw frames, twice).

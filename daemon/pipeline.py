@@ -106,6 +106,7 @@ class Pipeline:
             pattern=pattern,
             defaults=defaults,
         )
+        record = header.with_camera(record, self.config.calibration.cameras)
         moment = record.date_obs or dt.datetime.fromtimestamp(mtime_ns / 1e9, dt.UTC)
         return Identity(record, header.target_name(record, relative), night_of(moment))
 

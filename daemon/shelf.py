@@ -92,7 +92,7 @@ def take_in(pipeline: Pipeline, words: Mapping[str, str], *, now: dt.datetime) -
     """Import a master that another program made. `words`: path, and the options that were given."""
     path = Path(words["path"])
     try:
-        found = examined(pipeline.library, words)
+        found = examined(pipeline.library, words, pipeline.config.calibration.cameras)
         session = night_of(found.record.date_obs) if found.record.date_obs else ""
         with pipeline.ledger.transaction():
             master = foreign.take(found, pipeline.library, session=session, now=now)
@@ -107,17 +107,19 @@ def take_in(pipeline: Pipeline, words: Mapping[str, str], *, now: dt.datetime) -
     )
 
 
-def refusal(root: Path, words: Mapping[str, str]) -> str | None:
+def refusal(root: Path, words: Mapping[str, str], cameras: Mapping[str, str]) -> str | None:
     """Why a master of another program cannot be taken in, with what to give; None where it can."""
     try:
         with CalibrationLibrary.open(root, readonly=True) as library:
-            examined(library, words)
+            examined(library, words, cameras)
     except (LibraryError, OSError) as error:
         return str(error)
     return None
 
 
-def examined(library: CalibrationLibrary, words: Mapping[str, str]) -> foreign.Foreign:
+def examined(
+    library: CalibrationLibrary, words: Mapping[str, str], cameras: Mapping[str, str]
+) -> foreign.Foreign:
     """What a master that is to be imported is. Raises LibraryError, OSError."""
     given = {name: word for name, word in words.items() if name not in {"path", FULL_SCALE}}
     scale = words.get(FULL_SCALE)
@@ -126,4 +128,5 @@ def examined(library: CalibrationLibrary, words: Mapping[str, str]) -> foreign.F
         given,
         full_scale_adu=float(scale) if scale else None,
         library=library,
+        cameras=cameras,
     )

@@ -114,6 +114,31 @@ def test_a_dark_is_extrapolated_far_only_by_hand(tmp_path, scope, capsys):
     assert "or --extrapolate, or --remove" in capsys.readouterr().err
 
 
+def test_one_camera_under_two_programs_has_one_name(tmp_path):
+    """Darks taken with INDI, whose driver names the camera otherwise; lights with N.I.N.A."""
+    camera = Situation(tmp_path / "in", "cam")
+    camera.darks(INSTRUME="ZWO CCD ASI533MM Pro")
+    camera.light(INSTRUME="ZWO ASI533MM Pro")
+    names = '[calibration]\ncameras = { "zwo  ccd asi533mm pro" = "ZWO ASI533MM Pro" }\n'
+    config = config_for(tmp_path, extra=names)
+    run(config)
+    outcome = Outcome(config)
+    [master] = outcome.masters
+    assert master.key.camera == "ZWO ASI533MM Pro"
+    [member] = [m for ms in outcome.members.values() for m in ms]
+    assert member.masters["dark"] == master.id
+    read = told(next(frame for frame in outcome.frames if "dark" in frame.name))
+    assert "camera = ZWO ASI533MM Pro  (from INSTRUME (ZWO CCD ASI533MM Pro), renamed)" in read
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[library]\npath = "{config.library.path}"\n[[watch]]\npath = "{tmp_path / "in"}"\n{names}'
+    )
+    indi = {"INSTRUME": "ZWO CCD ASI533MM Pro", "GAIN": 100, "OFFSET": 50, "CCD_TEMP": -15.0}
+    path = foreign(tmp_path / "m.fits", unit(PEDESTAL + HOT), **(PIXINSIGHT | indi))
+    assert command(file, "import", str(path)) == 0
+    assert {one.key.camera for one in Outcome(config).masters} == {"ZWO ASI533MM Pro"}
+
+
 # --- masters made elsewhere ----------------------------------------------------------------------
 
 
