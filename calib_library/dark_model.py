@@ -293,7 +293,8 @@ def plan(
     usable = [m for m in masters if m.temperature_c is not None and m.exposure_s is not None]
     if not usable:
         raise NoMatchingMasterError(
-            "No dark can be made: the library has none of this camera with its temperature."
+            "No dark can be made: the library has none of this camera and setting (gain, offset, "
+            "mode, binning, size) that tells its temperature."
         )
     energies = energies or Energies()
     choose = functools.partial(

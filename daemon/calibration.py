@@ -379,7 +379,10 @@ class Calibrator:
         """The master of one kind for a frame, and every candidate with its score or refusal."""
         found = self._library.match(record, kind, session=session)
         lines = [found.text, *found.notes]
-        for candidate in found.candidates:
+        # Masters of other cameras tell something only where there is none of this one.
+        others = [one for one in found.candidates if (one.refused or "").startswith("camera ")]
+        shown = [one for one in found.candidates if one not in others] or others
+        for candidate in shown:
             verdict = candidate.refused or f"score {candidate.score:.3g}"
             lines.append(f"{candidate.name}: {verdict}")
         return found.chosen, [(f"Master {kind}", lines)]

@@ -122,7 +122,7 @@ class StatusLog:
         said = clean(_MARK[level] + text + _fields_text(fields))
         if len(said) > _LONGEST_LINE:
             said = said[: _LONGEST_LINE - 1] + "…"
-        body = f"{clean(kind):<{_KIND_WIDTH}}{said}"
+        body = f"{clean(kind):<{_KIND_WIDTH - 1}} {said}"
         stamp = f"{self._now():%Y-%m-%d %H:%M:%S}"
         with self._lock:
             self._to_stream(f"<{_PRIORITY[level]}>{body}" if self._journal else f"{stamp}  {body}")

@@ -251,7 +251,8 @@ class Pipeline:
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))
         checked = self._selfcheck.look(useful_pixels(loaded.pixels, record.key), record, light)
-        explanation.append(("Calibration check", list(checked.lines)))
+        if checked.lines:
+            explanation.append(("Calibration check", list(checked.lines)))
         try:
             found = placing.place(
                 frame.id,
@@ -260,18 +261,21 @@ class Pipeline:
                 photometry=stack.photometry,
                 members=members,
                 reference=self.stacks.reference(stack.target, stack.camera),
-                covered=checked.covered,
+                no_light=checked.no_light,
                 forced=frame.by_hand == "in",
             )
         except FrameRejectedError as error:
             measured = error.quality if isinstance(error, placing.NotAdmittedError) else None
+            reason = str(error)
+            if measured is not None and choice.subtracted is None:
+                reason += " (no dark or bias was subtracted from it)"
             with self.ledger.transaction():
                 changed = conditions.note(self.ledger.db, checked.findings, now=now)
                 self.ledger.finish(
                     frame,
                     State.REJECTED,
                     now=now,
-                    reason=str(error),
+                    reason=reason,
                     sha256=loaded.sha256,
                     identity=identity,
                     stack_id=stack.id,
@@ -280,7 +284,7 @@ class Pipeline:
                 )
             self.log.warning(
                 "REJECTED",
-                f"{identity.target} {record.filter or ''}: {error}",
+                f"{identity.target} {record.filter or ''}: {reason}",
                 frame=frame.name,
             )
             self._say(changed)
