@@ -22,7 +22,9 @@ class Records:
         self.db = db
         self.number = 0
 
-    def light(self, site_key, *, stack, position, night, sky_adu=37.5, xy=(0.0, 0.0), **fields):
+    def light(
+        self, site_key, *, stack, position, night, sky_adu=37.5, xy=(0.0, 0.0), dark=1, **fields
+    ):
         self.number += 1
         text = record(FrameType.LIGHT, key=site_key, **fields).to_json()
         self.db.conn.execute(
@@ -42,13 +44,14 @@ class Records:
         )
         self.db.conn.execute(
             "INSERT INTO stack_frame (frame_id, stack_id, position, matrix, terms, quality,"
-            " masters, flags) VALUES (?, ?, ?, ?, '', ?, '', '')",
+            " masters, flags) VALUES (?, ?, ?, ?, '', ?, ?, '')",
             [
                 self.number,
                 stack,
                 position,
                 place(*xy),
                 json.dumps({"sky_adu": sky_adu, "noise_adu": 7.5}),
+                json.dumps({"dark": dark, "bias": None, "flat": None}),
             ],
         )
 

@@ -160,6 +160,20 @@ def test_the_commands(records, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["lines"][0]["use"]["exposure_s"] == 60
 
 
+def test_a_sky_that_has_the_pedestal_in_it_is_taken_from_its_noise(records, tmp_path):
+    """No dark, no bias: 537.5 ADU, of which 500 are the camera's offset. The noise of 7.5 ADU is
+    6 e-; less the read noise of 1.8 e- the sky is 32.8 e-.
+    """
+    library = CalibrationLibrary(records.db, None)
+    library.add_sensor(measured())
+    records.stack(1)
+    for n in range(10):
+        records.light(KEY, stack=1, position=n, night="2026-11-20", sky_adu=537.5, dark=None)
+    records.db.conn.commit()
+    (line,) = advising.gather(config_for(tmp_path), nights=7, goal=0.01, plan=None).lines
+    assert line.use.sky_e == pytest.approx((7.5 * GAIN) ** 2 - READ_NOISE**2)
+
+
 def test_mistakes_are_told(records, tmp_path, capsys):
     assert command(tmp_path, "sensor") == 0
     assert "No camera has been measured yet" in capsys.readouterr().out
