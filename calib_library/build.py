@@ -248,7 +248,8 @@ def _build(
             )
             for one in opened
         ]
-        judged = _judge(opened, group, left_out)
+        doubts: list[str] = []
+        judged = _judge(opened, group, left_out, doubts)
         _check_identity([one for one in opened if one not in judged])
         opened = judged
         if len(opened) < minimum:
@@ -281,6 +282,7 @@ def _build(
             version=f"Lightkeeper {__version__}",
             notes=(
                 *_notes(group, ordered, left_out, lowered_by),
+                *doubts,
                 *_flat_checks(group, used, levels),
                 *(agreement.notes if agreement else ()),
             ),
@@ -489,9 +491,14 @@ def _commonest(
 
 
 def _judge(
-    opened: Sequence[_Opened], group: CalibrationSet, left_out: dict[str, str]
+    opened: Sequence[_Opened],
+    group: CalibrationSet,
+    left_out: dict[str, str],
+    notes: list[str],
 ) -> list[_Opened]:
-    """Compare the frames' pixels; those that are not like the others go to `left_out`."""
+    """Compare the frames' pixels; those that are not like the others go to `left_out`, and what is
+    wrong with all of them to `notes`.
+    """
     if not opened:
         return []
     starts = _strip_starts(group.key.height)
@@ -512,8 +519,16 @@ def _judge(
     else:
         spread = float(np.median([_spread(strip) for strips in samples for strip in strips]))
         reasons = judge_levels(levels, noise_adu=spread, rows=starts)
-        _add(reasons, lambda left: _judge_blocks([samples[i] for i in left], starts, spread))
+        blocks = _block_levels(samples)
+        rows = [row for row in starts for _ in range(BLOCKS)]
+        # Once more by blocks of the strips: light leaks in at a side or a corner.
+        _add(reasons, lambda left: judge_levels(blocks[left], noise_adu=spread, rows=rows))
         _add(reasons, lambda left: _judge_hot([samples[i] for i in left], step))
+        alike = [i for i, reason in enumerate(reasons) if reason is None]
+        # A leak makes the strips' own spread large: here the noise is that of single pixels.
+        pixel = [suspects.pixel_noise(strips[0], step=step) for strips in samples]
+        told = suspects.disagreeing(blocks[alike], noise_adu=float(np.median(pixel)))
+        notes += [told] if told else []
     for one, reason in zip(opened, reasons, strict=True):
         if reason:
             left_out[one.frame.sha256] = reason
@@ -527,14 +542,10 @@ def _add(reasons: list[str | None], judge: Callable[[Sequence[int]], Sequence[st
         reasons[i] = reason
 
 
-def _judge_blocks(
-    samples: Sequence[Sequence[Floats]], starts: Sequence[int], noise_adu: float
-) -> Sequence[str | None]:
-    """Judge darks once more by blocks of the strips: light leaks in at a side or a corner."""
-    if not samples:
-        return []
+def _block_levels(samples: Sequence[Sequence[Floats]]) -> Doubles:
+    """Return the levels of the strips' blocks, side by side, (frames, strips × BLOCKS), ADU."""
     thin = max(1, samples[0][0].size // (BLOCKS * BLOCK_PIXELS))
-    levels = np.array(
+    return np.array(
         [
             [
                 _trimmed_mean(block[:, ::thin])
@@ -544,8 +555,6 @@ def _judge_blocks(
             for strips in samples
         ]
     )
-    rows = [row for row in starts for _ in range(BLOCKS)]
-    return judge_levels(levels, noise_adu=noise_adu, rows=rows)
 
 
 def _judge_hot(samples: Sequence[Sequence[Floats]], step: int) -> Sequence[str | None]:

@@ -385,6 +385,11 @@ class Calibrator:
         for candidate in shown:
             verdict = candidate.refused or f"score {candidate.score:.3g}"
             lines.append(f"{candidate.name}: {verdict}")
+        if any(";" not in (one.refused or "") for one in shown if one in others):
+            lines.append(
+                "Is one of these this camera under another name? `cameras` in the configuration "
+                "gives it one name."
+            )
         return found.chosen, [(f"Master {kind}", lines)]
 
     def _pending(
