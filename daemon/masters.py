@@ -81,7 +81,7 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     follows = [] if jumping is None else [f"{len(jumping)} pixels jump (telegraph noise)"]
     follows += list(dict.fromkeys(dark.told for dark in darks.values()))[:1]
     follows += [f"{released} waiting lights go on"] if released else []
-    follows += [f"{stale} stacks will be made again with it"] if stale else []
+    follows += [f"{remade(stale)} with it"] if stale else []
     pipeline.log.info("MASTER", "; ".join([f"{label}: {master.path}", *follows]))
     return True
 
@@ -127,6 +127,11 @@ def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:
         if quiet and not coming:
             hopeless.append(set_id)
     return pipeline.ledger.release_waiting(hopeless) if hopeless else 0
+
+
+def remade(stale: int) -> str:
+    """Tell how many stacks follow a change."""
+    return f"{stale or 'no'} stack{'' if stale == 1 else 's'} will be made again"
 
 
 def mark_changed(pipeline: Pipeline, why: str) -> int:

@@ -285,9 +285,10 @@ def _covered(found: residual.Residuals, record: FrameRecord, light: Light) -> st
     dark_inside = found.hot is None or abs(found.hot.value) < 0.5
     if not dark_inside or abs(light.quality.sky_adu) > max(2.0, 0.3 * light.quality.noise_adu):
         return None
+    what = "signal" if light.calibration.dark else "level"
     return (
-        f"no stars, no sky, and the same signal as {dark.name}: the cover was closed. Open it; if "
-        f"this is a dark, IMAGETYP ({record.sources.get('frame_type', 'the header')}) is wrong"
+        f"no stars, no sky, and the same {what} as {dark.name}: the cover was closed. Open it; if "
+        f"this is a dark, its {record.sources.get('frame_type', 'header')} is wrong"
     )
 
 
@@ -299,7 +300,7 @@ def _flat_like(record: FrameRecord, light: Light) -> str | None:
         return None
     return (
         f"no stars, and evenly lit to {part:.0%} of full scale: it looks like a flat. If it is "
-        f"one, IMAGETYP ({record.sources.get('frame_type', 'the header')}) is wrong"
+        f"one, its {record.sources.get('frame_type', 'header')} is wrong"
     )
 
 

@@ -9,7 +9,7 @@ from calib_library.dark_model import FORCED_C
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationLibrary, Scope
-from daemon.masters import mark_changed
+from daemon.masters import mark_changed, remade
 from daemon.pipeline import Pipeline, night_of
 
 KINDS = (FrameType.BIAS, FrameType.DARK, FrameType.FLAT)
@@ -45,7 +45,7 @@ def use(pipeline: Pipeline, master_id: int, words: Mapping[str, str], *, now: dt
     except LibraryError as error:
         pipeline.log.warning("ORDER", str(error))
         return
-    pipeline.log.info("CHOSEN", f"{told}; {stale} stacks will be made again")
+    pipeline.log.info("CHOSEN", f"{told}; {remade(stale)}")
 
 
 def _use(
@@ -102,9 +102,7 @@ def take_in(pipeline: Pipeline, words: Mapping[str, str], *, now: dt.datetime) -
         return
     for told in found.notes:
         pipeline.log.info("IMPORT", f"{path.name}: {told}")
-    pipeline.log.info(
-        "IMPORT", f"{path.name} is {master.path}; {stale} stacks will be made again with it"
-    )
+    pipeline.log.info("IMPORT", f"{path.name} is {master.path}; {remade(stale)} with it")
 
 
 def refusal(root: Path, words: Mapping[str, str], cameras: Mapping[str, str]) -> str | None:

@@ -537,10 +537,10 @@ def test_a_frame_set_aside_is_in_no_master(outcome, name, kind):
         ("minute-of-panel-called-a-light", "evenly lit to 3"),
         (
             "minute-of-panel-called-a-light",
-            "it looks like a flat. If it is one, IMAGETYP (IMAGETYP)",
+            "it looks like a flat. If it is one, its IMAGETYP is",
         ),
-        ("dark-labelled-as-light-without-a-master", "no stars, no sky, and the same signal as"),
-        ("dark-labelled-as-light-without-a-master", "if this is a dark, IMAGETYP"),
+        ("dark-labelled-as-light-without-a-master", "no stars, no sky, and the same level as"),
+        ("dark-labelled-as-light-without-a-master", "if this is a dark, its IMAGETYP is wrong"),
     ],
 )
 def test_what_is_called_a_light_and_is_none_is_told_as_what_it_looks_like(outcome, name, sentence):
