@@ -50,7 +50,8 @@ def parse_value(keyword: str, text: str) -> str | int | float | bool | None:
     text = text.strip()
     if quoted := _STRING.match(text.encode()):
         return _mended(keyword, _text(quoted[1].replace(b"''", b"'"), leading=True))
-    value = _number(text)
+    # Longer than a card no number is; Python refuses to read those of thousands of digits.
+    value = _number(text) if len(text) <= CARD else None
     return (_text(text.encode()) or None) if value is None else value
 
 

@@ -129,7 +129,7 @@ class _Found:
         self._open: list[tuple[str, _Element | None]] = []
 
     def parse(self, header: bytes) -> None:
-        parser = xml.parsers.expat.ParserCreate()
+        parser = xml.parsers.expat.ParserCreate("utf-8")  # whatever it declares
         parser.buffer_text = True
         parser.StartDoctypeDeclHandler = self._refuse
         parser.StartElementHandler = self._start

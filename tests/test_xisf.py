@@ -3,6 +3,7 @@ said.
 """
 
 import contextlib
+import re
 import struct
 
 import numpy as np
@@ -223,3 +224,43 @@ def test_no_damage_to_a_packed_block_leaves_its_bounds(tmp_path):
             path.write_bytes(raw[:at] + bytes([value]) + raw[at + 1 :])
             with contextlib.suppress(ImageError):
                 assert image_io.load_any(path).pixels.shape == image.shape
+
+
+def test_mutated_files_end_in_one_sentence_or_an_image(tmp_path):
+    """Bytes changed, numbers exchanged, pieces cut out: nothing but ImageError comes out."""
+    rng = np.random.default_rng(3)
+    inside = keywords(EXPTIME=30.0, OBJECT="x") + prop("Instrument:ExposureTime", 300)
+    seeds = [
+        write(tmp_path / f"{n}.xisf", LEVELS, inside, **options).read_bytes()
+        for n, options in enumerate(
+            [{}, {"codec": "zlib", "shuffle": True, "sub_blocks": 2}, {"codec": "literals"},
+             {"where": "inline", "codec": "zlib"}, {"where": "embedded"}]
+        )
+    ]  # fmt: skip
+    path = tmp_path / "mutant.xisf"
+    images = 0
+    for n in range(1500):
+        raw = bytearray(seeds[n % len(seeds)])
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(16, min(1200, len(raw))))
+            if n % 3 == 0:
+                raw[at] = rng.integers(256)
+            elif n % 3 == 1:
+                del raw[at : at + rng.integers(1, 9)]
+            elif (digit := re.compile(rb"\d+").search(raw, at)) is not None:
+                raw[digit.start() : digit.end()] = b"9" * rng.choice([1, 5, 20])
+        path.write_bytes(raw)
+        with contextlib.suppress(ImageError):
+            images += image_io.load_any(path).pixels.size > 0
+    assert images > 100  # many changes do no harm
+
+
+def test_a_number_of_thousands_of_digits_is_only_a_text(tmp_path):
+    path = write(tmp_path / "a.xisf", LEVELS, f'<FITSKeyword name="GAIN" value="{"9" * 5000}"/>')
+    assert isinstance(cards_of(path)["GAIN"], str)
+
+
+def test_a_header_is_utf_8_whatever_it_declares(tmp_path):
+    path = write(tmp_path / "a.xisf", LEVELS, keywords(OBJECT="Nébuleuse"))
+    changed(path, b'"UTF-8"', b'"UTF-9"')
+    assert cards_of(path)["OBJECT"] == "Nébuleuse"
