@@ -1,10 +1,12 @@
 """How long choosing takes in a large library: 10,000 masters, 200,000 filed frames.
 
-    python benchmarks/matching.py [folder]
+    python -m benchmarks.matching [folder]
 
 Makes a library of cameras, gains, temperatures, exposures, filters and nights in a temporary folder
 (or in the one given), asks it for masters of many lights, and prints times per question: finding
-and ranking a dark, a flat and a bias; filing one more frame; what a light would wait for.
+and ranking a dark, a flat and a bias; filing one more frame; what a light would wait for. Then
+`library advice`, for the lights of the last nights and for a plan, in a second library of that size
+with 3,000 stacked lights.
 """
 
 import datetime as dt
@@ -17,11 +19,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from calib_library import schema
 from calib_library.catalogue import agenda, candidates, filing, registry
 from calib_library.catalogue.records import BuiltMaster
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary
 from calib_library.schema import transaction
+from daemon.ledger import schema as ledger_schema
+from daemon.report import advising
+from tests.advice_rows import Records
+from tests.advice_rows import fill as fill_advice
+from tests.nights import config_for
 
 MASTERS, FRAMES, QUESTIONS = 10_000, 200_000, 300
 NIGHT = dt.datetime(2026, 11, 20, 22, 0, tzinfo=dt.UTC)
@@ -176,9 +184,27 @@ def main(folder: Path) -> None:
         )
 
 
+def advice(folder: Path) -> None:
+    """Ask for advice as the command does, opening the database each time."""
+    root = folder / "library"
+    root.mkdir()
+    db = schema.connect(root / schema.DATABASE_NAME)
+    schema.apply(db)
+    ledger_schema.apply(db)
+    fill_advice(Records(db))
+    db.close()
+    config = config_for(folder)
+    plan = advising.Plan(exposure_s=120.0, filter="F1", lights=40, temperature_c=-12.5)
+    for name, asked in (("advice, last nights", None), ("advice, a plan", plan)):
+        ask = functools.partial(advising.gather, config, nights=7, goal=0.01, plan=asked)
+        measure(name, [ask] * 10)
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         main(Path(sys.argv[1]))
     else:
         with tempfile.TemporaryDirectory() as temporary:
             main(Path(temporary))
+    with tempfile.TemporaryDirectory() as temporary:
+        advice(Path(temporary))

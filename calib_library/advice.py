@@ -71,6 +71,8 @@ class Use:
     """e- a pixel in one light."""
     name: str
     """For a person: the target, or `plan`."""
+    filter_name: str | None = None
+    """As the camera's program writes it."""
 
     @property
     def lights(self) -> int:
@@ -136,6 +138,8 @@ class Shot:
     filter: str | None
     count: int
     why: str
+    filter_name: str | None = None
+    """As the camera's program writes it, for lists that it reads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -419,9 +423,13 @@ def _grid(site: Site, lines: Sequence[Line], stock: _Stock) -> list[Cell]:
         frames = max(_dark_goal(line) for line in cluster)
         for temperature in _temperatures(cluster):
             for exposure in ends:
-                if not _bracketed(stock.darks(site, exposure), temperature):
-                    place = _place(exposure, temperature)
-                    wanted[place] = max(frames, wanted.get(place, 0))
+                darks = stock.darks(site, exposure)
+                if _bracketed(darks, temperature) or _serve(darks, temperature, cluster):
+                    continue
+                # The dark that is there may be grown: it has its own square.
+                there = stock.dark_at(site, exposure, temperature)
+                place = _place(exposure, there.temperature_c if there else temperature)
+                wanted[place] = max(frames, wanted.get(place, 0))
     have: dict[tuple[float, float | None], int] = {}
     for dark in stock.of(site, FrameType.DARK):
         if dark.exposure_s is not None:
@@ -500,6 +508,28 @@ def _bracketed(darks: Sequence[MasterRecord], temperature_c: float | None) -> bo
     return (warm.temperature_c or 0.0) - (cold.temperature_c or 0.0) <= STEP_C + 0.5
 
 
+def _serve(
+    darks: Sequence[MasterRecord], temperature_c: float | None, cluster: Sequence[Line]
+) -> bool:
+    """Do other darks serve all lights for which one of this temperature is wanted? It is the end
+    of a grid that reaches beyond lights of wandering temperature.
+    """
+    near = [
+        line.use.temperature_c
+        for line in cluster
+        if _apart(line.use.temperature_c, temperature_c) < STEP_C
+    ]
+    return (
+        bool(near)
+        and all(
+            _bracketed(darks, one)
+            or any(_apart(d.temperature_c, one) <= TOLERANCE_C for d in darks)
+            for one in near
+        )
+        and not any(_apart(dark.temperature_c, temperature_c) <= TOLERANCE_C for dark in darks)
+    )
+
+
 # --- shots ---------------------------------------------------------------------------------------
 
 
@@ -533,9 +563,18 @@ def _flat_shots(lines: Sequence[Line], stock: _Stock) -> list[Shot]:
             # A flat belongs to its session: those of another night are no part of a new set.
             why = "there are none of this filter" if not part.frames else part.advice
             shots[place] = Shot(
-                use.site, FrameType.FLAT, None, None, use.filter, count + part.frames, why
+                site=use.site,
+                kind=FrameType.FLAT,
+                exposure_s=None,
+                temperature_c=None,
+                filter=use.filter,
+                count=count + part.frames,
+                why=why,
+                filter_name=use.filter_name,
             )
-        if flat is not None and stock.pedestal(use.site, flat) is None:
+        # A dark that was made of several may have served it.
+        bare = flat is not None and flat.subtracted is None
+        if flat is not None and bare and stock.pedestal(use.site, flat) is None:
             pedestals[use.site] = Shot(
                 site=use.site,
                 kind=FrameType.FLAT_DARK,

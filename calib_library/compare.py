@@ -83,6 +83,24 @@ def darks(
     return Verdict(tuple(notes))
 
 
+def shared_hot(new: Floats, old: Floats, *, step: int) -> float | None:
+    """Part of the hot pixels of one dark (ny, nx) that stand out in another too; None with too few.
+
+    Hot are those that are HOT_SIGMA above the spread of their own image's pixels; half of that is
+    enough in the other one, which may be colder or shorter. Two sensors share a few by chance.
+    """
+    before, after = above_neighbours(old, step), above_neighbours(new, step)
+    hot = before > HOT_SIGMA * _spread(before)
+    if np.count_nonzero(hot) < HOT_PIXELS:
+        return None
+    return float(np.mean(after[hot] > HOT_SIGMA / 2 * _spread(after)))
+
+
+def _spread(excess: Floats) -> float:
+    """Robust standard deviation of `above_neighbours`, ADU; at least a tenth of one."""
+    return max(0.1, 1.4826 * float(np.median(np.abs(excess[::4]))))
+
+
 def flats(new: Floats, old: Floats) -> Verdict:
     """Compare two flats (ny, nx) of one filter and optics, at whatever levels."""
     before, after = cells(old), cells(new)

@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from calib_library.errors import NoMatchingMasterError
+from calib_library.frame import FrameRecord
 from calib_library.match import MasterRecord, celsius, same_exposure, seconds
 
 BOLTZMANN_EV_K = 8.617333262e-5
@@ -287,7 +288,8 @@ def plan(
     usable = [m for m in masters if m.temperature_c is not None and m.exposure_s is not None]
     if not usable:
         raise NoMatchingMasterError(
-            "No dark can be made: the library has none of this camera with its temperature."
+            "No dark can be made: the library has none of this camera and setting (gain, offset, "
+            "mode, binning, size) that tells its temperature."
         )
     energies = energies or Energies()
     choose = functools.partial(
@@ -332,6 +334,26 @@ def plan(
         relative_error=math.hypot(energy_error(made), by_temperature),
         relative_error_log=by_temperature,
     )
+
+
+def for_flat(
+    masters: Sequence[MasterRecord], record: FrameRecord, *, nearest_within_c: float
+) -> DarkPlan | None:
+    """Plan the dark of a flat; None where it has no exposure or temperature, or where there is
+    none without extrapolating.
+    """
+    if record.exposure_s is None or record.temperature_c is None:
+        return None
+    try:
+        made = plan(
+            masters,
+            exposure_s=record.exposure_s,
+            temperature_c=record.temperature_c,
+            nearest_within_c=nearest_within_c,
+        )
+    except NoMatchingMasterError:
+        return None
+    return None if made.rule in {Rule.EXTRAPOLATED, Rule.FORCED} else made
 
 
 def _precedence(rule: Rule, *, exposures: int) -> float:

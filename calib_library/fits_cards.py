@@ -43,6 +43,18 @@ def parse_card(image: bytes) -> Card:
     return Card(name, _number(_text(token)), _text(remark))
 
 
+def parse_value(keyword: str, text: str) -> str | int | float | bool | None:
+    """A card's value that stands alone, as XISF has it: in quotes a string, else a number; what is
+    neither is a string all the same. Never raises.
+    """
+    text = text.strip()
+    if quoted := _STRING.match(text.encode()):
+        return _mended(keyword, _text(quoted[1].replace(b"''", b"'"), leading=True))
+    # Longer than a card no number is; Python refuses to read those of thousands of digits.
+    value = _number(text) if len(text) <= CARD else None
+    return (_text(text.encode()) or None) if value is None else value
+
+
 def format_card(card: Card) -> bytes | None:
     """A card → its 80 bytes (more for a long COMMENT or HISTORY), in the fixed format.
 

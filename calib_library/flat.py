@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from calib_library.combine import Rows
 from calib_library.defects import FLAT_FLOOR
+from calib_library.made_dark import Mixed
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,7 +24,7 @@ _SAMPLE = 250_000
 
 
 def levels(
-    frame: npt.NDArray[np.generic] | Rows, *, bayer: bool, subtract: Floats | None = None
+    frame: npt.NDArray[np.generic] | Rows, *, bayer: bool, subtract: Floats | Mixed | None = None
 ) -> npt.NDArray[np.float64]:
     """Mean level (ADU) of the central quarter of a flat, of the frame (1,) or of each phase (4,).
 

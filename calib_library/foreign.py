@@ -10,11 +10,12 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import __version__, header, master_file, match
+from calib_library import __version__, compare, header, master_file, match
 from calib_library.catalogue import cameras, candidates, registry
 from calib_library.catalogue.records import BuiltMaster
 from calib_library.errors import LibraryError
@@ -32,6 +33,10 @@ UNIT_PROGRAMS = re.compile(r"pixinsight|siril", re.IGNORECASE)
 """These scale 16-bit frames to 0..1 by 65535 (FULL_SCALE_ADU)."""
 LIKE = 0.2
 """Levels this close, as a part, speak for a scale."""
+WIDE_STEP = 65537.0
+"""65535 of 16 bits is all of 32."""
+SAME_SENSOR, ANOTHER_SENSOR = 0.5, 0.25
+"""Two darks of one sensor share more than this part of their hot pixels; of two sensors, less."""
 
 _OPTIONS = {
     "type": "--type dark (or bias, flat, flat-dark)",
@@ -70,13 +75,15 @@ def examine(
     *,
     full_scale_adu: float | None,
     library: CalibrationLibrary,
+    cameras: Mapping[str, str] = MappingProxyType({}),
 ) -> Foreign:
-    """Read a master and settle what it is. `given` are a person's words by the names of _OPTIONS.
+    """Read a master and settle what it is. `given` are a person's words by the names of _OPTIONS,
+    `cameras` the names that cameras have here, by those of headers.
 
     Raises LibraryError with what to give where something is lacking or contradicts; ImageError
     where the file is no image.
     """
-    loaded = frame_file.load(path)
+    loaded = frame_file.load_any(path)
     record = header.parse(
         loaded.info.cards,
         shape=loaded.info.shape,
@@ -90,7 +97,7 @@ def examine(
             f"{path.name} is a colour image of three planes; a master must be as the sensor gives "
             "it, before the colours are made."
         )
-    record = _with(record, given)
+    record = header.with_camera(_with(record, given), cameras)
     kind = record.frame_type
     if kind is None or kind is FrameType.LIGHT:
         raise _lacking(path, ["type"])
@@ -104,7 +111,8 @@ def examine(
     if lacking:
         raise _lacking(path, lacking)
     image, told = _in_adu(path, loaded, record, full_scale_adu=full_scale_adu, library=library)
-    return Foreign(path, record, image, loaded.sha256, (*notes, told))
+    record, image, turned = _as_stored(record, image, library, xisf=path.suffix.lower() == ".xisf")
+    return Foreign(path, record, image, loaded.sha256, (*notes, told, *turned))
 
 
 def take(
@@ -227,7 +235,7 @@ def _inferred(
     The storage is always the raw frames': a float master is of 16-bit frames.
     """
     key = dataclasses.replace(record.key, storage="uint16")
-    known = cameras.keys_of(library, key.camera, key.width, key.height)
+    known = [one for one, _ in cameras.keys_of(library, key.camera, key.width, key.height)]
     notes = []
     for name in ("gain", "offset", "readout_mode", "bayer_pattern", "sections", "storage"):
         values = {getattr(one, name) for one in known}
@@ -274,44 +282,141 @@ def _in_adu(
 ) -> tuple[Floats, str]:
     """Return the pixels in ADU of the raw frames, and how their scale was found."""
     image = np.array(loaded.pixels, np.float32)
-    pedestal = next((card.value for card in loaded.info.cards if card.keyword == "PEDESTAL"), None)
-    if isinstance(pedestal, int | float) and pedestal:
-        image -= np.float32(pedestal)
     if not np.isfinite(image).all():
         raise LibraryError(f"{path.name} has pixels that are not numbers; make it again.")
+    pedestal = next((card.value for card in loaded.info.cards if card.keyword == "PEDESTAL"), None)
+    if not isinstance(pedestal, int | float):
+        pedestal = 0.0
+    unit = loaded.info.storage.startswith("float") and float(np.median(image[::4, ::4])) <= 2.0
+    # Where pixels run from 0 to 1 a pedestal of some hundred is one in ADU.
+    later = unit and abs(pedestal) > 2.0
+    if pedestal and not later:
+        image -= np.float32(pedestal)
+    told = _scale(path, loaded, image, record, full_scale_adu, library, unit=unit)
+    if later:
+        image -= np.float32(pedestal)
+    return image, told
+
+
+def _scale(
+    path: Path,
+    loaded: frame_file.Loaded,
+    image: Floats,
+    record: FrameRecord,
+    full_scale_adu: float | None,
+    library: CalibrationLibrary,
+    *,
+    unit: bool,
+) -> str:
+    """Bring pixels to ADU in place; returns how. `unit`: they run from 0 to 1."""
     if full_scale_adu is not None:
         image *= np.float32(full_scale_adu)
-        return image, f"Its pixels were multiplied by {full_scale_adu:g}, as was asked."
+        return f"Its pixels were multiplied by {full_scale_adu:g}, as was asked."
+    if loaded.info.storage == "uint8" and record.key.storage != "uint8":
+        raise LibraryError(
+            f"{path.name} has only 8 bits a pixel, too coarse for a master: save it as float or "
+            "with 16 bits."
+        )
+    if loaded.info.storage == "uint32" and float(image.max()) > FULL_SCALE_ADU:
+        image /= np.float32(WIDE_STEP)
+        return "Its pixels of 32 bits were divided by 65537, to 16 bits."
+    if not unit:
+        return "Its pixels were taken as ADU, as they are."
     level = float(np.median(image[::4, ::4]))
-    if not loaded.info.storage.startswith("float") or level > 2.0:
-        return image, "Its pixels were taken as ADU, as they are."
     if record.frame_type is FrameType.FLAT:
         # Only ratios of a flat count.
         image *= np.float32(30_000.0 / max(level, 1e-9))
-        return image, "It was scaled to 30000 ADU: of a flat only the ratios count."
+        return "It was scaled to 30000 ADU: of a flat only the ratios count."
     if UNIT_PROGRAMS.search(" ".join(_programs(loaded, record))):
         image *= np.float32(FULL_SCALE_ADU)
-        return image, "Its pixels from 0 to 1 were multiplied by 65535, as its program scales."
+        return "Its pixels from 0 to 1 were multiplied by 65535, as its program scales."
     for master in candidates.near(library, record, record.frame_type or FrameType.DARK):
         fits = dataclasses.replace(master.key, gain=record.key.gain) == record.key
         if fits and match.same_exposure(master.exposure_s, record.exposure_s):
             known = float(np.median(master_file.load_master(library.root, master)[::4, ::4]))
             if abs(level * FULL_SCALE_ADU / known - 1.0) < LIKE:
                 image *= np.float32(FULL_SCALE_ADU)
-                return (
-                    image,
-                    f"Its pixels were multiplied by 65535, at which it is as {master.name}.",
-                )
+                return f"Its pixels were multiplied by 65535, at which it is as {master.name}."
     raise LibraryError(
         f"{path.name}: its pixels run from 0 to 1, and nothing tells what 1 stands for. "
         "Give --full-scale 65535 if the program scaled 16-bit frames so (most do)."
     )
 
 
+def _as_stored(
+    record: FrameRecord, image: Floats, library: CalibrationLibrary, *, xisf: bool
+) -> tuple[FrameRecord, Floats, tuple[str, ...]]:
+    """Give a master the order of rows of the camera's raw frames, as it will be applied to them.
+
+    XISF has the top row first, and PixInsight turns frames around whose ROWORDER is BOTTOM-UP (or,
+    set so, all). A dark's hot pixels tell, where the library has darks of the camera; else, of
+    XISF, the order of the camera's frames.
+    """
+    key = record.key
+    known = cameras.keys_of(library, key.camera, key.width, key.height)
+    orders = {order for _, order in known}
+    order = orders.pop() if xisf and len(orders) == 1 else record.row_order
+    turned, note = record.row_order != order, None
+    if record.frame_type in {FrameType.DARK, FrameType.FLAT_DARK}:
+        shared = _shared_hot(record, image, library)
+        if shared is not None:
+            order, straight, over, name = shared
+            if max(straight, over) < ANOTHER_SENSOR:
+                note = (
+                    f"Only {max(straight, over):.0%} of the hot pixels of {name} are hot in it: is "
+                    "it of this very camera?"
+                )
+            elif max(straight, over) > SAME_SENSOR:
+                turned = over > straight
+    if not turned and order == record.row_order:
+        return record, image, () if note is None else (note,)
+    patterns = {one.bayer_pattern for one, _ in known}
+    pattern = key.bayer_pattern
+    if len(patterns) == 1:
+        [pattern] = patterns
+    elif pattern and turned and key.height % 2 == 0:
+        pattern = pattern[2:] + pattern[:2]
+    record = dataclasses.replace(
+        record, row_order=order, key=dataclasses.replace(key, bayer_pattern=pattern)
+    )
+    if turned:
+        image = np.ascontiguousarray(image[::-1])
+        note = "It was turned upside down, as the camera's own frames are stored."
+    return record, image, () if note is None else (note,)
+
+
+def _shared_hot(
+    record: FrameRecord, image: Floats, library: CalibrationLibrary
+) -> tuple[str, float, float, str] | None:
+    """(order of rows, part of the hot pixels shared as it is, and upside down, name) beside the
+    longest dark of the camera and size; None without one.
+    """
+    key = record.key
+    darks = [
+        master
+        for master in library.masters()
+        if master.frame_type is FrameType.DARK
+        and (master.key.camera, master.key.width, master.key.height)
+        == (key.camera, key.width, key.height)
+    ]
+    if not darks:
+        return None
+    longest = max(darks, key=lambda master: (master.exposure_s or 0.0, master.id))
+    old = master_file.load_master(library.root, longest)
+    step = 2 if longest.key.bayer_pattern else 1
+    straight = compare.shared_hot(image, old, step=step)
+    over = compare.shared_hot(image[::-1], old, step=step)
+    if straight is None or over is None:
+        return None
+    return longest.row_order, straight, over, longest.name
+
+
 def _programs(loaded: frame_file.Loaded, record: FrameRecord) -> list[str]:
     """What names the program: its own card, and what it wrote into the history."""
     lines = [
-        str(card.value) for card in loaded.info.cards if card.keyword in {"HISTORY", "COMMENT"}
+        str(card.value)
+        for card in loaded.info.cards
+        if card.keyword in {"HISTORY", "COMMENT", "PROGRAM"}
     ]
     return [record.program or "", *lines]
 

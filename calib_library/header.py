@@ -5,6 +5,7 @@ are here, each with its reason. What a header leaves out may stand in the file's
 the user's, or of a few programs) or in defaults; neither ever overrules a header.
 """
 
+import dataclasses
 import math
 import re
 import unicodedata
@@ -112,6 +113,24 @@ def parse(
         warnings=tuple(reader.warnings),
         flat_light=flat_light(reader, path) if kind is FrameType.FLAT else None,
     )
+
+
+def with_camera(record: FrameRecord, names: Mapping[str, str]) -> FrameRecord:
+    """Give a camera the one name that it has here: programs call it by its driver's, by its model's
+    or by its serial number, and its frames would never meet their masters.
+
+    `names`: a header's name, in any case → the name to use.
+    """
+    camera = compact(record.key.camera or "")
+    for written, name in names.items():
+        if camera == compact(written) and record.key.camera != name:
+            source = f"{record.sources.get('camera', 'header')} ({record.key.camera}), renamed"
+            return dataclasses.replace(
+                record,
+                key=dataclasses.replace(record.key, camera=name),
+                sources={**record.sources, "camera": source},
+            )
+    return record
 
 
 def normalise_filter(name: str) -> str | None:

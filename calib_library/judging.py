@@ -88,15 +88,21 @@ def _noises(strips: Sequence[Floats], step: int) -> list[float]:
     return [suspects.pixel_noise(strip, step=step) for strip in strips[::NOISE_STRIPS]]
 
 
-def darks(looks: Sequence[DarkLook], *, starts: Sequence[int], step: int) -> list[str | None]:
+def darks(
+    looks: Sequence[DarkLook], *, starts: Sequence[int], step: int
+) -> tuple[list[str | None], str | None]:
     """Judge bias or dark frames whose strips begin at the rows `starts`: None, or what is wrong
-    with it, for each. `step` is 2 for a mosaic.
+    with it, for each; and what is wrong with all of them. `step` is 2 for a mosaic.
     """
     noise = float(np.median([spread for look in looks for spread in look.spreads]))
     reasons = judge_levels(np.array([look.levels for look in looks]), noise_adu=noise, rows=starts)
     _add(reasons, looks, lambda left: _judge_blocks(left, starts, noise))
     _add(reasons, looks, lambda left: _judge_hot(left, step))
-    return reasons
+    alike = [look for look, reason in zip(looks, reasons, strict=True) if reason is None]
+    # A leak makes the strips' own spread large: here the noise is that of single pixels.
+    pixel = float(np.median([noise for look in looks for noise in look.noises]))
+    blocks = np.array([look.blocks for look in alike])
+    return reasons, suspects.disagreeing(blocks, noise_adu=pixel)
 
 
 def flats(

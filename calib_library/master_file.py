@@ -23,6 +23,7 @@ from calib_library.errors import ImageError, LibraryError
 from calib_library.frame import CalibrationKey, Card, FrameType
 from calib_library.images import product_file
 from calib_library.library import MASTERS_FOLDER
+from calib_library.made_dark import MadeDark
 from calib_library.match import MasterRecord
 from calib_library.set_files import sections_of
 
@@ -107,7 +108,10 @@ def safe(text: str) -> str:
 
 
 def fingerprint(
-    inputs: Sequence[Input], lowered_by: Mapping[str, MasterRecord], sigma: float
+    inputs: Sequence[Input],
+    lowered_by: Mapping[str, MasterRecord],
+    made: Mapping[str, MadeDark],
+    sigma: float,
 ) -> str:
     """Return eight digits that stand for everything the pixels depend on."""
     lines = sorted(
@@ -115,6 +119,11 @@ def fingerprint(
         for entry in inputs
         if entry.left_out is None
     )
+    lines += [
+        f"{entry.sha256} {made[entry.sha256].mark}"
+        for entry in inputs
+        if entry.left_out is None and entry.sha256 in made
+    ]
     lines += [f"{sigma:g}", __version__]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
 

@@ -171,7 +171,10 @@ def rank(
         reasons += (old,) if old else ()
         distance = _temperature_distance(record, master)
         if reasons:
-            nearness = (len(reasons), _exposure_ratio(record, master), distance, -master.id)
+            # Whatever another camera's master agrees in, it is not near.
+            stranger = float(master.key.camera != record.key.camera)
+            ratio = _exposure_ratio(record, master)
+            nearness = (stranger, len(reasons), ratio, distance, -master.id)
             refused.append((nearness, master, "; ".join(reasons)))
         else:
             tier = kinds.index(master.frame_type)

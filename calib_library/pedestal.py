@@ -23,7 +23,7 @@ def by_frame(
         return {}
     if isinstance(subtract, MasterRecord):
         return {frame.sha256: subtract for frame in frames}
-    return dict(subtract)
+    return {one.sha256: subtract[one.sha256] for one in frames if one.sha256 in subtract}
 
 
 def commonest(

@@ -226,6 +226,19 @@ def light_of_flats(db: Database) -> None:
         """)
 
 
+@MIGRATIONS()
+def darks_forced_by_hand(db: Database) -> None:
+    """Know for which target, or for which frame, a person wants the dark extrapolated."""
+    db.executescript("""
+        CREATE TABLE forced_dark (
+            scope TEXT NOT NULL CHECK (scope IN ('target', 'frame')),
+            subject TEXT NOT NULL,                  -- the target's name; the frame's SHA-256
+            chosen_at REAL NOT NULL,
+            PRIMARY KEY (scope, subject)
+        ) STRICT, WITHOUT ROWID;
+        """)
+
+
 def apply(db: Database) -> None:
     """Bring the library's tables to this version; other tables of the file are left alone.
 

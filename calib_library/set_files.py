@@ -14,6 +14,7 @@ from calib_library.catalogue.records import CalibrationSet, FiledFrame
 from calib_library.errors import ImageError
 from calib_library.images.row_reader import RowReader
 from calib_library.judging import STRIP_ROWS
+from calib_library.made_dark import Mixed
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,7 +28,7 @@ class Opened:
 
     frame: FiledFrame
     reader: RowReader
-    pedestal: Floats | None = None
+    pedestal: Floats | Mixed | None = None
     """What is subtracted from it, (ny, nx) ADU."""
     overscan: Floats | None = None
     """The levels of its overscan, which go first, (ny, 1) or (1, nx) ADU."""
@@ -53,7 +54,7 @@ class Lowered:
     """The rows of a frame with its own pedestal and overscan subtracted, as `combine.Rows`."""
 
     reader: RowReader
-    pedestal: Floats | None
+    pedestal: Floats | Mixed | None
     overscan: Floats | None
     storage: str = "float32"
     plain: bool = False

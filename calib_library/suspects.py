@@ -66,6 +66,27 @@ def _betrayed(ratio: float) -> str:
     return f"its hot pixels are {ratio:.2f} times as strong as the others': {told}"
 
 
+def disagreeing(levels: Doubles, *, noise_adu: float) -> str | None:
+    """Say of a set of biases or darks that they are not alike: the levels (frames, blocks), ADU, of
+    some part of the image scatter from frame to frame by as much as a pixel's noise, whatever each
+    frame's own level does.
+
+    Blocks of thousands of pixels scatter by a hundredth of it; where all frames are a little wrong,
+    no vote finds the wrong ones.
+    """
+    if len(levels) < 3:
+        return None
+    even = levels - np.median(levels, axis=1, keepdims=True)
+    scatter = float(np.std(even, axis=0, ddof=1).max())
+    if scatter <= max(noise_adu, 0.01 * abs(float(np.median(levels)))):
+        return None
+    return (
+        f"These frames do not agree: in a part of the image their levels scatter by {scatter:.0f} "
+        "ADU. Light leaked in, now more, now less, or the camera was still cooling down: take them "
+        "again, covered and in the dark."
+    )
+
+
 def faint(signal_adu: float, noise_adu: float) -> str | None:
     """Say that a flat is too faint to be used: its signal is within FAINT times its pixel noise."""
     if signal_adu >= FAINT * noise_adu:

@@ -186,7 +186,8 @@ class Calibrator:
             dark, explanation = self._one(record, FrameType.DARK, session, chosen)
         elif FrameType.BIAS not in chosen:
             dark, explanation = self.match(record, FrameType.DARK, session)
-            making = self._darkroom.choose(record)
+            forced = by_hand.is_dark_forced(self._library, target=target, sha256=sha256)
+            making = self._darkroom.choose(record, forced=forced)
             if making is not None:
                 dark = self._principal(making)
                 alone = [("Darks, each by itself", lines) for _, lines in explanation]
@@ -278,7 +279,7 @@ class Calibrator:
             return pedestals or (before is None) != (now.making is None)
         # The light's own pixels had their say in the dark: it would be another only if others were
         # considered for it.
-        making = self._darkroom.choose(record, fitted_c=before.fitted_c)
+        making = self._darkroom.choose(record, fitted_c=before.fitted_c, forced=now.making.forced)
         considered = making.considered if making is not None else ()
         return considered != before.considered
 
@@ -383,9 +384,17 @@ class Calibrator:
         """The master of one kind for a frame, and every candidate with its score or refusal."""
         found = candidates.best(self._library, record, kind, session=session)
         lines = [found.text, *found.notes]
-        for candidate in found.candidates:
+        # Masters of other cameras tell something only where there is none of this one.
+        others = [one for one in found.candidates if (one.refused or "").startswith("camera ")]
+        shown = [one for one in found.candidates if one not in others] or others
+        for candidate in shown:
             verdict = candidate.refused or f"score {candidate.score:.3g}"
             lines.append(f"{candidate.name}: {verdict}")
+        if any(";" not in (one.refused or "") for one in shown if one in others):
+            lines.append(
+                "Is one of these this camera under another name? `cameras` in the configuration "
+                "gives it one name."
+            )
         return found.chosen, [(f"Master {kind}", lines)]
 
     def _pending(

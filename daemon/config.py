@@ -108,6 +108,22 @@ def _defaults(value: object) -> Mapping[str, str]:
     return MappingProxyType(texts)
 
 
+def _cameras(value: object) -> Mapping[str, str]:
+    """Check names of cameras: those in headers → the one to use."""
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError(
+            "cameras", 'must be a table, such as {{ "ZWO CCD ASI533MM Pro" = "ZWO ASI533MM Pro" }}'
+        )
+    problems = {
+        name: f"{name} must be a camera's name as text, not {config_words.shown(given)}"
+        for name, given in value.items()
+        if not isinstance(given, str) or not given.strip() or not name.strip()
+    }
+    if problems:
+        raise PydanticCustomError("keys", "has mistakes", {"keys": problems})
+    return MappingProxyType({name: " ".join(given.split()) for name, given in value.items()})
+
+
 def _default_problem(name: str, text: str, given: object) -> str | None:
     if name not in PATTERN_GROUPS:
         return f"unknown key {config_words.unknown(name, PATTERN_GROUPS)}"
@@ -198,6 +214,10 @@ class CalibrationConfig(_Section):
     """The same for biases."""
     only_older: bool = False
     """Use only masters whose frames were taken before the light."""
+    cameras: Annotated[Mapping[str, str], BeforeValidator(_cameras)] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """A camera's name in headers → the name under which its frames and masters are kept."""
 
 
 class LightsConfig(_Section):
@@ -238,7 +258,7 @@ class Config(_Section):
 
     library: LibraryConfig
     watch: tuple[WatchConfig, ...] = Field(strict=False, min_length=1)
-    calibration: CalibrationConfig = CalibrationConfig()
+    calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     lights: LightsConfig = LightsConfig()
     stack: StackConfig = StackConfig()
     service: ServiceConfig = ServiceConfig()

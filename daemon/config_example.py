@@ -69,6 +69,11 @@ bias_days = 365.0
 # changes afterwards, and flats at dawn are for the next night.
 only_older = false
 
+# One camera has several names where several programs or drivers write its frames, and then its
+# darks fit its lights no longer. A name as a header has it = the name to use for new frames (best
+# that of the masters there are: lightkeeper library).
+#cameras = { "ZWO CCD ASI2600MM Pro" = "ZWO ASI2600MM Pro" }
+
 [lights]
 # Keep each calibrated light as a file of its own (they need as much disk as the raw frames, twice).
 keep_calibrated = false

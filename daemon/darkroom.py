@@ -45,6 +45,8 @@ class DarkChoice:
     """The sensor's temperature as the light's hot pixels tell it, °C."""
     residual_sigmas: float | None = None
     """What the dark may be wrong by at the 99.5th percentile of the pixels, in σ of the light."""
+    forced: bool = False
+    """A person wants it, though it be extrapolated far and do harm."""
 
     def as_dict(self) -> dict[str, Any]:
         """What a replay needs, in plain values for JSON."""
@@ -90,22 +92,24 @@ class DarkRoom:
         self._verdicts: dict[tuple[str, int], _Verdict] = {}
         self._last: tuple[str, Composed] | None = None
 
-    def choose(self, record: FrameRecord, *, fitted_c: float | None = None) -> DarkChoice | None:
+    def choose(
+        self, record: FrameRecord, *, fitted_c: float | None = None, forced: bool = False
+    ) -> DarkChoice | None:
         """How the dark would be made, from records alone; None where the light tells no temperature
         or no exposure.
 
         `fitted_c`: its temperature was fitted before, and what would be considered for that counts
-        as well.
+        as well. `forced`: a person wants it extrapolated where the rules would not.
         """
         if record.exposure_s is None or record.temperature_c is None:
             return None
         pool = candidates.darks(self._library, record)
-        considered = self._considered(record, pool, fitted_c)
+        considered = self._considered(record, pool, fitted_c, forced=forced)
         try:
-            model = self._plan(record, pool, record.temperature_c)
+            model = self._plan(record, pool, record.temperature_c, forced=forced)
         except NoMatchingMasterError as error:
-            return DarkChoice(None, considered, (str(error),))
-        return DarkChoice(model, considered, model.sentences(), _flags(model))
+            return DarkChoice(None, considered, (str(error),), forced=forced)
+        return DarkChoice(model, considered, model.sentences(), _flags(model), forced=forced)
 
     def settle(
         self,
@@ -123,13 +127,19 @@ class DarkRoom:
         light = LightNoise(noise_adu, record.e_per_adu or 1.0)
         pool = candidates.darks(self._library, record)
         found, why = self._fit(pixels, record, choice.model, pool, light)
-        model, note = self._best(choice.model, pool, found, light)
+        model, note = self._best(choice.model, pool, found, light, forced=choice.forced)
         verdict = self._judge(model, noise_adu, record)
-        notes = [note for note in (why, note, verdict.warning, verdict.refused) if note]
+        harmful = verdict.refused
+        if harmful and choice.forced:
+            harmful = f"{harmful} It is used all the same, by hand."
+            verdict = dataclasses.replace(verdict, refused=None)
+        notes = [note for note in (why, note, verdict.warning, harmful) if note]
         doubtful = ("temperature in doubt",) if why and "look at the cooler" in why else ()
         return DarkChoice(
             model=None if verdict.refused else model,
-            considered=self._considered(record, pool, found.temperature_c if found else None),
+            considered=self._considered(
+                record, pool, found.temperature_c if found else None, forced=choice.forced
+            ),
             lines=(
                 *model.sentences(),
                 f"In 99.5 % of the pixels that is {verdict.sigmas:.2f} σ of the light or less.",
@@ -138,6 +148,7 @@ class DarkRoom:
             flags=(*(() if verdict.refused else _flags(model)), *doubtful),
             fitted_c=found.temperature_c if found else None,
             residual_sigmas=round(verdict.sigmas, 2),
+            forced=choice.forced,
         )
 
     def compose(self, model: DarkPlan, noise_adu: float, record: FrameRecord) -> Composed:
@@ -169,6 +180,7 @@ class DarkRoom:
         temperature_c: float,
         *,
         exact_within_c: float = dark_model.EXACT_C,
+        forced: bool,
     ) -> DarkPlan:
         model = dark_model.plan(
             pool,
@@ -176,11 +188,17 @@ class DarkRoom:
             temperature_c=temperature_c,
             exact_within_c=exact_within_c,
             nearest_within_c=self._tolerance_c,
+            force=forced,
         )
         return _shared(model)
 
     def _considered(
-        self, record: FrameRecord, pool: Sequence[MasterRecord], fitted_c: float | None
+        self,
+        record: FrameRecord,
+        pool: Sequence[MasterRecord],
+        fitted_c: float | None,
+        *,
+        forced: bool,
     ) -> tuple[int, ...]:
         """The masters near a light in temperature and exposure, as the rules choose among them."""
         found: set[int] = set()
@@ -188,7 +206,9 @@ class DarkRoom:
         for temperature_c in temperatures:
             for exact_c in (dark_model.EXACT_C, 0.0):
                 try:
-                    model = self._plan(record, pool, temperature_c, exact_within_c=exact_c)
+                    model = self._plan(
+                        record, pool, temperature_c, exact_within_c=exact_c, forced=forced
+                    )
                 except NoMatchingMasterError:
                     continue
                 found |= {source.master_id for source in model.sources}
@@ -231,6 +251,8 @@ class DarkRoom:
         pool: Sequence[MasterRecord],
         found: dark_temperature.Fit | None,
         light: LightNoise,
+        *,
+        forced: bool,
     ) -> tuple[DarkPlan, str | None]:
         """(the plan for the believed temperature, what a person should know of it)."""
         hot_adu = self._darks.hot_level(planned.nearest.master_id)
@@ -245,6 +267,7 @@ class DarkRoom:
                 exact_within_c=exact_c if found else dark_model.EXACT_C,
                 nearest_within_c=self._tolerance_c,
                 fitted_error_c=found.error_c if found else None,
+                force=forced,
             )
         except NoMatchingMasterError as error:
             return planned, f"{error} So the header's temperature was used."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import build, defects
+from calib_library import build, defects, flat_darks
 from calib_library.catalogue import agenda, cameras, candidates, registry
 from calib_library.catalogue.records import BuiltMaster, CalibrationSet, FiledFrame
 from calib_library.errors import LibraryError
@@ -43,12 +43,15 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     label = f"master {describe(frames[0].record)} from {len(frames)} frames"
     beat(f"building {label}")
     try:
+        pedestals = candidates.pedestals(pipeline.library, one, frames)
+        darks = flat_darks.for_flats(pipeline.library, one, frames, pedestals)
         made = build.build(
             one,
             frames,
             root=pipeline.config.library.path,
             generation=registry.next_generation(pipeline.library, one.id),
-            subtract=candidates.pedestals(pipeline.library, one, frames),
+            subtract=pedestals,
+            made=darks,
             predecessor=candidates.predecessor(pipeline.library, one),
             sigma=pipeline.config.calibration.sigma,
             progress=lambda part: beat(f"building {label}: {part:.0%}"),
@@ -79,8 +82,9 @@ def _build(pipeline: Pipeline, one: CalibrationSet, *, now: dt.datetime, beat: B
     for reason in made.notes:
         pipeline.log.warning("MASTER", f"{label}: {reason}")
     follows = [] if jumping is None else [f"{len(jumping)} pixels jump (telegraph noise)"]
+    follows += list(dict.fromkeys(dark.told for dark in darks.values()))[:1]
     follows += [f"{released} waiting lights go on"] if released else []
-    follows += [f"{stale} stacks will be made again with it"] if stale else []
+    follows += [f"{remade(stale)} with it"] if stale else []
     pipeline.log.info("MASTER", "; ".join([f"{label}: {master.path}", *follows]))
     return True
 
@@ -126,6 +130,11 @@ def release(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float) -> int:
         if quiet and not coming:
             hopeless.append(set_id)
     return pipeline.ledger.release_waiting(hopeless) if hopeless else 0
+
+
+def remade(stale: int) -> str:
+    """Tell how many stacks follow a change."""
+    return f"{stale or 'no'} stack{'' if stale == 1 else 's'} will be made again"
 
 
 def mark_changed(pipeline: Pipeline, why: str) -> int:

@@ -104,6 +104,7 @@ class Pipeline:
             pattern=pattern,
             defaults=defaults,
         )
+        record = header.with_camera(record, self.config.calibration.cameras)
         moment = record.date_obs or dt.datetime.fromtimestamp(mtime_ns / 1e9, dt.UTC)
         return Identity(record, header.target_name(record, relative), night_of(moment))
 
@@ -122,7 +123,11 @@ class Pipeline:
         explanation: Explanation = [explain.header(identity)]
         identity = self._inspect(identity, loaded, explanation)
         if identity.record.frame_type is FrameType.LIGHT:
-            return self._light(frame, loaded, identity, explanation, now)
+            identity = self._with_gain(identity)
+            old, same = self._stacked_before(frame, loaded, identity.record)
+            if old is not None and same:
+                return self._once(frame, loaded, identity, explanation, now, old=old)
+            return self._light(frame, loaded, identity, explanation, now, old=old)
         return self._calibration_frame(frame, loaded, identity, explanation, now)
 
     def _load(self, frame: Frame) -> frame_file.Loaded:
@@ -207,14 +212,14 @@ class Pipeline:
         identity: Identity,
         explanation: Explanation,
         now: dt.datetime,
+        *,
+        old: Frame | None,
     ) -> State:
-        """Calibrate, measure, register and stack one light."""
+        """Calibrate, measure, register and stack one light; it stands for `old`, whose file was
+        written anew.
+        """
         began = time.perf_counter()
-        identity = self._with_gain(identity)
         record = identity.record
-        old, same = self._stacked_before(frame, loaded, record)
-        if old is not None and same:
-            return self._once(frame, loaded, identity, explanation, now, old=old)
         choice = self.calibrator.choose(
             record,
             session=identity.night,
@@ -252,7 +257,8 @@ class Pipeline:
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))
         checked = self._selfcheck.look(useful_pixels(loaded.pixels, record.key), record, light)
-        explanation.append(("Calibration check", list(checked.lines)))
+        if checked.lines:
+            explanation.append(("Calibration check", list(checked.lines)))
         try:
             found = placing.place(
                 frame.id,
@@ -261,11 +267,14 @@ class Pipeline:
                 photometry=stack.photometry,
                 members=members,
                 reference=self.stacks.reference(stack.target, stack.camera),
-                covered=checked.covered,
+                no_light=checked.no_light,
                 forced=frame.by_hand == "in",
             )
         except FrameRejectedError as error:
             measured = error.quality if isinstance(error, placing.NotAdmittedError) else None
+            reason = str(error)
+            if measured is not None and choice.subtracted is None:
+                reason += " (no dark or bias was subtracted from it)"
             with self.ledger.transaction():
                 self._replaced(old, frame, now)
                 changed = conditions.note(self.ledger.db, checked.findings, now=now)
@@ -273,7 +282,7 @@ class Pipeline:
                     frame,
                     State.REJECTED,
                     now=now,
-                    reason=str(error),
+                    reason=reason,
                     sha256=loaded.sha256,
                     identity=identity,
                     stack_id=stack.id,
@@ -282,7 +291,7 @@ class Pipeline:
                 )
             self.log.warning(
                 "REJECTED",
-                f"{identity.target} {record.filter or ''}: {error}",
+                f"{identity.target} {record.filter or ''}: {reason}",
                 frame=frame.name,
             )
             self._say(changed)

@@ -84,18 +84,18 @@ def place(
     photometry: Photometry | None,
     members: Sequence[Member],
     reference: Reference | None,
-    covered: str | None = None,
+    no_light: str | None = None,
     forced: bool = False,
 ) -> Place:
     """Register a light and find the numbers it is added with.
 
-    `members` are the frames of its stack so far, `photometry` that of the first of them. `covered`
-    tells why the frame shows no sky at all, where it shows none. With
+    `members` are the frames of its stack so far, `photometry` that of the first of them. `no_light`
+    tells why the frame is none (a closed cover, a flat), where it is none. With
     `forced` a person has admitted it: its quality is not judged. Raises FrameRejectedError with
     the reason where it does not belong into the stack.
     """
-    if covered and not forced:
-        raise FrameRejectedError(covered)
+    if no_light and not forced:
+        raise FrameRejectedError(no_light)
     if reference is None and light.quality.stars < REFERENCE_MIN_STARS:
         raise FrameRejectedError(f"only {light.quality.stars} stars, too few to begin a stack with")
     begins = None

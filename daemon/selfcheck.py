@@ -10,7 +10,7 @@ import numpy.typing as npt
 from calib_library.catalogue import cameras
 from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
-from daemon.calibration import Calibrator, masters_in, sampled_rows
+from daemon.calibration import Calibrator, masters_in, sampled_rows, sections_of
 from daemon.ledger.conditions import Finding
 from daemon.light import residual, stars
 from daemon.light.noise import neighbour_noise
@@ -32,6 +32,10 @@ TOO_QUIET = 0.85
 """Noise over that of the sky's own photons."""
 COVERED_STARS = 3
 """A light with fewer may be none."""
+LIT = 0.15
+"""Of full scale: a sky so bright without stars is the panel's, or the twilight's."""
+CERTAIN = 0.5
+"""A large-scale residual that is known worse than this says nothing."""
 
 _FULL_SCALE = 65535.0
 
@@ -53,7 +57,7 @@ class Checked:
     findings: tuple[Finding, ...]
     lines: tuple[str, ...]
     """For `lightkeeper explain`."""
-    covered: str | None
+    no_light: str | None
     """Why this is no light at all, where it is none."""
 
 
@@ -96,9 +100,10 @@ class SelfCheck:
         found = residual.Residuals(hot, glow, vignetting, added, unexplained)
         strength = patterns.witnesses.strength_adu if patterns.witnesses else 0.0
         covered = _covered(found, record, light)
-        # What a covered camera shows says nothing of its calibration.
-        findings = () if covered else judge(found, record, light, strength_adu=strength)
-        return Checked((_cover(covered, record, light), *findings), _lines(found), covered)
+        no_light = covered or _flat_like(record, light)
+        # What a covered camera or a flat shows says nothing of its calibration.
+        findings = () if no_light else judge(found, record, light, strength_adu=strength)
+        return Checked((_cover(covered, record, light), *findings), _lines(found), no_light)
 
     def _unexplained(
         self, noise_adu: float, raw: npt.NDArray[np.generic], record: FrameRecord
@@ -156,7 +161,9 @@ def judge(
         findings.append(_noise(found.added_noise, dark or flat))
     if found.unexplained_noise is not None:
         findings.append(_unexplained(found.unexplained_noise, camera))
-    if record.e_per_adu and sky > 0 and noise > 0:
+    # With the camera's offset still in it the sky looks far brighter than it is.
+    bare = light.calibration.subtracted is not None or sections_of(record.key).bias is not None
+    if record.e_per_adu and bare and sky > 0 and noise > 0:
         findings.append(_gain(record.e_per_adu, camera, sky, noise))
     return tuple(findings)
 
@@ -271,16 +278,31 @@ def _cover(covered: str | None, record: FrameRecord, light: Light) -> Finding:
 
 
 def _covered(found: residual.Residuals, record: FrameRecord, light: Light) -> str | None:
-    """A light with no star, no sky and the hot pixels of its dark was taken with the cover on."""
-    dark = light.calibration.dark
+    """A light with no star, no sky and the hot pixels of its dark (or a bias's level, where there
+    is no dark) was taken with the cover on.
+    """
+    dark = light.calibration.dark or light.calibration.bias
     if dark is None or light.quality.stars >= COVERED_STARS:
         return None
     dark_inside = found.hot is None or abs(found.hot.value) < 0.5
     if not dark_inside or abs(light.quality.sky_adu) > max(2.0, 0.3 * light.quality.noise_adu):
         return None
+    what = "signal" if light.calibration.dark else "level"
     return (
-        f"no stars, no sky, and the same signal as {dark.name}: the cover was closed. Open it; if "
-        f"this is a dark, IMAGETYP ({record.sources.get('frame_type', 'the header')}) is wrong"
+        f"no stars, no sky, and the same {what} as {dark.name}: the cover was closed. Open it; if "
+        f"this is a dark, its {record.sources.get('frame_type', 'header')} is wrong"
+    )
+
+
+def _flat_like(record: FrameRecord, light: Light) -> str | None:
+    """A bright, even sky without a star is a flat's, or of the day."""
+    full = record.saturation_adu or _FULL_SCALE
+    part = light.quality.sky_adu / full
+    if light.quality.stars >= COVERED_STARS or part < LIT:
+        return None
+    return (
+        f"no stars, and evenly lit to {part:.0%} of full scale: it looks like a flat. If it is "
+        f"one, its {record.sources.get('frame_type', 'header')} is wrong"
     )
 
 
@@ -290,9 +312,9 @@ def _lines(found: residual.Residuals) -> tuple[str, ...]:
         lines.append(
             f"hot pixels: {1.0 + found.hot.value:.3f} ± {found.hot.error:.3f} times the dark's"
         )
-    if found.glow is not None:
+    if found.glow is not None and found.glow.error < CERTAIN:
         lines.append(f"glow left: {found.glow.value:+.1%} ± {found.glow.error:.1%}")
-    if found.vignetting is not None:
+    if found.vignetting is not None and found.vignetting.error < CERTAIN:
         what = "vignetting or nebula left" if found.vignetting.value > 0 else "vignetting left"
         lines.append(f"{what}: {found.vignetting.value:+.1%} ± {found.vignetting.error:.1%}")
     if found.added_noise is not None:

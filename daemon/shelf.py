@@ -7,18 +7,20 @@ from pathlib import Path
 from calib_library import foreign
 from calib_library.catalogue import agenda, by_hand
 from calib_library.catalogue.by_hand import Scope
+from calib_library.dark_model import FORCED_C
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationLibrary
-from daemon.masters import mark_changed
+from daemon.masters import mark_changed, remade
 from daemon.pipeline import Pipeline, night_of
 
 FULL_SCALE = "full-scale"
 
 
 def use(pipeline: Pipeline, master_id: int, words: Mapping[str, str], *, now: dt.datetime) -> None:
-    """Use a master for a target or a frame whatever the rules say, or (0) go back to the rules; the
-    stacks that change by it are made again. `words`: kind, and target or frame (its number).
+    """Use a master for a target or a frame whatever the rules say, or (0) go back to the rules, or
+    have its dark extrapolated (`extrapolate` among the words); the stacks that change by it are
+    made again. `words`: kind, and target or frame (its number).
     """
     kind = FrameType(words["kind"]) if words.get("kind") else None
     found = _subject(pipeline, words)
@@ -28,7 +30,12 @@ def use(pipeline: Pipeline, master_id: int, words: Mapping[str, str], *, now: dt
     scope, subject, label = found
     try:
         with pipeline.ledger.transaction():
-            if master_id:
+            if "extrapolate" in words:
+                by_hand.force_dark(pipeline.library, scope=scope, subject=subject, now=now)
+                told = (
+                    f"the dark of {label} may be extrapolated by up to {FORCED_C:.0f} °C, by hand"
+                )
+            elif master_id:
                 name = _use(pipeline, master_id, kind, scope, subject, now=now)
                 told = f"{name}, chosen by hand for {label}"
             else:
@@ -38,7 +45,7 @@ def use(pipeline: Pipeline, master_id: int, words: Mapping[str, str], *, now: dt
     except LibraryError as error:
         pipeline.log.warning("ORDER", str(error))
         return
-    pipeline.log.info("CHOSEN", f"{told}; {stale} stacks will be made again")
+    pipeline.log.info("CHOSEN", f"{told}; {remade(stale)}")
 
 
 def _use(
@@ -85,7 +92,7 @@ def take_in(pipeline: Pipeline, words: Mapping[str, str], *, now: dt.datetime) -
     """Import a master that another program made. `words`: path, and the options that were given."""
     path = Path(words["path"])
     try:
-        found = examined(pipeline.library, words)
+        found = examined(pipeline.library, words, pipeline.config.calibration.cameras)
         session = night_of(found.record.date_obs) if found.record.date_obs else ""
         with pipeline.ledger.transaction():
             master = foreign.take(found, pipeline.library, session=session, now=now)
@@ -95,22 +102,22 @@ def take_in(pipeline: Pipeline, words: Mapping[str, str], *, now: dt.datetime) -
         return
     for told in found.notes:
         pipeline.log.info("IMPORT", f"{path.name}: {told}")
-    pipeline.log.info(
-        "IMPORT", f"{path.name} is {master.path}; {stale} stacks will be made again with it"
-    )
+    pipeline.log.info("IMPORT", f"{path.name} is {master.path}; {remade(stale)} with it")
 
 
-def refusal(root: Path, words: Mapping[str, str]) -> str | None:
+def refusal(root: Path, words: Mapping[str, str], cameras: Mapping[str, str]) -> str | None:
     """Why a master of another program cannot be taken in, with what to give; None where it can."""
     try:
         with CalibrationLibrary.open(root, readonly=True) as library:
-            examined(library, words)
+            examined(library, words, cameras)
     except (LibraryError, OSError) as error:
         return str(error)
     return None
 
 
-def examined(library: CalibrationLibrary, words: Mapping[str, str]) -> foreign.Foreign:
+def examined(
+    library: CalibrationLibrary, words: Mapping[str, str], cameras: Mapping[str, str]
+) -> foreign.Foreign:
     """What a master that is to be imported is. Raises LibraryError, OSError."""
     given = {name: word for name, word in words.items() if name not in {"path", FULL_SCALE}}
     scale = words.get(FULL_SCALE)
@@ -119,4 +126,5 @@ def examined(library: CalibrationLibrary, words: Mapping[str, str]) -> foreign.F
         given,
         full_scale_adu=float(scale) if scale else None,
         library=library,
+        cameras=cameras,
     )

@@ -181,6 +181,31 @@ def test_lights_at_wandering_temperatures_want_darks_every_five_degrees():
     assert (there.frames, there.lights) == (30, 10)  # those at −0.5 °C
 
 
+def test_darks_that_bracket_wandering_lights_are_enough():
+    """6.5 to 11.8 °C between darks at 4.5, 9 and 13 °C: none at 15 °C is asked for, and each dark
+    has one square of the grid.
+    """
+    uses = [use(2, temperature_c=t) for t in (6.5, 7.8, 9.0, 10.0, 11.8)]
+    there = [dark(n, temperature_c=t, frames=30) for n, t in enumerate((4.5, 9.0, 13.0), start=1)]
+    found = advise(uses, [*there, flat(), BIAS])
+    assert found.shots == ()
+    assert [(cell.temperature_c, cell.frames, cell.wanted) for cell in found.grid] == [
+        (4.0, 30, 0),
+        (9.0, 30, 0),
+        (13.0, 30, 0),
+    ]
+    # Without the warmest, lights at 11.8 °C have no dark on the other side.
+    (shot,) = advise(uses, [*there[:2], flat(), BIAS]).shots
+    assert (shot.kind, shot.temperature_c) == ("dark", 15.0)
+
+
+def test_a_flat_that_had_a_dark_made_for_it_wants_no_flat_darks():
+    masters = [dark(1, frames=30, exposure_s=5.0), dark(2, frames=30), flat(exposure_s=20.0)]
+    assert [shot.kind for shot in advise([use()], masters).shots] == ["flat-dark"]
+    made = [*masters[:2], dataclasses.replace(masters[2], subtracted=1)]
+    assert advise([use()], made).shots == ()
+
+
 def test_lights_of_one_set_point_want_darks_there():
     uses = [use(10, temperature_c=t) for t in (-10.2, -10.0, -9.8)]
     (shot,) = [s for s in advise(uses, [flat(), BIAS]).shots if s.kind == "dark"]

@@ -6,12 +6,10 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
-from sqlite_utils import Database
 
 from calib_library import schema
 from calib_library.advice import Noise, Shot, Site
 from calib_library.catalogue import cameras
-from calib_library.catalogue.rows import join_key
 from calib_library.frame import CalibrationKey, FrameType
 from calib_library.library import CalibrationLibrary
 from calib_library.sensor_record import DarkCurrent, Measured, Sensor, SensorRecord
@@ -20,8 +18,9 @@ from daemon.ledger import lights
 from daemon.ledger import schema as ledger_schema
 from daemon.report import advising, shots
 from daemon.report.cameras import _pm
+from tests.advice_rows import Records, fill
 from tests.nights import config_for
-from tests.records import KEY, NIGHT, key, record
+from tests.records import KEY, NIGHT, key
 
 GAIN, READ_NOISE, RATE = 0.8, 1.8, 0.005
 
@@ -56,72 +55,6 @@ def measured(site_key: CalibrationKey = KEY) -> SensorRecord:
     )
 
 
-def place(x: float, y: float) -> str:
-    return json.dumps([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
-
-
-class Records:
-    """Writes rows as the daemon does."""
-
-    def __init__(self, db: Database) -> None:
-        self.db = db
-        self.number = 0
-
-    def light(self, site_key, *, stack, position, night, sky_adu=37.5, xy=(0.0, 0.0), **fields):
-        self.number += 1
-        text = record(FrameType.LIGHT, key=site_key, **fields).to_json()
-        self.db.conn.execute(
-            "INSERT INTO frame (id, path, root, name, size, mtime_ns, sha256, state, frame_type,"
-            " record, target, night, date_obs, stack_id, seen_at)"
-            " VALUES (?, ?, x'', ?, 1, 1, ?, 'stacked', 'light', ?, 'M 31', ?, ?, ?, '')",
-            [
-                self.number,
-                f"l{self.number}".encode(),
-                f"light{self.number}.fits",
-                f"l{self.number}",
-                text,
-                night,
-                f"{night}T22:00:00",
-                stack,
-            ],
-        )
-        self.db.conn.execute(
-            "INSERT INTO stack_frame (frame_id, stack_id, position, matrix, terms, quality,"
-            " masters, flags) VALUES (?, ?, ?, ?, '', ?, '', '')",
-            [
-                self.number,
-                stack,
-                position,
-                place(*xy),
-                json.dumps({"sky_adu": sky_adu, "noise_adu": 7.5}),
-            ],
-        )
-
-    def stack(self, number):
-        self.db.conn.execute(
-            "INSERT INTO stack (id, target, filter, camera) VALUES (?, 'M 31', ?, '')",
-            [number, str(number)],
-        )
-
-    def master(self, number, kind, site_key, *, frames=30, exposure_s=300.0, temperature_c=-10.0,
-               filter_name=None):  # fmt: skip
-        text = join_key(site_key, "TOP-DOWN")
-        common = (str(kind), text, site_key.camera, site_key.width, site_key.height, exposure_s,
-                  temperature_c, filter_name)  # fmt: skip
-        self.db.conn.execute(
-            "INSERT INTO calibration_set (id, frame_type, key, camera, width, height, exposure_s,"
-            " temperature_c, filter, session, frames, last_filed_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0)",
-            [number, *common, frames],
-        )
-        self.db.conn.execute(
-            "INSERT INTO master (id, set_id, generation, frame_type, key, camera, width, height,"
-            " exposure_s, temperature_c, filter, session, frames, path, sha256, built_at, version,"
-            " notes) VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, '', 0, '', '[]')",
-            [number, number, *common, frames, f"masters/{number}.fits"],
-        )
-
-
 @pytest.fixture
 def records(tmp_path):
     """An empty library, open for writing; `config_for(tmp_path)` is its configuration."""
@@ -149,7 +82,8 @@ def a_small_library(records, *, dithered):
     records.stack(1)
     for n in range(50):
         xy = (8.0 * n, 0.0) if dithered else (0.1 * (n % 3), 0.0)
-        records.light(KEY, stack=1, position=n, night="2026-11-20", filter="L", xy=xy)
+        fields = {"filter": "L", "filter_name": "Luminance"}
+        records.light(KEY, stack=1, position=n, night="2026-11-20", xy=xy, **fields)
     records.master(1, FrameType.DARK, KEY)
     records.master(2, FrameType.FLAT, KEY, filter_name="L", exposure_s=2.0)
     records.master(3, FrameType.BIAS, KEY, exposure_s=0.0)
@@ -221,10 +155,24 @@ def test_the_commands(records, tmp_path, capsys):
     rows = list(csv.DictReader(file.read_text().splitlines()))
     assert [(row["type"], row["exposure_s"], row["filter"]) for row in rows] == [
         ("dark", "60", ""),
-        ("flat", "", "H"),
+        ("flat", "", "Ha"),  # as it was asked for: what the filter wheel knows
     ]
     assert command(tmp_path, *plan, "--json") == 0
     assert json.loads(capsys.readouterr().out)["lines"][0]["use"]["exposure_s"] == 60
+
+
+def test_a_sky_that_has_the_pedestal_in_it_is_taken_from_its_noise(records, tmp_path):
+    """No dark, no bias: 537.5 ADU, of which 500 are the camera's offset. The noise of 7.5 ADU is
+    6 e-; less the read noise of 1.8 e- the sky is 32.8 e-.
+    """
+    library = CalibrationLibrary(records.db, None)
+    cameras.add_sensor(library, measured())
+    records.stack(1)
+    for n in range(10):
+        records.light(KEY, stack=1, position=n, night="2026-11-20", sky_adu=537.5, dark=None)
+    records.db.conn.commit()
+    (line,) = advising.gather(config_for(tmp_path), nights=7, goal=0.01, plan=None).lines
+    assert line.use.sky_e == pytest.approx((7.5 * GAIN) ** 2 - READ_NOISE**2)
 
 
 def test_mistakes_are_told(records, tmp_path, capsys):
@@ -268,7 +216,24 @@ def test_the_ekos_sequence_has_what_its_loader_reads():
     assert vectors["CCD_GAIN"] == {"GAIN": "100"}
     assert vectors["CCD_CONTROLS"] == {"Gain": "100", "Offset": "50"}
     assert (flat.findtext("Filter"), flat.findtext("Type")) == ("H<a>", "Flat")
+    # Its exposure is found by Ekos, for half of full scale; a dark's is as it stands.
+    duration = flat.find("Calibration/FlatDuration")
+    assert duration.get("dark") == "false"
+    level = [duration.findtext(tag) for tag in ("Type", "Value", "Tolerance")]
+    assert level == ["ADU", "30000", "3000"]
+    assert dark.find("Calibration") is None
     assert flat.find("Temperature") is None
+
+
+def test_a_filter_is_named_as_its_program_names_it(records, tmp_path):
+    """Of a name that it does not know Ekos would take the wheel's first filter."""
+    a_small_library(records, dithered=True)
+    plan = advising.Plan(exposure_s=60.0, filter="Lum", lights=400)
+    found = advising.gather(config_for(tmp_path), nights=7, goal=0.001, plan=plan)
+    flat = next(shot for shot in found.shots if shot.kind == FrameType.FLAT)
+    assert (flat.filter, flat.filter_name) == ("L", "Luminance")
+    root = ET.fromstring(shots.to_esq([flat], camera=KEY.camera))
+    assert root.findtext("Job/Filter") == "Luminance"
 
 
 def test_the_csv_holds_no_formula():
@@ -296,46 +261,7 @@ def test_values_are_shown_with_two_digits_of_their_error():
 
 @pytest.mark.slow
 def test_advice_from_ten_thousand_masters_and_two_hundred_thousand_frames(records, tmp_path):
-    keys = [key(gain=float(n)) for n in range(5)]
-    number = 0
-    for site_key in keys:
-        for n in range(1990):
-            number += 1
-            exposure, temperature = 10.0 * (1 + n % 40), -25 + (n // 40) * 1.0
-            records.master(
-                number, FrameType.DARK, site_key, exposure_s=exposure, temperature_c=temperature
-            )
-        for n in range(10):
-            number += 1
-            records.master(number, FrameType.FLAT, site_key, filter_name=f"F{n}", exposure_s=2.0)
-    text = record(FrameType.DARK).to_json()
-    conn = records.db.conn
-    conn.executemany(
-        "INSERT INTO calibration_frame (sha256, path, set_id, record, temperature_c, filed_at)"
-        " VALUES (?, ?, ?, ?, -10, 0)",
-        ((f"f{n}", f"p{n}".encode(), 1 + n % 10_000, text) for n in range(200_000)),
-    )
-    conn.executemany(
-        "INSERT INTO frame (path, root, name, size, mtime_ns, sha256, state, frame_type, record,"
-        " night, date_obs, seen_at)"
-        " VALUES (?, x'', ?, 1, 1, ?, 'filed', 'dark', ?, '2026-01-01', '', '')",
-        ((f"p{n}".encode(), f"p{n}", f"f{n}", text) for n in range(200_000)),
-    )
-    records.number = 1_000_000
-    for number in range(1, 4):
-        records.stack(number)
-    for n in range(3000):
-        records.light(
-            keys[n % 2],
-            stack=1 + n % 3,
-            position=n,
-            night=f"2026-11-{10 + n % 12:02}",
-            filter=f"F{n % 3}",
-            exposure_s=60.0 * (1 + n % 5),
-            temperature_c=-10 + (n % 7) * 0.9,
-            xy=(float(n % 500), 0.0),
-        )
-    conn.commit()
+    fill(records)
     config = config_for(tmp_path)
     found = advising.gather(config, nights=7, goal=0.01, plan=None)
     assert len(found.lines) > 50

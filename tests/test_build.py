@@ -576,3 +576,26 @@ def test_a_script_that_builds_a_master_loads_no_more_than_it_needs(bench):
         "daemon", "pydantic", "apscheduler", "watchdog", "astropy", "PIL", "astroalign",
         "scipy.linalg", "numba.np.linalg",
     }  # fmt: skip
+
+
+def test_darks_that_all_leak_as_they_please_are_told(bench):
+    """A slope of 0 to 120 ADU, half to three halves as strong in each frame: no vote finds the
+    wrong ones, since all are.
+    """
+    strengths = np.random.default_rng(6).uniform(0.5, 1.5, 8)
+    slope = np.linspace(0.0, 120.0, NX)
+    images = [
+        image + strength * slope for image, strength in zip(noisy(LEVEL, 8), strengths, strict=True)
+    ]
+    master, _, _ = bench.build(bench.take_many(DARK, images))
+    [note] = master.notes
+    assert note.startswith("These frames do not agree: in a part of the image")
+    # The block at the bright edge against the middle: 3/8 of 120 ADU for a strength of 1.
+    expected = 0.375 * 120.0 * np.std(strengths, ddof=1)
+    told = float(note.split("scatter by ")[1].split(" ADU")[0])
+    assert told == pytest.approx(expected, rel=0.25)
+
+
+def test_darks_whose_whole_level_drifts_are_not(bench):
+    images = [image + drift for drift, image in zip(range(0, 16, 2), noisy(LEVEL, 8), strict=True)]
+    assert bench.build(bench.take_many(DARK, images))[0].notes == ()

@@ -56,6 +56,7 @@ def test_the_smallest_configuration_has_the_documented_defaults() -> None:
     assert config.calibration.quiet_s == 60
     assert config.calibration.sigma == 3.0
     assert config.calibration.temperature_tolerance_c == 1.0
+    assert dict(config.calibration.cameras) == {}
     assert config.lights.keep_calibrated is False
     assert config.lights.clean_cosmics == "auto"
     assert (config.stack.memory_mb, config.stack.scale) == (1500, "unit")
@@ -138,6 +139,7 @@ min_frame = 5               #! min_frame; did you mean min_frames?
 quiet_s = "60"              #! quiet_s must be a number, without quotes, not "60"
 sigma = nan                 #! sigma
 temperature_tolerance_c = -1 #! temperature_tolerance_c is -1; it must be 0 or more
+cameras = { "ZWO" = 5 }     #! ZWO must be a camera's name as text, not 5
 scale = "adu"               #! scale; it belongs below [stack]
 [lights]
 clean_cosmics = "allways"   #! did you mean always?
@@ -267,16 +269,19 @@ def test_the_example_is_every_setting_at_its_default() -> None:
     written = tomllib.loads(text)
     for name, model in SECTIONS.items():
         section = written[name][0] if name == "watch" else written[name]
-        assert set(section) | {"pattern", "defaults"} >= set(model.model_fields)
+        assert set(section) | {"pattern", "defaults", "cameras"} >= set(model.model_fields)
     assert "#pattern = " in text
+    assert "#cameras = " in text
     assert "#defaults = " in text
 
 
 def test_the_settings_that_are_commented_out_in_the_example_work() -> None:
     text = re.sub(
-        r"^#(?=pattern|defaults)", "", example(watch="/a", library="/b"), flags=re.MULTILINE
+        r"^#(?=pattern|defaults|cameras)", "", example(watch="/a", library="/b"), flags=re.MULTILINE
     )
-    (watch,) = parse(text, base=Path("/")).watch
+    config = parse(text, base=Path("/"))
+    (watch,) = config.watch
+    assert config.calibration.cameras["ZWO CCD ASI2600MM Pro"] == "ZWO ASI2600MM Pro"
     assert watch.pattern
     found = watch.pattern.search("M8_Ha_300s_0001.fits")
     assert found

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from calib_library import darks, master_file
-from calib_library.catalogue import filing, registry
+from calib_library.catalogue import by_hand, filing, registry
 from calib_library.catalogue.records import BuiltMaster, Input
 from calib_library.dark_model import Rule
 from calib_library.errors import LibraryError, NoMatchingMasterError
@@ -100,6 +100,33 @@ def two(tmp_path):
     made = shelf(tmp_path, [(300, -12.5), (300, -7.5)])
     with made.library:
         yield made
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_an_extrapolation_that_does_harm_is_used_only_by_hand(tmp_path, forced):
+    """One pixel in twenty is hot, 4.5 °C beyond the darks: the model says it may be wrong."""
+    ends = [(300, -14.5), (300, -19.5)]
+    made = shelf(tmp_path, ends, hot_fraction=0.05, hot_rate_e_s=1.5)
+    with made.library as library:
+        raw, told = made.light(-10.0)
+        if forced:
+            by_hand.force_dark(library, scope="target", subject="M 1", now=NIGHT)
+        calibrator = made.calibrator()
+        choice = calibrator.choose(told, session="", now=None, target="M 1")
+        settled = calibrator.settle(raw, told, choice)
+        assert (settled.dark is not None) == forced
+        if not forced:
+            return
+        assert settled.making.model.rule is Rule.FORCED
+        assert "dark: extrapolated by order" in settled.flags
+        assert "It is used all the same, by hand." in "\n".join(settled.making.lines)
+        other = calibrator.choose(told, session="", now=None, target="M 2")
+        assert other.dark is None
+        # What would be considered is another thing: the stack is made again either way.
+        ids = settled.ids()
+        assert not calibrator.would_change(told, ids, session="", target="M 1")
+        by_hand.unuse(library, None, scope="target", subject="M 1")
+        assert calibrator.would_change(told, ids, session="", target="M 1")
 
 
 # --- the library alone ---------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from astropy.io import fits
 
 from daemon import cli
+from tests import xisf_files
 from tests.daemons import write_config
 from tests.nights import Outcome, config_for, run, told
 from tests.situations import HOT, NX, NY, PEDESTAL, Situation
@@ -77,6 +78,63 @@ def test_what_is_asked_wrongly_is_said(night, capsys):
     assert command(file, "use", masters[0.0].name, "--target", "cam", "--kind", "flat") == 0
     assert "cannot be used as a flat" in Outcome(config).log
     assert used(config)[1].masters["flat"] is None
+
+
+@pytest.mark.parametrize("scope", [["--target", "cam"], ["--frame", "cam_light"]])
+def test_a_dark_is_extrapolated_far_only_by_hand(tmp_path, scope, capsys):
+    """4 °C beyond the warmest of two darks: by the rules there is no dark (section 1, rule 4)."""
+    camera = Situation(tmp_path / "in", "cam")
+    camera.darks(**{"CCD-TEMP": -14.0, "SET-TEMP": -14.0})
+    camera.darks(**{"CCD-TEMP": -18.0, "SET-TEMP": -18.0})
+    camera.light()
+    config = config_for(tmp_path)
+    run(config)
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[library]\npath = "{config.library.path}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
+    )
+    light, member, _ = used(config)
+    assert member.masters["dark"] is None
+    assert "no dark" in member.flags
+    assert "is 4.0 °C off" in told(light)
+
+    assert command(file, "use", "--extrapolate", *scope) == 0
+    assert "may be extrapolated by up to 5 °C, by hand" in Outcome(config).log
+    light, member, _ = used(config)
+    assert "dark: extrapolated by order" in member.flags
+    assert "extrapolated by order" in told(light)
+    assert {source["temperature_c"] for leg in member.masters["dark_model"]["legs"]
+            for source in (leg["near"], leg["other"])} == {-14.0, -18.0}  # fmt: skip
+
+    assert command(file, "use", "--remove", *scope) == 0
+    assert used(config)[1].masters["dark"] is None
+    assert command(file, "use", "--extrapolate", "--remove", *scope) == 2
+    assert "or --extrapolate, or --remove" in capsys.readouterr().err
+
+
+def test_one_camera_under_two_programs_has_one_name(tmp_path):
+    """Darks taken with INDI, whose driver names the camera otherwise; lights with N.I.N.A."""
+    camera = Situation(tmp_path / "in", "cam")
+    camera.darks(INSTRUME="ZWO CCD ASI533MM Pro")
+    camera.light(INSTRUME="ZWO ASI533MM Pro")
+    names = '[calibration]\ncameras = { "zwo  ccd asi533mm pro" = "ZWO ASI533MM Pro" }\n'
+    config = config_for(tmp_path, extra=names)
+    run(config)
+    outcome = Outcome(config)
+    [master] = outcome.masters
+    assert master.key.camera == "ZWO ASI533MM Pro"
+    [member] = [m for ms in outcome.members.values() for m in ms]
+    assert member.masters["dark"] == master.id
+    read = told(next(frame for frame in outcome.frames if "dark" in frame.name))
+    assert "camera = ZWO ASI533MM Pro  (from INSTRUME (ZWO CCD ASI533MM Pro), renamed)" in read
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[library]\npath = "{config.library.path}"\n[[watch]]\npath = "{tmp_path / "in"}"\n{names}'
+    )
+    indi = {"INSTRUME": "ZWO CCD ASI533MM Pro", "GAIN": 100, "OFFSET": 50, "CCD_TEMP": -15.0}
+    path = foreign(tmp_path / "m.fits", unit(PEDESTAL + HOT), **(PIXINSIGHT | indi))
+    assert command(file, "import", str(path)) == 0
+    assert {one.key.camera for one in Outcome(config).masters} == {"ZWO ASI533MM Pro"}
 
 
 # --- masters made elsewhere ----------------------------------------------------------------------
@@ -264,6 +322,120 @@ def test_an_imported_master_outlives_the_database(lights, tmp_path, how):
     assert list(config.library.path.glob(f"recovered/*/masters/{stranger.name}"))
     assert command(file, "import", str(tmp_path / "dark.fits")) == 0
     assert "in the library already" in Outcome(config).log
+
+
+# --- PixInsight's own files ----------------------------------------------------------------------
+
+
+def pixinsight(path, image, *, kind="Master Dark", **cards):
+    """A master as WBPP leaves it: what it is in keywords and properties, no gain, no offset."""
+    history = "&lt;table id=&quot;images&quot; rows=&quot;40&quot;&gt;"
+    said = {"IMAGETYP": kind, "EXPTIME": 30.0, "INSTRUME": CAMERA} | cards
+    inside = (
+        xisf_files.keywords(**said)
+        + xisf_files.prop("Instrument:Sensor:Temperature", -10)
+        + xisf_files.prop("PixInsight:ProcessingHistory", history, "String")
+    )
+    return xisf_files.write(path, image, inside, codec="zlib", shuffle=True, checksum="sha-1")
+
+
+def test_a_master_of_pixinsight_s_own_format_is_used_and_outlives_the_database(lights, tmp_path):
+    config, file = lights
+    settings = ["--gain", "100", "--offset", "50"]
+    dark = pixinsight(tmp_path / "masterDark.xisf", unit(PEDESTAL + HOT))
+    bias = pixinsight(
+        tmp_path / "masterBias.xisf",
+        np.full((NY, NX), PEDESTAL * 65537, np.uint32),
+        kind="Master Bias",
+        EXPTIME=0.001,
+    )
+    flat = pixinsight(
+        tmp_path / "masterFlat.xisf",
+        np.full((NY, NX), 0.4),  # double precision
+        kind="Master Flat",
+        FILTER="H",
+        EXPTIME=1.0,
+    )
+    for path in (dark, bias, flat):
+        assert command(file, "import", str(path), *settings) == 0
+    before = {one.frame_type: one for one in Outcome(config).masters}
+    assert {kind: one.frames for kind, one in before.items()} == dict.fromkeys(before, 40)
+    assert before["dark"].temperature_c == -10.0
+    assert before["dark"].version == "imported, made by PixInsight 1.8.9"
+    for kind, truth in (("dark", PEDESTAL + HOT), ("bias", PEDESTAL), ("flat", 30_000.0)):
+        image = fits.getdata(config.library.path / before[kind].path)
+        assert np.abs(image - truth).max() < 0.01  # ADU
+    assert "32 bits were divided by 65537" in Outcome(config).log
+    [member] = [m for ms in Outcome(config).members.values() for m in ms]
+    assert member.masters["dark"] == before["dark"].id
+
+    for path in config.library.path.glob("lightkeeper.db*"):
+        path.unlink()
+    assert cli.main(["rebuild", "--from-files", "--config", str(file)]) == 0
+    after = {one.frame_type: one for one in Outcome(config).masters}
+    assert {kind: one.path for kind, one in after.items()} == {
+        kind: one.path for kind, one in before.items()
+    }
+    assert command(file, "import", str(dark), *settings) == 0
+    assert "in the library already" in Outcome(config).log
+
+
+def test_a_master_that_lies_the_other_way_up_is_turned_as_its_hot_pixels_tell(night, tmp_path):
+    config, file = night
+    upside_down = pixinsight(tmp_path / "m.xisf", unit(PEDESTAL + HOT)[::-1].copy(), GAIN=100)
+    assert command(file, "import", str(upside_down)) == 0
+    assert "It was turned upside down" in Outcome(config).log
+    [master] = [one for one in Outcome(config).masters if one.version.startswith("imported")]
+    image = fits.getdata(config.library.path / master.path)
+    assert np.abs(image - (PEDESTAL + HOT)).max() < 0.01
+
+
+def test_a_dark_of_another_sensor_is_told_by_its_hot_pixels(night, tmp_path):
+    config, file = night
+    other = np.random.default_rng(77).permuted(PEDESTAL + HOT)
+    assert command(file, "import", str(pixinsight(tmp_path / "m.xisf", unit(other), GAIN=100))) == 0
+    assert "is it of this very camera?" in Outcome(config).log
+
+
+def test_frames_stored_bottom_up_get_their_master_so(tmp_path):
+    """PixInsight turns them around when it reads them, and leaves the keyword."""
+    camera = Situation(tmp_path / "in", "cam")
+    camera.darks(GAIN=100, ROWORDER="BOTTOM-UP")
+    camera.light(ROWORDER="BOTTOM-UP")
+    config = config_for(tmp_path)
+    run(config)
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[library]\npath = "{config.library.path}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
+    )
+    flat = np.linspace(0.3, 0.5, NY * NX).reshape(NY, NX).astype(np.float32)
+    path = pixinsight(
+        tmp_path / "f.xisf", flat[::-1].copy(), kind="Master Flat", FILTER="H",
+        GAIN=100, ROWORDER="BOTTOM-UP",
+    )  # fmt: skip
+    assert command(file, "import", str(path)) == 0
+    [master] = [one for one in Outcome(config).masters if one.version.startswith("imported")]
+    assert master.row_order == "BOTTOM-UP"
+    image = fits.getdata(config.library.path / master.path)
+    np.testing.assert_allclose(image / np.median(image), flat / np.median(flat), rtol=1e-5)
+
+
+def test_a_pedestal_in_adu_is_taken_off_a_master_of_zero_to_one(lights, tmp_path):
+    config, file = lights
+    path = pixinsight(
+        tmp_path / "m.xisf", unit(PEDESTAL + HOT + 150), GAIN=100, OFFSET=50, PEDESTAL=150
+    )
+    assert command(file, "import", str(path)) == 0
+    [master] = Outcome(config).masters
+    image = fits.getdata(config.library.path / master.path)
+    assert np.abs(image - (PEDESTAL + HOT)).max() < 0.01
+
+
+def test_eight_bits_are_too_coarse_for_a_master(lights, tmp_path, capsys):
+    _, file = lights
+    path = pixinsight(tmp_path / "m.xisf", np.full((NY, NX), 3, np.uint8), GAIN=100, OFFSET=50)
+    assert command(file, "import", str(path)) == 1
+    assert "only 8 bits a pixel" in capsys.readouterr().err
 
 
 def test_an_order_that_is_none_is_said_and_put_away(lights):

@@ -84,7 +84,8 @@ def test_a_flat_dark_of_one_exposure_makes_the_set_due_again(bench):
     assert bench.library.set(set_id).changed
     master, _, _ = bench.build(set_id, subtract=pedestals_of(bench, set_id))
     # The next longest, 5.5 s, still has only the bias.
-    assert [note[:18] for note in master.notes] == ["Flats of 5.5 s had"]
+    bias_only = [note[:18] for note in master.notes if "only a bias" in note]
+    assert bias_only == ["Flats of 5.5 s had"]
     assert not bench.library.set(set_id).changed
 
 

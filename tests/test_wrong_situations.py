@@ -139,6 +139,25 @@ def flat_labelled_as_light(s):
 
 
 @situation
+def minute_of_panel_called_a_light(s):
+    """So long that it could be a light in the dusk."""
+    s.biases()
+    s.put("odd", PEDESTAL + 25000.0 * VIGNETTE, IMAGETYP="Light Frame", FILTER="H", EXPTIME=60.0)
+
+
+@situation
+def dark_labelled_as_light_without_a_master(s):
+    s.biases()
+    s.put("odd", PEDESTAL + HOT, IMAGETYP="Light Frame", FILTER="R")
+
+
+@situation
+def egain_and_a_pedestal(s):
+    """Pedestal and sky together would have far more photon noise than the light has."""
+    s.light(EGAIN=0.8)
+
+
+@situation
 def bias_labelled_as_dark(s):
     for _ in range(5):
         s.put("short", np.full((NY, NX), PEDESTAL), IMAGETYP="Dark Frame", EXPTIME=1e-32)
@@ -406,6 +425,39 @@ def test_a_poisoned_frame_never_enters_the_master(outcome, name, kind, sentence)
 def test_a_frame_set_aside_is_in_no_master(outcome, name, kind):
     [one] = masters_of(outcome, name, kind)
     assert one.frames == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("minute-of-panel-called-a-light", "evenly lit to 3"),
+        (
+            "minute-of-panel-called-a-light",
+            "it looks like a flat. If it is one, its IMAGETYP is",
+        ),
+        ("dark-labelled-as-light-without-a-master", "no stars, no sky, and the same level as"),
+        ("dark-labelled-as-light-without-a-master", "if this is a dark, its IMAGETYP is wrong"),
+    ],
+)
+def test_what_is_called_a_light_and_is_none_is_told_as_what_it_looks_like(outcome, name, sentence):
+    frame = odd(outcome, name)
+    assert frame.state == "rejected"
+    assert sentence in frame.reason
+    covered = [line for line in outcome.log.splitlines() if "CHECK" in line and name in line]
+    assert not any("cover" in line for line in covered) or name.startswith("dark")
+
+
+def test_a_pedestal_that_stays_in_a_light_accuses_no_gain(outcome):
+    name = "egain-and-a-pedestal"
+    assert "no dark" in member(outcome, name).flags
+    assert f"the lights of Camera {name} have a noise" not in outcome.log
+
+
+def test_masters_of_other_cameras_are_told_of_only_where_there_is_no_other(outcome):
+    darks = dict(light_of(outcome, "dark-of-another-gain").explanation)["Darks, each by itself"]
+    assert "camera Camera" not in "\n".join(darks)
+    assert "gain 0, the light has 100" in darks[0]  # the nearest is this camera's own
+    assert "camera Camera" in told(light_of(outcome, "dark-of-another-camera"))
 
 
 def test_a_bias_that_is_called_a_dark_is_a_bias(outcome):

@@ -5,8 +5,9 @@ import datetime as dt
 import json
 from pathlib import PurePosixPath
 
-from calib_library import match
-from calib_library.catalogue.records import CalibrationSet
+from calib_library import dark_model, match
+from calib_library.catalogue import candidates
+from calib_library.catalogue.records import CalibrationSet, grouping_distance
 from calib_library.catalogue.rows import join_key, key_text, sets_where, timestamp, update
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary
@@ -166,11 +167,14 @@ def _would_rather(
         if frame.id not in used or case in seen:
             continue
         seen.add(case)
-        present = used[frame.id]
-        rank = len(kinds) if present is None else kinds.index(library.master(present).frame_type)
         typical = dataclasses.replace(
             frame.record, frame_type=group.frame_type, temperature_c=group.temperature_c
         )
+        present = None if used[frame.id] is None else library.master(used[frame.id])
+        rank: float = len(kinds) if present is None else kinds.index(present.frame_type)
+        bias = kinds.index(FrameType.BIAS)
+        if rank < bias and present and _was_made(library, typical, present):
+            rank = bias - 0.5
         fits = match.rank(
             typical,
             [pedestal],
@@ -181,7 +185,25 @@ def _would_rather(
         ).chosen
         if fits and kinds.index(pedestal.frame_type) < rank:
             return True
+        if (
+            rank >= bias
+            and pedestal.frame_type is not FrameType.BIAS
+            and dark_model.for_flat(
+                candidates.darks(library, typical, flat_darks=True),
+                typical,
+                nearest_within_c=library.temperature_tolerance_c,
+            )
+        ):
+            return True
     return False
+
+
+def _was_made(library: CalibrationLibrary, flat: FrameRecord, present: MasterRecord) -> bool:
+    """Whether a dark that was subtracted from a flat was one of several: it is not its own."""
+    return not match.same_exposure(flat.exposure_s, present.exposure_s) or (
+        grouping_distance(present.frame_type, flat.temperature_c, present.temperature_c)
+        > library.temperature_tolerance_c
+    )
 
 
 def _prospect(group: CalibrationSet) -> MasterRecord:

@@ -55,12 +55,40 @@ def unuse(
     """Go back to the rules for a target or a frame, for one kind or for all; return how many
     choices there were.
     """
+    forced = 0
     with transaction(library.db):
+        if kind in {None, FrameType.DARK}:
+            forced = library.db.execute(
+                "DELETE FROM forced_dark WHERE scope = ? AND subject = ?", [scope, subject]
+            ).rowcount
         cursor = library.db.execute(
             "DELETE FROM master_choice WHERE scope = ? AND subject = ? AND (? IS NULL OR kind = ?)",
             [scope, subject, kind and kind.value, kind and kind.value],
         )
-    return cursor.rowcount
+    return int(cursor.rowcount + forced)
+
+
+def force_dark(
+    library: CalibrationLibrary, *, scope: Scope, subject: str, now: dt.datetime
+) -> None:
+    """Let the dark of a target, or of one frame (its hash), be extrapolated farther than the rules
+    do (`dark_model.FORCED_C`); a dark chosen for it by hand is given up.
+    """
+    with transaction(library.db):
+        unuse(library, FrameType.DARK, scope=scope, subject=subject)
+        library.db.table("forced_dark").insert(
+            {"scope": scope, "subject": subject, "chosen_at": timestamp(now)}
+        )
+
+
+def is_dark_forced(library: CalibrationLibrary, *, target: str | None, sha256: str | None) -> bool:
+    """Whether a person wants the dark of this frame extrapolated."""
+    rows = library.db.execute(
+        "SELECT 1 FROM forced_dark WHERE (scope = 'target' AND subject = ?)"
+        " OR (scope = 'frame' AND subject = ?)",
+        [target, sha256],
+    )
+    return rows.fetchone() is not None
 
 
 def chosen(

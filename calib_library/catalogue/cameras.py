@@ -57,15 +57,17 @@ def masters_of(
 
 def keys_of(
     library: CalibrationLibrary, camera: str | None, width: int, height: int
-) -> frozenset[CalibrationKey]:
-    """Return the keys under which frames of a camera and size have been filed."""
+) -> frozenset[tuple[CalibrationKey, str]]:
+    """Return the keys, with the order of rows, under which frames of a camera and size have been
+    filed.
+    """
     rows = select(
         library.db,
         "calibration_set",
         "camera IS ? AND width = ? AND height = ? AND imported IS NULL",
         [camera, width, height],
     )
-    return frozenset(split_key(row["key"])[0] for row in rows)
+    return frozenset(split_key(row["key"]) for row in rows)
 
 
 def add_sensor(library: CalibrationLibrary, measured: SensorRecord) -> None:

@@ -105,14 +105,19 @@ def best(
     )
 
 
-def darks(library: CalibrationLibrary, record: FrameRecord) -> list[MasterRecord]:
+def darks(
+    library: CalibrationLibrary, record: FrameRecord, *, flat_darks: bool = False
+) -> list[MasterRecord]:
     """Return the current darks that fit this frame but for exposure and temperature, the
     nearest in temperature first: what `dark_model.plan` combines. Their number is bounded.
+
+    `flat_darks`: these too, for a flat.
     """
+    kinds = "('dark', 'flat-dark')" if flat_darks else "('dark')"
     rows = select(
         library.db,
         "master",
-        "superseded_by IS NULL AND frame_type = 'dark' AND key = :key"
+        f"superseded_by IS NULL AND frame_type IN {kinds} AND key = :key"
         " AND exposure_s IS NOT NULL AND temperature_c IS NOT NULL",
         {"key": key_text(record), "temperature": real(record.temperature_c)},
         order_by="abs(temperature_c - :temperature), frames DESC, id DESC",
@@ -126,7 +131,7 @@ def darks(library: CalibrationLibrary, record: FrameRecord) -> list[MasterRecord
         if match.rank(
             there,
             [master],
-            kind=FrameType.DARK,
+            kind=FrameType.FLAT_DARK if flat_darks else FrameType.DARK,
             temperature_tolerance_c=0.0,
             session=None,
             ageing=library.ageing,

@@ -1,7 +1,6 @@
 """Frames filed in sets of their like."""
 
 import datetime as dt
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from calib_library import match, schema
 from calib_library.catalogue import agenda
-from calib_library.catalogue.records import FiledFrame
+from calib_library.catalogue.records import FiledFrame, grouping_distance
 from calib_library.catalogue.rows import insert, real, select, set_columns, timestamp, update
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameRecord, FrameType
@@ -124,7 +123,7 @@ def _set_for(
     )
     fitting = []
     for row in rows:
-        distance = _grouping_distance(frame_type, row["temperature_c"], temperature_c)
+        distance = grouping_distance(frame_type, row["temperature_c"], temperature_c)
         tolerance = (
             BIAS_GROUPING_C if frame_type is FrameType.BIAS else library.temperature_tolerance_c
         )
@@ -159,13 +158,6 @@ def _same_setup(row: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
         return False
     telescope, focal, rotator = ((row[column], identity[column]) for column in columns)
     return all(match.same_optics(telescope, focal, rotator))
-
-
-def _grouping_distance(frame_type: FrameType, a_c: float | None, b_c: float | None) -> float:
-    """°C that count between a set and a frame; missing is infinitely far from a temperature."""
-    if frame_type is FrameType.FLAT or (a_c is None and b_c is None):
-        return 0.0
-    return math.inf if a_c is None or b_c is None else abs(a_c - b_c)
 
 
 def _same_season(frame_type: FrameType, mean: float | None, taken: dt.datetime | None) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import math
 from pathlib import Path, PurePosixPath
 
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
@@ -91,3 +92,10 @@ class BuiltMaster:
     def frames(self) -> int:
         """How many frames are in it."""
         return sum(entry.left_out is None for entry in self.inputs)
+
+
+def grouping_distance(frame_type: FrameType, a_c: float | None, b_c: float | None) -> float:
+    """°C that count between a set and a frame; missing is infinitely far from a temperature."""
+    if frame_type is FrameType.FLAT or (a_c is None and b_c is None):
+        return 0.0
+    return math.inf if a_c is None or b_c is None else abs(a_c - b_c)

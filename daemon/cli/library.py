@@ -33,6 +33,7 @@ def use(
     frame: str | None = None,
     kind: Literal["bias", "dark", "flat"] | None = None,
     remove: bool = False,
+    extrapolate: bool = False,
     config: ConfigOption = None,
 ) -> int:
     """Use a master for a target or a frame, whatever the rules say; its stacks are made again.
@@ -49,6 +50,9 @@ def use(
         As what it is used; without it, as what it is.
     remove
         Go back to the rules, for this kind or for all.
+    extrapolate
+        Instead of a master: let the dark be extrapolated by up to 5 °C where all darks are on one
+        side of the light's temperature. By itself that is done up to 2 °C only.
     """
     settings = load(config)
     from daemon.report import collect
@@ -56,11 +60,13 @@ def use(
     if (target is None) == (frame is None):
         complain("give either --target or --frame: what the master is to be used for")
         return Exit.USAGE
-    if remove == bool(master):
-        complain("give a master to use, or --remove to go back to the rules")
+    if [bool(master), remove, extrapolate].count(True) != 1:
+        complain("give a master to use, or --extrapolate, or --remove to go back to the rules")
         return Exit.USAGE
     words: dict[str, str] = {"kind": kind} if kind else {}
-    number = 0 if remove else only(master, collect.masters(settings, master), "master")
+    if extrapolate:
+        words["extrapolate"] = "yes"
+    number = 0 if not master else only(master, collect.masters(settings, master), "master")
     if frame is not None:
         words["frame"] = str(frame_number(settings, frame))
     else:
@@ -103,7 +109,7 @@ def import_(
     Parameters
     ----------
     file
-        The master, a FITS file.
+        The master, a FITS or an XISF file.
     type_
         bias, dark, flat or flat-dark.
     exposure
@@ -136,7 +142,7 @@ def import_(
     }
     given = {name: word for name, word in words.items() if word is not None}
     given["path"] = str(file.absolute())
-    wrong = shelf.refusal(settings.library.path, given)
+    wrong = shelf.refusal(settings.library.path, given, settings.calibration.cameras)
     if wrong:
         raise CommandError(wrong)
     return order(settings, "import", [0], words=given)

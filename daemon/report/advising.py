@@ -99,13 +99,11 @@ def _planned(plan: Plan, site: Site, taken: Sequence[UsedLight], noise: Noise) -
     sky_e = plan.sky_e
     if sky_e is None:
         rate = _median(
-            light.sky_adu / light.record.exposure_s for light in same if light.record.exposure_s
+            _sky_e(light, noise) / light.record.exposure_s
+            for light in same
+            if light.record.exposure_s
         )
-        sky_e = (
-            SKY_LIMITED * noise.read_noise_e**2
-            if rate is None
-            else max(0.0, rate) * noise.e_per_adu * plan.exposure_s
-        )
+        sky_e = SKY_LIMITED * noise.read_noise_e**2 if rate is None else rate * plan.exposure_s
     return Use(
         site=site,
         filter=filter_name,
@@ -114,6 +112,11 @@ def _planned(plan: Plan, site: Site, taken: Sequence[UsedLight], noise: Noise) -
         groups=(1,) * plan.lights if plan.dithered else (plan.lights,),
         sky_e=sky_e,
         name="plan",
+        # The program's own name, where the filter was used; else as it was typed.
+        filter_name=_commonest(
+            light.record.filter_name for light in taken if light.record.filter == filter_name
+        )
+        or plan.filter,
     )
 
 
@@ -134,8 +137,9 @@ def _uses(site: Site, taken: Sequence[UsedLight], noise: Noise) -> list[Use]:
             exposure_s=exposure_s,
             temperature_c=_median(light.record.temperature_c for light in members),
             groups=_places(members),
-            sky_e=max(0.0, statistics.median(one.sky_adu for one in members)) * noise.e_per_adu,
+            sky_e=statistics.median(_sky_e(one, noise) for one in members),
             name=target,
+            filter_name=_commonest(light.record.filter_name for light in members),
         )
         for (target, filter_name, exposure_s, _), members in groups.items()
     ]
@@ -166,7 +170,9 @@ def _noise(measured: Sequence[SensorRecord], taken: Sequence[UsedLight]) -> Nois
         gain = header or 1.0
         assumed.append(f"{gain:g} e-/ADU " + ("as the header has it" if header else "assumed"))
         beyond = _median(
-            (one.noise_adu * gain) ** 2 - max(0.0, one.sky_adu) * gain for one in taken
+            (one.noise_adu * gain) ** 2 - max(0.0, one.sky_adu) * gain
+            for one in taken
+            if not one.keeps_pedestal
         )
         if beyond is not None and beyond > 1.0:
             read_noise = beyond**0.5
@@ -187,6 +193,19 @@ def _noise(measured: Sequence[SensorRecord], taken: Sequence[UsedLight]) -> Nois
     else:
         assumed.append("no dark current")
     return Noise(gain, read_noise, dark_e_s, flat_e, tuple(assumed))
+
+
+def _sky_e(light: UsedLight, noise: Noise) -> float:
+    """The sky of a light, e- a pixel: its level, or its noise where the camera's offset is in the
+    level.
+    """
+    if light.keeps_pedestal:
+        return max(0.0, (light.noise_adu * noise.e_per_adu) ** 2 - noise.read_noise_e**2)
+    return max(0.0, light.sky_adu) * noise.e_per_adu
+
+
+def _commonest(names: Iterable[str | None]) -> str | None:
+    return next((name for name, _ in collections.Counter(names).most_common(1)), None)
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -239,7 +258,7 @@ def _shot_table(shots: Sequence[Shot]) -> RenderableType:
             str(shot.count),
             seconds(shot.exposure_s) or "40-60 % full",
             _celsius(shot.temperature_c),
-            shot.filter or "-",
+            shot.filter_name or shot.filter or "-",
             shot.why,
         ]
         texts += [setting(shot.site)] if several else []

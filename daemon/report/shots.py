@@ -24,7 +24,10 @@ _EKOS_TYPES = {
     FrameType.FLAT: "Flat",
     FrameType.FLAT_DARK: "Dark",
 }
-_UNKNOWN_FLAT_S = 1.0  # Ekos wants a number; the flat's own calibration finds the right one
+_UNKNOWN_FLAT_S = 1.0
+"""Ekos wants a number; from it the job's own calibration finds the right one …"""
+_FLAT_ADU, _FLAT_TOLERANCE_ADU = 30_000, 3_000
+"""… for this level, 46 % of 16 bits; drivers shift cameras of fewer bits to them."""
 
 
 def write(shots: Sequence[Shot], path: Path) -> list[Path]:
@@ -65,7 +68,7 @@ def to_csv(shots: Sequence[Shot]) -> str:
                     shot.kind,
                     shot.exposure_s,
                     shot.temperature_c,
-                    shot.filter,
+                    shot.filter_name or shot.filter,
                     shot.count,
                     key.gain,
                     key.offset,
@@ -110,8 +113,9 @@ def _job(shot: Shot) -> str:
     ]
     if shot.temperature_c is not None:
         lines.append(f"<Temperature force='true'>{shot.temperature_c:g}</Temperature>")
-    if shot.filter is not None:
-        lines.append(f"<Filter>{escape(shot.filter)}</Filter>")
+    if (named := shot.filter_name or shot.filter) is not None:
+        # By the wheel's own name: of one that it does not know Ekos takes the first filter.
+        lines.append(f"<Filter>{escape(named)}</Filter>")
     lines += [
         f"<Type>{_EKOS_TYPES[shot.kind]}</Type>",
         f"<Count>{shot.count}</Count>",
@@ -127,6 +131,10 @@ def _job(shot: Shot) -> str:
     lines += [_vector(f"CCD_{name.upper()}", [(name.upper(), value)]) for name, value in known]
     lines += [_vector("CCD_CONTROLS", known)] if known else []
     lines += ["</Properties>"]
+    if shot.kind is FrameType.FLAT and shot.exposure_s is None:
+        level = f"<Value>{_FLAT_ADU}</Value><Tolerance>{_FLAT_TOLERANCE_ADU}</Tolerance>"
+        duration = f"<FlatDuration dark='false'><Type>ADU</Type>{level}</FlatDuration>"
+        lines += [f"<Calibration>{duration}</Calibration>"]
     return "<Job>\n" + "\n".join(lines) + "\n</Job>\n"
 
 
