@@ -1,30 +1,24 @@
 """An intake on real files, and the frames that come in, for the tests of how files arrive."""
 
+import dataclasses
 import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 import pytest
 
 from daemon.intake.intake import Intake, Timing, Watched, file_probe
 from daemon.log import Level
+from tests.daemons import PATIENCE_S, wait_for
 
-PATIENCE_S = 300.0
 # Long where a test must not depend on it, short where it waits for it.
 NEVER_S = 1e6
-TIMING = Timing(grace_s=0.6, quiet_s=NEVER_S, scan_s=NEVER_S, often_s=NEVER_S, health_s=0.1)
-
-
-def wait_for(condition):
-    """Wait until it holds; how long that takes never decides a test, only whether it comes."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
+TIMING = Timing(grace_s=NEVER_S, quiet_s=NEVER_S, scan_s=NEVER_S, often_s=NEVER_S, health_s=0.1)
+IMPATIENT = dataclasses.replace(TIMING, grace_s=0.6)
+"""For what is told of files that stay incomplete or unreadable."""
 
 
 def header(*cards):
@@ -47,6 +41,13 @@ def frame(
     )
     pixels = value.to_bytes(2, "big") * (ny * nx)
     return header(*structure, *keywords) + pixels.ljust(-(-len(pixels) // 2880) * 2880, b"\0")
+
+
+def appear(path, content):
+    """Let a file come whole: one that is written in its place may be seen empty."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.rename(path)
 
 
 class Night:
@@ -89,6 +90,11 @@ class Night:
 
     def said(self, kind):
         return [text for k, text, _ in self.events if k == kind]
+
+    def turns(self, count=5):
+        """Wait until the intake has looked around so many times more."""
+        beats = set()
+        wait_for(lambda: beats.add(self.intake._beat) or len(beats) > count)
 
     def settled(self):
         """Wait until a scan begun now has ended and nothing is pending."""

@@ -26,23 +26,24 @@ from calib_library import schema
 from daemon import service, worker
 from daemon.inbox import Inbox
 from daemon.intake import intake as module
-from daemon.intake.intake import Arrival, Timing
+from daemon.intake.intake import Arrival, Timing, file_probe
 from daemon.intake.watcher import Mode, kernel_watches, queue_limit
 from daemon.log import StatusLog
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import fits_bytes, write_frame
+from tests.daemons import PATIENCE_S, wait_for
 from tests.incoming import (
     EXTENSION,
+    IMPATIENT,
     NEVER_S,
-    PATIENCE_S,
     TIMING,
     WHOLE,
     Night,
+    appear,
     frame,
     in_own_mounts,
     mount,
     unmount,
-    wait_for,
 )
 from tests.nights import Outcome, config_for, run
 
@@ -69,19 +70,29 @@ def arrives(night, path):
 
 
 def taken_as(inbox, stages, *, watch=True, keywords_late=False):
-    """Write a file in stages, each left alone for longer than the settle time, and return what
-    it held at each delivery. Nothing may be reported of it.
+    """Write a file in stages, each left alone until it was taken or looked at twice, and return
+    what it held at each delivery. Nothing may be reported of it.
     """
     path = inbox / "light.fits"
-    timing = dataclasses.replace(TIMING, grace_s=NEVER_S, scan_s=0.05)
-    taken = []
+    timing = dataclasses.replace(TIMING, scan_s=0.05)
+    taken, seen = [], []
+
+    def probe(path):
+        seen.append(path.read_bytes())
+        return file_probe(path)
+
     with Night(
-        inbox, watch=watch, timing=timing, arrived=lambda _: taken.append(path.read_bytes())
+        inbox,
+        watch=watch,
+        timing=timing,
+        probe=probe,
+        arrived=lambda _: taken.append(path.read_bytes()),
     ) as night:
         for stage in stages:
             with path.open("r+b" if path.exists() else "wb") as file:
                 file.write(stage)
-            time.sleep(0.2)
+            held = path.read_bytes()
+            wait_for(lambda held=held: taken[-1:] == [held] or seen.count(held) > 1)
         wait_for(lambda: taken and taken[-1] == stages[-1])
         night.settled()
     assert night.unusables == []
@@ -121,10 +132,11 @@ def test_03_a_writer_that_pauses_for_longer_than_the_settle_time(inbox, watch):
 
 def test_03_a_pause_beyond_the_grace_time_is_told_and_the_file_still_taken(inbox):
     path = inbox / "light.fits"
-    with Night(inbox) as night:
+    with Night(inbox, timing=IMPATIENT) as night:
         path.write_bytes(WHOLE[:9000])
         wait_for(lambda: night.unusables)
-        path.write_bytes(WHOLE)
+        with path.open("ab") as file:
+            file.write(WHOLE[9000:])
         arrives(night, path)
     assert len(night.unusables) == 1
 
@@ -135,7 +147,7 @@ def test_03_a_file_that_becomes_whole_without_a_sign_is_found_by_looking_again(i
     broken = WHOLE[:2880] + b" " * 2880 + WHOLE[5760:]
     path.write_bytes(broken)
     before = path.stat()
-    with Night(inbox) as night:
+    with Night(inbox, timing=IMPATIENT) as night:
         wait_for(lambda: night.unusables)
         with path.open("r+b") as file:
             file.write(WHOLE)
@@ -351,7 +363,8 @@ def test_12_the_root_is_deleted_and_made_again(inbox):
         arrives(night, inbox / "by event.fits")
         assert len(night.said("SCAN")) == scans
     anew = [text for text in night.said("WATCH") if "watching anew" in text]
-    assert len(anew) == 1, "the same trouble is told once in ten minutes"
+    # By which sign it shows (died, another folder, there again) is a matter of the moment.
+    assert 1 <= len(anew) == len(set(anew)), "the same trouble is told once in ten minutes"
 
 
 # --- 13 to 18: the root itself -------------------------------------------------------------------
@@ -434,7 +447,7 @@ def test_17_the_root_does_not_exist_at_start(tmp_path, watch):
     root = tmp_path / "mnt" / "camera"
     with Night(root, watch=watch, timing=SCANNING) as night:
         wait_for(night.intake.idle)
-        time.sleep(0.3)  # several looks
+        night.turns()
         root.mkdir(parents=True)
         (root / "a.fits").write_bytes(frame())
         arrives(night, root / "a.fits")
@@ -627,7 +640,7 @@ def test_21_the_same_file_seen_twice(inbox, tmp_path):
     """By an event and a scan, by hints without end, by two paths."""
     with Night(inbox) as night:
         wait_for(night.intake.idle)
-        (inbox / "a.fits").write_bytes(frame())
+        appear(inbox / "a.fits", frame())
         for _ in range(50):
             night.intake.hint(inbox / "a.fits")
             night.intake.rescan()
@@ -685,7 +698,7 @@ def test_22_a_device_that_is_busy_then_free_again(inbox, tmp_path):
             pytest.skip("this file system grants no leases")
         with pytest.raises(BlockingIOError):
             os.close(os.open(source, os.O_RDONLY | os.O_NONBLOCK))
-        with Night(inbox) as night:
+        with Night(inbox, timing=IMPATIENT) as night:
             wait_for(night.intake.idle)
             source.rename(inbox / "light.fits")
             wait_for(lambda: night.said("UNREADABLE"))
@@ -725,13 +738,15 @@ def test_22_a_folder_that_is_gone_while_its_frame_waits_its_turn(lights, tmp_pat
     assert Outcome(config).states() == {"stacked": 4}
 
 
-def test_23_thousands_of_deletes_while_watching(inbox):
+def test_23_thousands_of_deletes_while_watching(inbox, monkeypatch):
+    monkeypatch.setattr(module, "_TOGETHER_S", 3600.0)
+    later_s = [0.0]
     folders = [inbox / f"{n}" for n in range(50)]
     for folder in folders:
         folder.mkdir()
         for n in range(60):
             (folder / f"{n}.fits").write_bytes(b"")
-    with Night(inbox, timing=dataclasses.replace(TIMING, grace_s=NEVER_S)) as night:
+    with Night(inbox, clock=lambda: time.monotonic() + later_s[0]) as night:
         wait_for(lambda: night.intake._pending() == 3000)
         for folder in folders:
             shutil.rmtree(folder)
@@ -739,8 +754,11 @@ def test_23_thousands_of_deletes_while_watching(inbox):
         arrives(night, inbox / "after.fits")
         wait_for(night.intake.idle)
         assert inbox.stat().st_ino in kernel_watches()
+        later_s[0] = 4000.0
+        wait_for(lambda: night.said("VANISHED"))
     assert night.paths() == [inbox / "after.fits"]
-    assert len(night.said("VANISHED")) < 10
+    (said,) = night.said("VANISHED")
+    assert " and 2999 more" in said
 
 
 # --- 24: the disk, the power, the clock ----------------------------------------------------------
@@ -770,7 +788,7 @@ def test_24_the_clock_steps(inbox):
             offset[0] = step
             path = inbox / f"{n}.fits"
             path.write_bytes(WHOLE[:9000])
-            time.sleep(0.1)
+            wait_for(lambda path=path: path in night.intake._settlers[inbox])
             path.write_bytes(WHOLE)
             arrives(night, path)
         night.settled()
