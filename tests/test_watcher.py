@@ -6,27 +6,18 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from daemon.intake import watcher
 from daemon.intake.watcher import Mode, Watch, kernel_watches, mount_of, parse_mountinfo
+from tests.daemons import wait_for
 
 # A race inside watchdog 7, harmless: its thread survives where warnings are not errors.
 pytestmark = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
 
-PATIENCE_S = 20.0
 DESCRIPTORS = Path("/proc/self/fd")
-
-
-def wait_for(condition):
-    """Wait until it holds; how long that takes never decides a test, only whether it comes."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 class Hints:
