@@ -17,17 +17,13 @@ from daemon.lock import Lock
 from daemon.log import StatusLog
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
-from tests.daemons import COMMAND, PATIENCE_S, wait_for
+from tests.daemons import COMMAND, PATIENCE_S, wait_for, write_config
 from tests.nights import Outcome, config_for, run
 
 
 @pytest.fixture
 def watched(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "config.toml").write_text(
-        f'[library]\npath = "{tmp_path / "library"}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
-        "settle_s = 0.2\n"
-    )
+    write_config(tmp_path)
     return tmp_path
 
 
