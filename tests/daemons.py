@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 COMMAND = "import sys; from daemon.cli import main; sys.exit(main())"
@@ -53,13 +54,13 @@ class Daemon:
     def __init__(self, config: Path, *, program: str = COMMAND, watchdog_s: float = 1.0) -> None:
         self.said: list[str] = []
         self.heard: list[str] = []
-        self._address = str(config.parent / "notify")
-        Path(self._address).unlink(missing_ok=True)
+        # Abstract: a path may be too long for a socket, where temporary files lie deep.
+        name = f"lightkeeper-{uuid.uuid4().hex}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self._address)
+        self._socket.bind(f"\0{name}")
         environment = {
             **os.environ,
-            "NOTIFY_SOCKET": self._address,
+            "NOTIFY_SOCKET": f"@{name}",
             "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
         }
         self.process = subprocess.Popen(
