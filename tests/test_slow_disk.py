@@ -74,7 +74,7 @@ def test_a_slow_disk_holds_up_nothing_but_the_writing(tmp_path, tmp_path_factory
         daemon.wait("STACK .*: 5 frames")
         # Several products were: each a file and its folder.
         assert len(daemon.lines("SYNCED")) >= synced + 4
-        assert not daemon.lines("paused|RETRY|FAILED|silent")
+        assert not daemon.lines("paused:|RETRY|FAILED|silent for")
         assert daemon.stop() == 0
 
     slow, expected = Outcome(config_for(tmp_path)), Outcome(config_for(swift))
