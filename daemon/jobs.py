@@ -45,10 +45,13 @@ def schedule(
     later = (
         dt.datetime.combine(dt.date(2000, 1, 1), end) + dt.timedelta(seconds=BACKUP_AFTER_S)
     ).time()
-    scheduler.add_job(rescan, IntervalTrigger(seconds=config.rescan_s), id="rescan")
+    # Each trigger gets its zone: where TZ is a rule and no name (CET-1CEST), none can be guessed.
+    scheduler.add_job(
+        rescan, IntervalTrigger(seconds=config.rescan_s, timezone=dt.UTC), id="rescan"
+    )
     for name, trigger in (
-        (Request.MASTERS, IntervalTrigger(seconds=MASTERS_S)),
-        (Request.HOUSEKEEPING, IntervalTrigger(seconds=HOUSEKEEPING_S)),
+        (Request.MASTERS, IntervalTrigger(seconds=MASTERS_S, timezone=dt.UTC)),
+        (Request.HOUSEKEEPING, IntervalTrigger(seconds=HOUSEKEEPING_S, timezone=dt.UTC)),
         (Request.END_OF_NIGHT, CronTrigger(hour=end.hour, minute=end.minute, timezone=local)),
         (Request.BACKUP, CronTrigger(hour=later.hour, minute=later.minute, timezone=local)),
     ):

@@ -197,6 +197,8 @@ class Service:
         """When it began (monotonic s)."""
         self._said: str | None = None
         """The trouble that was told, until the work goes on."""
+        self._announced = False
+        """systemd has been told that the work has begun, with this configuration."""
         self._room_at = float("-inf")
         """When the room on the disk was looked at (monotonic s)."""
         self._low: str | None = None
@@ -210,15 +212,15 @@ class Service:
         period = min(
             self._notifier.watchdog_interval_s or PERIOD_S, 0.2 if self._until_idle else PERIOD_S
         )
-        quiet, ready = 0, False
+        quiet = 0
         try:
             while not self._signals.stopping.wait(IDLE_PERIOD_S if quiet else period):
                 self._look_at_the_disk()
                 if not self._intake.is_alive() or not (self._worker.is_alive() or self._trouble):
                     break
                 begun = self._worker.started.is_set() or self._trouble is not None
-                if not ready and begun and self._intake.wait_started(0.0):
-                    ready = self._notifier.ready() or True
+                if not self._announced and begun and self._intake.wait_started(0.0):
+                    self._announced = self._announce()
                 if self._signals.reload.is_set():
                     self._signals.reload.clear()
                     self._reload()
@@ -304,6 +306,10 @@ class Service:
         return 1 if failed else 0
 
     # -- what is told -----------------------------------------------------------------------
+
+    def _announce(self) -> bool:
+        """Tell systemd that all stands; False where it does not listen at the moment."""
+        return self._notifier.ready() or self._notifier.address is None
 
     def _tell(self) -> None:
         """Tell systemd, and leave word for `lightkeeper status`, of what happens now."""
@@ -405,7 +411,7 @@ class Service:
             self._log.error("CONFIG", "the configuration has mistakes: the old one stays in force")
         else:
             self._take_over(config)
-        self._notifier.ready()
+        self._announced = self._announce()
 
     def _take_over(self, config: Config) -> None:
         """Replace the parts that are made of the configuration. The frame at hand is finished."""

@@ -7,29 +7,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 import pytest
 
 from daemon.intake.intake import Intake, Timing, Watched, file_probe
 from daemon.log import Level
+from tests.daemons import PATIENCE_S, wait_for
 
-PATIENCE_S = 300.0
 # Long where a test must not depend on it, short where it waits for it.
 NEVER_S = 1e6
-TIMING = Timing(grace_s=0.6, quiet_s=NEVER_S, scan_s=NEVER_S, often_s=NEVER_S, health_s=0.1)
+TIMING = Timing(grace_s=NEVER_S, quiet_s=NEVER_S, scan_s=NEVER_S, often_s=NEVER_S, health_s=0.1)
+IMPATIENT = dataclasses.replace(TIMING, grace_s=0.6)
+"""For what is told of files that stay incomplete or unreadable."""
 SCANNING = dataclasses.replace(TIMING, scan_s=0.05, often_s=0.05)
 """For where events tell nothing."""
 
 by_events_and_by_scans = pytest.mark.parametrize("watch", [True, False], ids=["events", "scan"])
-
-
-def wait_for(condition):
-    """Wait until it holds; how long that takes never decides a test, only whether it comes."""
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 def header(*cards):
@@ -52,6 +45,13 @@ def frame(
     )
     pixels = value.to_bytes(2, "big") * (ny * nx)
     return header(*structure, *keywords) + pixels.ljust(-(-len(pixels) // 2880) * 2880, b"\0")
+
+
+def appear(path, content):
+    """Let a file come whole: one that is written in its place may be seen empty."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.rename(path)
 
 
 class Night:
@@ -94,6 +94,11 @@ class Night:
 
     def said(self, kind):
         return [text for k, text, _ in self.events if k == kind]
+
+    def turns(self, count=5):
+        """Wait until the intake has looked around so many times more."""
+        beats = set()
+        wait_for(lambda: beats.add(self.intake._beat) or len(beats) > count)
 
     def settled(self):
         """Wait until a scan begun now has ended and nothing is pending."""

@@ -22,6 +22,7 @@ from daemon.log import LOG_NAME, StatusLog
 from daemon.parts import Parts, compose
 from daemon.simulator.night import SimulatedFrame, frames, small_plan
 from daemon.simulator.writer import write_frame
+from tests.daemons import at_another_hour
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -38,7 +39,7 @@ def config_for(tmp_path: Path, *, watch: str = "", extra: str = "") -> Config:
     """A configuration of `tmp_path/in` → `tmp_path/library`; `watch` lines go into [[watch]]."""
     text = (
         f'[library]\npath = "{tmp_path / "library"}"\n'
-        f'[[watch]]\npath = "{tmp_path / "in"}"\nsettle_s = 0.1\n{watch}\n{extra}'
+        f'[[watch]]\npath = "{tmp_path / "in"}"\nsettle_s = 0.1\n{watch}\n{at_another_hour(extra)}'
     )
     return parse(text, base=tmp_path)
 

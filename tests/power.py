@@ -21,6 +21,14 @@ _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _NO_LOG_FLUSH = 2
 
 
+def released(image: Path) -> bool:
+    """Whether no loop device holds a disk any more. A mount namespace that another test made at the
+    same time keeps a mount of its own: until that has gone, a new mount is the disk as it was.
+    """
+    command = ["losetup", "--associated", image]
+    return not subprocess.run(command, capture_output=True, check=True).stdout
+
+
 class Disk:
     """64 MB, mounted on `place`."""
 
@@ -40,6 +48,7 @@ class Disk:
         command = ["umount", self.place]
         # What a killed process had open is closed only when the last of it is gone.
         wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+        wait_for(lambda: released(self.image))
 
     def cut(self) -> None:
         """No more power."""

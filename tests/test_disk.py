@@ -19,6 +19,7 @@ from daemon.simulator.writer import write_frame
 from daemon.storage import Kind, Storage
 from tests.daemons import Daemon, wait_for, write_config
 from tests.nights import Outcome, assert_same, config_for, run, short_night, without_trouble
+from tests.power import released
 
 QUICK = "[calibration]\nquiet_s = 0.3"
 
@@ -117,7 +118,7 @@ def test_a_full_disk_pauses_the_work(victim, leave, disk, taken, undisturbed, tm
         wait_for(lambda: any("is full" in line for line in daemon.heard))
         sound(disk)
         (disk / "ballast").unlink()
-        daemon.wait("the work goes on")
+        daemon.wait("written again: the work goes on")
         daemon.wait("STACKED|REJECTED", len(lights))
         assert len(daemon.lines("paused:")) == 1
         assert daemon.stop() == 0
@@ -158,8 +159,9 @@ def _read_only(place, options, taken, tmp_path):
         daemon.wait("paused: .* read-only")
         # Nothing of it is open any more: it can be unmounted, repaired and mounted.
         wait_for(lambda: subprocess.run(["umount", place], check=False).returncode == 0)
+        wait_for(lambda: released(place.with_name("image")))
         mount(*options)
-        daemon.wait("the work goes on")
+        daemon.wait("written again: the work goes on")
         daemon.wait("STACKED|REJECTED", 6)
         assert len(daemon.lines("paused:")) == 1
         assert daemon.stop() == 0
@@ -186,7 +188,7 @@ def test_a_library_that_is_unmounted_and_mounted_again(disk, taken, undisturbed,
         wait_for(lambda: daemon.pings() >= pings + 3)
         assert list(place.iterdir()) == [], "nothing is written on the bare mount point"
         mount("--bind", disk, place)
-        daemon.wait("the work goes on")
+        daemon.wait("written again: the work goes on")
         daemon.wait("STACKED|REJECTED", 6)
         assert daemon.stop() == 0
     finish_and_compare(tmp_path, undisturbed)

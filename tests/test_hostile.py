@@ -34,7 +34,7 @@ def readings(tmp_path_factory):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]

@@ -12,7 +12,8 @@ import pytest
 from daemon.intake import intake as module
 from daemon.intake.intake import Arrival, file_probe
 from daemon.intake.settle import Complete, Incomplete, Unusable
-from tests.incoming import PATIENCE_S, TIMING, WHOLE, Night, frame, wait_for
+from tests.daemons import PATIENCE_S, wait_for
+from tests.incoming import IMPATIENT, TIMING, WHOLE, Night, appear, frame
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -24,7 +25,7 @@ def test_delivers_what_was_there_before_and_what_comes_later_once_each(inbox):
     (inbox / "before.fits").write_bytes(frame())
     with Night(inbox) as night:
         wait_for(lambda: night.paths() == [inbox / "before.fits"])
-        (inbox / "after.fits").write_bytes(frame())
+        appear(inbox / "after.fits", frame())
         wait_for(lambda: inbox / "after.fits" in night.paths())
         for _ in range(3):
             night.settled()
@@ -134,7 +135,7 @@ def test_the_daemons_own_folder_and_temporary_files_are_left_alone(inbox):
         (inbox / ".part.fits").write_bytes(frame())
         (inbox / "@eaDir").mkdir()
         (inbox / "@eaDir" / "thumb.fits").write_bytes(frame())
-        (inbox / "real.fits").write_bytes(frame())
+        appear(inbox / "real.fits", frame())
         wait_for(lambda: night.paths() != [])
         night.settled()
     assert night.paths() == night.probed == [inbox / "real.fits"]
@@ -161,17 +162,18 @@ def test_a_header_without_keywords_waits_for_them_for_the_grace_time(inbox):
     )
     with Night(inbox) as night:
         (inbox / "bare.fits").write_bytes(bare)
+        wait_for(lambda: night.probed.count(inbox / "bare.fits") > 2)
+        assert night.arrivals == []
+        night.intake._settlers[inbox]._grace_s = 0.1  # from now on it is over soon
         wait_for(lambda: inbox / "bare.fits" in night.paths())
         wait_for(night.intake.idle)
-    # Looked at more than once before it was taken as it is.
-    assert night.probed.count(inbox / "bare.fits") > 1
     assert night.unusables == []
 
 
 def test_a_file_that_stays_incomplete_is_told_once_and_taken_when_it_is_whole(inbox):
     path = inbox / "cut.fits"
     path.write_bytes(WHOLE[:9000])
-    with Night(inbox) as night:
+    with Night(inbox, timing=IMPATIENT) as night:
         wait_for(lambda: night.unusables)
         wait_for(night.intake.idle)  # nobody waits for it
         night.settled()
@@ -179,7 +181,8 @@ def test_a_file_that_stays_incomplete_is_told_once_and_taken_when_it_is_whole(in
         assert night.unusables[0][0] == path
         assert night.unusables[0][1].startswith("not complete after 0.6 s: has 9000 of the")
         assert night.arrivals == []
-        path.write_bytes(WHOLE)
+        with path.open("ab") as file:
+            file.write(WHOLE[9000:])
         wait_for(lambda: night.paths() == [path])
     assert len(night.unusables) == 1
 
@@ -232,13 +235,16 @@ def test_a_file_that_cannot_be_opened_is_told_once_and_does_not_hold_up(inbox):
 
 
 def test_files_that_vanish_are_told_in_one_line_and_forgotten(inbox):
-    with Night(inbox, settle_s=2.0) as night:
+    later_s = [0.0]
+    with Night(inbox, settle_s=3600.0, clock=lambda: time.monotonic() + later_s[0]) as night:
         for n in range(30):
             (inbox / f"{n}.fits").write_bytes(frame())
         wait_for(lambda: len(night.intake._settlers[inbox]) == 30)
         for n in range(30):
             (inbox / f"{n}.fits").unlink()
-        (inbox / "stays.fits").write_bytes(frame())
+        appear(inbox / "stays.fits", frame())
+        wait_for(lambda: len(night.intake._settlers[inbox]) == 31)
+        later_s[0] = 4000.0
         wait_for(lambda: night.paths() == [inbox / "stays.fits"])
         wait_for(night.intake.idle)
         wait_for(lambda: night.said("VANISHED"))
@@ -274,17 +280,17 @@ def test_an_old_archive_is_taken_without_waiting_and_tonights_frame_first(inbox)
 
 def test_old_files_need_not_settle_but_fresh_ones_must(inbox):
     (inbox / "a.fits").write_bytes(frame())
-    timing = dataclasses.replace(TIMING, quiet_s=60.0)
+    timing = dataclasses.replace(TIMING, quiet_s=3600.0)
     with Night(inbox, timing=timing, settle_s=600.0) as fresh:
         wait_for(lambda: fresh.said("SCAN"))
         assert not fresh.intake.idle()
         assert fresh.probed == []
-    soon = time.time() + 30.0  # older than the settle time, but a clock may be some seconds wrong
-    with Night(inbox, timing=timing, settle_s=20.0, wall=lambda: soon) as recent:
+    soon = time.time() + 1800.0  # older than the settle time, but a clock may be wrong
+    with Night(inbox, timing=timing, settle_s=600.0, wall=lambda: soon) as recent:
         wait_for(lambda: recent.said("SCAN"))
         assert not recent.intake.idle()
         assert recent.probed == []
-    later = time.time() + 3600.0
+    later = time.time() + 7200.0
     with Night(inbox, timing=timing, settle_s=600.0, wall=lambda: later) as old:
         wait_for(lambda: old.paths() == [inbox / "a.fits"])
 
@@ -305,7 +311,7 @@ def test_a_folder_that_does_not_exist_yet_is_said_once_and_waited_for(tmp_path):
     root = tmp_path / "later"
     with Night(root) as night:
         wait_for(night.intake.idle)
-        time.sleep(0.5)  # several looks
+        night.turns()
         assert night.said("WATCH") == [f"the watched folder {root} does not exist; waiting for it"]
         root.mkdir()
         (root / "a.fits").write_bytes(frame())
@@ -327,6 +333,22 @@ def test_a_folder_deleted_and_made_again_is_watched_anew(inbox):
         wait_for(lambda: len(night.arrivals) == 2)
         assert len(night.said("SCAN")) == before  # by an event, not by a scan
         assert len([t for t in night.said("WATCH") if "anew" in t]) == 1
+
+
+def test_troubles_of_the_watch_that_take_turns_are_told_once_each(inbox, monkeypatch):
+    troubles = ["the watch has died", "it is another folder now"]
+    looks = []
+
+    def healthy(now):
+        looks.append(now)
+        return {inbox: troubles[len(looks) % 2]}
+
+    with Night(inbox) as night:
+        wait_for(night.intake.idle)
+        monkeypatch.setattr(night.intake._watch, "healthy", healthy)
+        wait_for(lambda: len(looks) > 6)
+    said = [text.partition(";")[0] for text in night.said("WATCH") if "anew" in text]
+    assert sorted(said) == sorted(troubles)
 
 
 def test_a_hint_at_a_folder_has_it_scanned(inbox):
@@ -423,8 +445,7 @@ def test_a_failing_callback_ends_the_thread_and_is_kept(inbox):
 def test_it_shows_life_while_there_is_nothing_to_do(inbox):
     with Night(inbox) as night:
         wait_for(night.intake.idle)
-        beats = set()
-        wait_for(lambda: beats.add(night.intake._beat) or len(beats) > 3)
+        night.turns()
         assert night.intake.silent_s() < PATIENCE_S
 
 

@@ -19,6 +19,7 @@ from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.library import CalibrationLibrary
 from calib_library.schema import transaction
+from tests.daemons import PATIENCE_S
 from tests.records import KEY, NIGHT, key, record
 
 BIAS, DARK, FLAT, FLAT_DARK, LIGHT = (
@@ -574,8 +575,8 @@ def test_two_writers_wait_for_each_other(tmp_path):
         with transaction(first.db):
             put(first, DARK, "held")
             thread.start()
-            assert inside.wait(30)
-        thread.join(30)
+            assert inside.wait(PATIENCE_S)
+        thread.join(PATIENCE_S)
         assert not problems
         assert first.frame(sha("second"))
 

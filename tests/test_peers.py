@@ -93,7 +93,7 @@ def test_equals_siril_which_measures_the_spread_of_a_sample(night, tmp_path):
         env={**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config")},
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=900,
     )
     stored = fits.getdata(process / "dark_stacked.fit")
     theirs = stored.astype(np.float64) * (65535.0 if stored.dtype.kind == "f" else 1.0)

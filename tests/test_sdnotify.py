@@ -13,7 +13,7 @@ def manager(tmp_path):
     """The other end: a datagram socket as systemd binds it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(10)
+        sock.settimeout(60)
         yield sock
 
 
@@ -47,7 +47,7 @@ def test_an_abstract_socket():
     name = f"lightkeeper-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name)
-        sock.settimeout(10)
+        sock.settimeout(60)
         assert Notifier.from_environment({"NOTIFY_SOCKET": "@" + name}).ready()
         assert sock.recv(4096) == b"READY=1"
 

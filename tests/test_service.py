@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -17,17 +18,13 @@ from daemon.lock import Lock
 from daemon.log import StatusLog
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
-from tests.daemons import COMMAND, PATIENCE_S, wait_for
+from tests.daemons import COMMAND, PATIENCE_S, wait_for, write_config
 from tests.nights import Outcome, config_for, run
 
 
 @pytest.fixture
 def watched(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "config.toml").write_text(
-        f'[library]\npath = "{tmp_path / "library"}"\n[[watch]]\npath = "{tmp_path / "in"}"\n'
-        "settle_s = 0.2\n"
-    )
+    write_config(tmp_path)
     return tmp_path
 
 
@@ -114,6 +111,23 @@ def test_the_clock_asks_and_late_jobs_are_not_dropped():
         wait_for(lambda: Request.MASTERS in asked)
     finally:
         scheduler.shutdown(wait=False)
+
+
+def test_a_time_zone_without_a_name_is_a_time_zone(monkeypatch):
+    """POSIX writes two hours east of Greenwich so; embedded systems often know no other way."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XXX-2")
+        time.tzset()
+        scheduler = jobs.schedule(
+            ServiceConfig(), rescan=lambda: None, request=lambda _: None, log=StatusLog(None)
+        )
+        try:
+            ends = scheduler.get_job(str(Request.END_OF_NIGHT)).next_run_time
+        finally:
+            scheduler.shutdown(wait=False)
+    time.tzset()
+    end = ServiceConfig().end_of_night
+    assert (ends.utcoffset(), ends.hour) == (dt.timedelta(hours=2), end.hour)
 
 
 def test_the_end_of_the_night_builds_writes_and_copies(tmp_path, capfd):

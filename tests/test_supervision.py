@@ -20,6 +20,14 @@ Pipeline.process = lambda self, frame, *, now: time.sleep(1000)
 """
 
 
+UNHEARD = """
+from daemon.sdnotify import Notifier
+ready, refusals = Notifier.ready, [False, False]
+Notifier.ready = lambda self: refusals.pop() if refusals else ready(self)
+"""
+"""As where systemd is busy with something else for a second."""
+
+
 @pytest.fixture(scope="module")
 def lights():
     plan = small_plan(
@@ -60,6 +68,12 @@ def test_a_wedged_worker_stops_the_pings_and_does_not_stop_the_end(lights, tmp_p
     # Nothing is lost: the next one takes the frame.
     with Daemon(config) as daemon:
         daemon.wait("STACKED")
+        assert daemon.stop() == 0
+
+
+def test_what_systemd_did_not_hear_is_said_again(tmp_path):
+    with Daemon(write_config(tmp_path), program=UNHEARD + COMMAND) as daemon:
+        wait_for(lambda: "READY=1" in daemon.heard)
         assert daemon.stop() == 0
 
 

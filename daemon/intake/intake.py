@@ -482,6 +482,7 @@ class Intake(threading.Thread):
             health = self._watch.rebuild(root, now)
             if health.mode is not Mode.ABSENT:
                 text = f"{problem}; watching anew, and scanning"
+                # By its text too: two troubles that take turns are told once each.
                 self._tell((root, problem), "WATCH", text, Level.WARNING, again_s=_SAY_AGAIN_S)
             self._tell_health(health)
             with self._wake:

@@ -13,7 +13,8 @@ from daemon.intake import intake as module
 from daemon.intake.intake import Arrival
 from daemon.log import StatusLog
 from daemon.simulator.writer import fits_bytes
-from tests.incoming import TIMING, Night, frame, wait_for
+from tests.daemons import wait_for
+from tests.incoming import TIMING, Night, frame
 from tests.nights import config_for
 
 
@@ -90,7 +91,12 @@ def test_19_tonights_frame_is_worked_on_while_an_archive_is_recorded(lights, tmp
         stat = path.stat()
         return Arrival(path.parent, path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
-    now = dt.datetime.now(dt.UTC)
+    now, began = dt.datetime(2026, 11, 20, 21, tzinfo=dt.UTC), time.monotonic()  # no noon is near
+
+    def by_this_clock(_worker):
+        return now + dt.timedelta(seconds=time.monotonic() - began)
+
+    monkeypatch.setattr(worker.Worker, "_now", by_this_clock)
     arrivals = [put("tonight.fits", now)]
     arrivals += [put(f"old_{n}.fits", now - dt.timedelta(days=90)) for n in range(20)]
     config = config_for(tmp_path)

@@ -2,38 +2,48 @@
 
 import dataclasses
 import os
-import time
 
 import numpy as np
 
+from daemon.intake.intake import file_probe
+from tests.daemons import wait_for
 from tests.incoming import (
     EXTENSION,
-    NEVER_S,
+    IMPATIENT,
     TIMING,
     WHOLE,
     Night,
     arrives,
     by_events_and_by_scans,
     frame,
-    wait_for,
 )
 from tests.nights import Outcome, config_for, run
 
 
 def taken_as(inbox, stages, *, watch=True):
-    """Write a file in stages, each left alone for longer than the settle time, and return what
-    it held at each delivery. Nothing may be reported of it.
+    """Write a file in stages, each left alone until it was taken or looked at twice, and return
+    what it held at each delivery. Nothing may be reported of it.
     """
     path = inbox / "light.fits"
-    timing = dataclasses.replace(TIMING, grace_s=NEVER_S, scan_s=0.05)
-    taken = []
+    timing = dataclasses.replace(TIMING, scan_s=0.05)
+    taken, seen = [], []
+
+    def probe(path):
+        seen.append(path.read_bytes())
+        return file_probe(path)
+
     with Night(
-        inbox, watch=watch, timing=timing, arrived=lambda _: taken.append(path.read_bytes())
+        inbox,
+        watch=watch,
+        timing=timing,
+        probe=probe,
+        arrived=lambda _: taken.append(path.read_bytes()),
     ) as night:
         for stage in stages:
             with path.open("r+b" if path.exists() else "wb") as file:
                 file.write(stage)
-            time.sleep(0.2)
+            held = path.read_bytes()
+            wait_for(lambda held=held: taken[-1:] == [held] or seen.count(held) > 1)
         wait_for(lambda: taken and taken[-1] == stages[-1])
         night.settled()
     assert night.unusables == []
@@ -70,10 +80,11 @@ def test_03_a_writer_that_pauses_for_longer_than_the_settle_time(inbox, watch):
 
 def test_03_a_pause_beyond_the_grace_time_is_told_and_the_file_still_taken(inbox):
     path = inbox / "light.fits"
-    with Night(inbox) as night:
+    with Night(inbox, timing=IMPATIENT) as night:
         path.write_bytes(WHOLE[:9000])
         wait_for(lambda: night.unusables)
-        path.write_bytes(WHOLE)
+        with path.open("ab") as file:
+            file.write(WHOLE[9000:])
         arrives(night, path)
     assert len(night.unusables) == 1
 
@@ -84,7 +95,7 @@ def test_03_a_file_that_becomes_whole_without_a_sign_is_found_by_looking_again(i
     broken = WHOLE[:2880] + b" " * 2880 + WHOLE[5760:]
     path.write_bytes(broken)
     before = path.stat()
-    with Night(inbox) as night:
+    with Night(inbox, timing=IMPATIENT) as night:
         wait_for(lambda: night.unusables)
         with path.open("r+b") as file:
             file.write(WHOLE)

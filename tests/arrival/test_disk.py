@@ -10,6 +10,7 @@ import pytest
 from calib_library import schema
 from daemon.intake.intake import Timing
 from daemon.simulator.writer import write_frame
+from tests.daemons import wait_for
 from tests.incoming import NEVER_S, WHOLE, Night, arrives, in_own_mounts, mount
 from tests.nights import Outcome, config_for, run
 
@@ -35,7 +36,7 @@ def test_24_the_clock_steps(inbox):
             offset[0] = step
             path = inbox / f"{n}.fits"
             path.write_bytes(WHOLE[:9000])
-            time.sleep(0.1)
+            wait_for(lambda path=path: path in night.intake._settlers[inbox])
             path.write_bytes(WHOLE)
             arrives(night, path)
         night.settled()

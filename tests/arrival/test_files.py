@@ -1,12 +1,14 @@
 """6 to 8, 21 and 23: files and folders that come, go and come twice."""
 
-import dataclasses
 import os
 import shutil
+import time
 
+from daemon.intake import intake as module
 from daemon.intake.watcher import kernel_watches
 from daemon.simulator.writer import write_frame
-from tests.incoming import NEVER_S, TIMING, WHOLE, Night, arrives, frame, wait_for
+from tests.daemons import wait_for
+from tests.incoming import WHOLE, Night, appear, arrives, frame
 from tests.nights import Outcome, config_for, run
 
 
@@ -65,7 +67,7 @@ def test_21_the_same_file_seen_twice(inbox, tmp_path):
     """By an event and a scan, by hints without end, by two paths."""
     with Night(inbox) as night:
         wait_for(night.intake.idle)
-        (inbox / "a.fits").write_bytes(frame())
+        appear(inbox / "a.fits", frame())
         for _ in range(50):
             night.intake.hint(inbox / "a.fits")
             night.intake.rescan()
@@ -92,13 +94,15 @@ def test_21_the_same_content_under_two_names_is_counted_once(lights, tmp_path):
     assert [stack.published_frames for stack in outcome.stacks] == [2]
 
 
-def test_23_thousands_of_deletes_while_watching(inbox):
+def test_23_thousands_of_deletes_while_watching(inbox, monkeypatch):
+    monkeypatch.setattr(module, "_TOGETHER_S", 3600.0)
+    later_s = [0.0]
     folders = [inbox / f"{n}" for n in range(50)]
     for folder in folders:
         folder.mkdir()
         for n in range(60):
             (folder / f"{n}.fits").write_bytes(b"")
-    with Night(inbox, timing=dataclasses.replace(TIMING, grace_s=NEVER_S)) as night:
+    with Night(inbox, clock=lambda: time.monotonic() + later_s[0]) as night:
         wait_for(lambda: night.intake._pending() == 3000)
         for folder in folders:
             shutil.rmtree(folder)
@@ -106,5 +110,8 @@ def test_23_thousands_of_deletes_while_watching(inbox):
         arrives(night, inbox / "after.fits")
         wait_for(night.intake.idle)
         assert inbox.stat().st_ino in kernel_watches()
+        later_s[0] = 4000.0
+        wait_for(lambda: night.said("VANISHED"))
     assert night.paths() == [inbox / "after.fits"]
-    assert len(night.said("VANISHED")) < 10
+    (said,) = night.said("VANISHED")
+    assert " and 2999 more" in said

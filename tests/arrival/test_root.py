@@ -1,11 +1,11 @@
 """13 to 18: what happens to the watched folder itself."""
 
 import shutil
-import time
 
 import pytest
 
 from daemon.intake.watcher import kernel_watches
+from tests.daemons import wait_for
 from tests.incoming import (
     SCANNING,
     Night,
@@ -15,7 +15,6 @@ from tests.incoming import (
     in_own_mounts,
     mount,
     unmount,
-    wait_for,
 )
 
 
@@ -96,7 +95,7 @@ def test_17_the_root_does_not_exist_at_start(tmp_path, watch):
     root = tmp_path / "mnt" / "camera"
     with Night(root, watch=watch, timing=SCANNING) as night:
         wait_for(night.intake.idle)
-        time.sleep(0.3)  # several looks
+        night.turns()
         root.mkdir(parents=True)
         (root / "a.fits").write_bytes(frame())
         arrives(night, root / "a.fits")

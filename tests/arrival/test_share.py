@@ -13,7 +13,8 @@ import pytest
 from daemon import service
 from daemon.intake.watcher import Mode
 from daemon.simulator.writer import write_frame
-from tests.incoming import TIMING, Night, arrives, frame, in_own_mounts, unmount, wait_for
+from tests.daemons import wait_for
+from tests.incoming import IMPATIENT, TIMING, Night, arrives, frame, in_own_mounts, unmount
 from tests.nights import Outcome, config_for
 
 
@@ -99,7 +100,7 @@ def test_22_a_device_that_is_busy_then_free_again(inbox, tmp_path):
             pytest.skip("this file system grants no leases")
         with pytest.raises(BlockingIOError):
             os.close(os.open(source, os.O_RDONLY | os.O_NONBLOCK))
-        with Night(inbox) as night:
+        with Night(inbox, timing=IMPATIENT) as night:
             wait_for(night.intake.idle)
             source.rename(inbox / "light.fits")
             wait_for(lambda: night.said("UNREADABLE"))

@@ -11,16 +11,8 @@ from pathlib import Path
 import pytest
 
 from daemon.intake.watcher import Mode, kernel_watches, queue_limit
-from tests.incoming import (
-    PATIENCE_S,
-    SCANNING,
-    TIMING,
-    Night,
-    arrives,
-    frame,
-    in_own_mounts,
-    wait_for,
-)
+from tests.daemons import PATIENCE_S, wait_for
+from tests.incoming import SCANNING, TIMING, Night, arrives, frame, in_own_mounts
 
 
 def deliver(inbox, said):
