@@ -6,8 +6,8 @@ import json
 
 from sqlite_utils import Database
 
+from calib_library.catalogue.rows import join_key
 from calib_library.frame import FrameType
-from calib_library.library import _join_key
 from tests.records import key, record
 
 
@@ -63,7 +63,7 @@ class Records:
 
     def master(self, number, kind, site_key, *, frames=30, exposure_s=300.0, temperature_c=-10.0,
                filter_name=None):  # fmt: skip
-        text = _join_key(site_key, "TOP-DOWN")
+        text = join_key(site_key, "TOP-DOWN")
         common = (str(kind), text, site_key.camera, site_key.width, site_key.height, exposure_s,
                   temperature_c, filter_name)  # fmt: skip
         self.db.conn.execute(
