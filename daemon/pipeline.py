@@ -124,10 +124,11 @@ class Pipeline:
         identity = self._inspect(identity, loaded, explanation)
         if identity.record.frame_type is FrameType.LIGHT:
             identity = self._with_gain(identity)
-            old, same = self._stacked_before(frame, loaded, identity.record)
+            mark = rewritten.mark_of(loaded.pixels)
+            old, same = self._stacked_before(frame, mark, identity.record)
             if old is not None and same:
-                return self._once(frame, loaded, identity, explanation, now, old=old)
-            return self._light(frame, loaded, identity, explanation, now, old=old)
+                return self._once(frame, loaded, identity, explanation, now, old=old, mark=mark)
+            return self._light(frame, loaded, identity, explanation, now, old=old, mark=mark)
         return self._calibration_frame(frame, loaded, identity, explanation, now)
 
     def _load(self, frame: Frame) -> frame_file.Loaded:
@@ -214,6 +215,7 @@ class Pipeline:
         now: dt.datetime,
         *,
         old: Frame | None,
+        mark: str,
     ) -> State:
         """Calibrate, measure, register and stack one light; it stands for `old`, whose file was
         written anew.
@@ -233,6 +235,7 @@ class Pipeline:
                 State.WAITING,
                 now=now,
                 sha256=loaded.sha256,
+                pixels=mark,
                 identity=identity,
                 waits_for=choice.pending_set,
                 explanation=explanation,
@@ -284,6 +287,7 @@ class Pipeline:
                     now=now,
                     reason=reason,
                     sha256=loaded.sha256,
+                    pixels=mark,
                     identity=identity,
                     stack_id=stack.id,
                     explanation=explanation,
@@ -319,6 +323,7 @@ class Pipeline:
                     State.STACKED,
                     now=now,
                     sha256=loaded.sha256,
+                    pixels=mark,
                     identity=identity,
                     stack_id=stack.id,
                     explanation=explanation,
@@ -335,22 +340,14 @@ class Pipeline:
         return State.STACKED
 
     def _stacked_before(
-        self, frame: Frame, loaded: frame_file.Loaded, record: FrameRecord
+        self, frame: Frame, mark: str, record: FrameRecord
     ) -> tuple[Frame | None, bool]:
         """The light in a stack of which this is a later version or a copy, and whether the picture
         is the same; (None, False) for what is no such thing, as nearly every frame.
         """
         for old in self.ledger.stacked_before(frame, record.date_obs):
-            members = self.stacks.members(old.stack_id) if old.stack_id else []
-            member = next((one for one in members if one.frame_id == old.id), None)
-            if member is None:
-                continue
-            if rewritten.alike(record, old.record):
-                calibration = self.calibrator.recorded(member.masters)
-                cleaned = "cosmics cleaned" in member.flags
-                light = self.measure(loaded, record, calibration, clean=cleaned)
-                if rewritten.same_picture(light, member):
-                    return old, True
+            if rewritten.same_picture(mark, record, old):
+                return old, True
             if old.path == frame.path and rewritten.same_exposure(record, old.record):
                 return old, False
         return None, False
@@ -364,6 +361,7 @@ class Pipeline:
         now: dt.datetime,
         *,
         old: Frame,
+        mark: str,
     ) -> State:
         """End a light whose picture is in a stack already: it takes the place of the earlier
         version of its file; a copy is left out.
@@ -385,6 +383,7 @@ class Pipeline:
                 now=now,
                 reason=reason if copy else None,
                 sha256=loaded.sha256,
+                pixels=mark,
                 identity=identity,
                 stack_id=old.stack_id,
                 explanation=explanation,
@@ -406,7 +405,8 @@ class Pipeline:
         if not self.stacks.members(stack.id):
             self.stacks.withdraw(stack)
         reason = f"its file was written anew: frame {new.id} stands for it"
-        self.ledger.finish(old, State.REJECTED, now=now, reason=reason, stack_id=old.stack_id)
+        # Of no stack: one that is made again must not look for the pixels that are gone.
+        self.ledger.finish(old, State.REJECTED, now=now, reason=reason)
 
     def _say(self, changed: Sequence[conditions.Condition]) -> None:
         """One line when a condition begins, one when it is over."""

@@ -9,6 +9,7 @@ from astropy.io import fits
 
 from daemon import masters
 from daemon.errors import FrameRejectedError
+from daemon.rewritten import mark_of
 from daemon.simulator.night import small_plan
 from daemon.simulator.writer import write_night
 from tests.nights import add, new_parts
@@ -156,3 +157,16 @@ def test_a_name_that_was_used_again_is_another_exposure(night):
     new, _ = parts.ledger.find(lights[3].name)
     assert new.state == "stacked", new.reason
     assert [m.frame_id for m in parts.stacks.members(1)][:LIGHTS] == members
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (41, 61), (8, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pixels_are_known_again_and_no_others(shape, dtype):
+    pixels = np.random.default_rng(4).integers(0, 250, shape).astype(dtype)
+    mark = mark_of(pixels)
+    assert mark_of(np.asfortranarray(pixels)) == mark
+    other = pixels.copy()
+    other[5, 3] += 1
+    moved = np.roll(pixels, 1, axis=1)
+    others = [other, moved, pixels[::-1], pixels[:, ::-1], pixels[::-1, ::-1]]
+    assert len({mark, *map(mark_of, others)}) == 6

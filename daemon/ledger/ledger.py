@@ -50,6 +50,8 @@ class Frame:
     """ns since 1970, of the file when it arrived."""
     sha256: str | None
     """Of the file's bytes; None before it was read."""
+    pixels: str | None
+    """Of a light: `rewritten.mark_of` its pixels."""
     state: State
     reason: str | None
     """Why it is in its state, or what went wrong at the last attempt."""
@@ -107,6 +109,7 @@ def _frame(row: Mapping[str, Any]) -> Frame:
         size=row["size"],
         mtime_ns=row["mtime_ns"],
         sha256=row["sha256"],
+        pixels=row["pixels"],
         state=State(row["state"]),
         reason=row["reason"],
         frame_type=FrameType(row["frame_type"]) if row["frame_type"] else None,
@@ -330,6 +333,7 @@ class Ledger:
         now: dt.datetime,
         reason: str | None = None,
         sha256: str | None = None,
+        pixels: str | None = None,
         identity: Identity | None = None,
         stack_id: int | None = None,
         waits_for: int | None = None,
@@ -343,6 +347,7 @@ class Ledger:
             self.db.conn.execute(
                 """
                 UPDATE frame SET state = ?, reason = ?, sha256 = coalesce(?, sha256),
+                       pixels = coalesce(?, pixels),
                        frame_type = ?, record = ?, target = ?, filter = ?, night = ?,
                        date_obs = ?, stack_id = ?, waits_for = ?,
                        quality = ?, by_hand = coalesce(?, by_hand),
@@ -354,6 +359,7 @@ class Ledger:
                     state,
                     reason,
                     sha256,
+                    pixels,
                     record.frame_type if record else None,
                     record.to_json() if record else None,
                     identity.target if identity else frame.target,

@@ -150,6 +150,12 @@ def m003_queue(db: sqlite_utils.Database) -> None:
         db.conn.execute(statement)
 
 
+@MIGRATIONS()
+def m004_pixels(db: sqlite_utils.Database) -> None:
+    """By what a light's pixels are known again, whatever a plate solver wrote into its header."""
+    db.conn.execute("ALTER TABLE frame ADD COLUMN pixels TEXT")
+
+
 def apply(db: sqlite_utils.Database) -> None:
     """Bring the daemon's tables up to date; mutates the database."""
     MIGRATIONS.apply(db)
