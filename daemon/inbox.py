@@ -38,6 +38,8 @@ class Inbox:
         self.forgotten: Callable[[Path, int, int], None] = lambda _path, _size, _mtime_ns: None
         """Told of the version of a file (path, bytes, mtime in ns) that was gone when its turn
         came: should it appear again, it is to be delivered again."""
+        self.all_seen: Callable[[], bool] = lambda: True
+        """Whether no file of the watched folders is on its way here."""
         self._arrivals: collections.deque[tuple[Arrival, Refusal | None]] = collections.deque()
         self._requests: dict[Request, None] = {}
         self._lock = threading.Lock()

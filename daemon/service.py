@@ -268,6 +268,7 @@ class Service:
             watch=not self._until_idle or self._not_before is not None,
         )
         self._inbox.forgotten = intake.again
+        self._inbox.all_seen = intake.idle
         return intake
 
     def _schedule(self) -> jobs.Clock:

@@ -74,6 +74,8 @@ class Worker(threading.Thread):
         self._unmeasured = True
         """A camera may have masters that it was not measured by yet."""
         self._taking_since: float | None = None
+        self._started_at = time.monotonic()
+        self._begun = False
         """Since when nothing but recording was done (monotonic s)."""
         self._parts: Parts
         self._hurried = threading.Event()
@@ -142,6 +144,7 @@ class Worker(threading.Thread):
         self.started.set()
         self._beat("preparing the kernels")
         warmup.kernels(lambda: self._beat("preparing the kernels"), stopping=self._stopping.is_set)
+        self._started_at = time.monotonic()
         while not self._stopping.is_set():
             self._storage.check()
             self._requests_now()
@@ -168,6 +171,10 @@ class Worker(threading.Thread):
                 self._work_on(self._parts.ledger.claim(now, tonight=True), now)
             return True
         self._taking_since = None
+        if self._more_is_coming():
+            self._inbox.wake.wait(0.05)
+            self._inbox.wake.clear()
+            return True
         # Masters go before lights: once no more calibration frames are queued, what is complete
         # is built, and the lights that come after get it.
         if not self._parts.ledger.calibration_pending() and (
@@ -182,6 +189,15 @@ class Worker(threading.Thread):
             return True
         self._parts.publisher.tick(now)
         return self._catch_up() or self._reconsider() or self._prepare()
+
+    def _more_is_coming(self) -> bool:
+        """At the start, for some seconds: what lies in the folders comes in no order, and the first
+        light of a stack is what all others register to.
+        """
+        if not self._begun:
+            late = time.monotonic() - self._started_at > TAKING_S
+            self._begun = late or self._inbox.all_seen()
+        return not self._begun
 
     def _prepare(self) -> bool:
         """While there is nothing else to do: compile, once, what masters and the dawn will need."""

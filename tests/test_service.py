@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -189,3 +190,42 @@ def test_hurried_right_after_its_last_look_it_is_not_idle(tmp_path, monkeypatch)
     worker.join(PATIENCE_S)
     assert worker.error is None
     assert idle_when_hurried[0] is False
+
+
+def test_no_frame_is_worked_on_while_more_are_on_their_way_at_the_start(tmp_path, monkeypatch):
+    """Whatever order a folder is read in: the first light is what all others register to."""
+    from daemon import warmup
+    from daemon import worker as module
+    from daemon.intake.intake import Arrival
+
+    monkeypatch.setattr(warmup, "later", lambda *_, **__: None)
+    monkeypatch.setattr(module, "TAKING_S", 1e6)
+    config = config_for(tmp_path)
+    config.library.path.mkdir()
+    library, _ = opening.open_library(config.library.path)
+    plan = small_plan(seed=21, shape=(256, 384), bias=0, darks=0, flats=0, flat_darks=0, lights=3)
+    paths = [write_frame(tmp_path / "in", frame) for frame in frames(plan)]
+    inbox, all_seen = Inbox(), threading.Event()
+    inbox.all_seen = all_seen.is_set
+    worker = module.Worker(
+        config=config,
+        storage=library,
+        log=StatusLog(config.library.path / "status.log"),
+        inbox=inbox,
+    )
+    worker.hurry()
+    worker.start()
+    for path in reversed(paths):
+        stat = path.stat()
+        inbox.arrived(Arrival(path.parent, path, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        wait_for(inbox.empty)
+        steps = worker.steps
+        wait_for(lambda steps=steps: worker.steps > steps + 3)
+    all_seen.set()
+    wait_for(lambda: worker.idle)
+    worker.stop()
+    worker.join(PATIENCE_S)
+    assert worker.error is None
+    outcome = Outcome(config)
+    names = {frame.id: frame.name for frame in outcome.frames}
+    assert [names[member.frame_id] for member in outcome.members[1]] == [p.name for p in paths]
