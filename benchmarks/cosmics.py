@@ -17,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+# `daemon` asks astroscrappy in one thread; here it has all.
+os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
+
 import astroscrappy
 import numpy as np
 import numpy.typing as npt

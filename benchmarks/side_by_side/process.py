@@ -22,6 +22,8 @@ from typing import Any
 from side_by_side.answer import MARK
 
 TAIL_LINES = 12
+OUR_OWN = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""What `daemon` sets for itself where it is imported: the peers' threads are their own affair."""
 
 
 class FailedError(Exception):
@@ -55,7 +57,7 @@ def run(
         child = subprocess.Popen(
             [str(part) for part in argv],
             cwd=folder,
-            env={**os.environ, **(environment or {})},
+            env={**_inherited(), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -84,6 +86,10 @@ def run(
         peak_mb=usage.ru_maxrss * 1024 / 1e6,
         told=json.loads(told.removeprefix(MARK)),
     )
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in OUR_OWN}
 
 
 def median(runs: Sequence[Run]) -> Run:
