@@ -29,7 +29,7 @@ import numpy as np
 from calib_library import schema
 from calib_library.frame import Card, FrameType
 from calib_library.images import frame_file, product_file
-from daemon import masters, warmup
+from daemon import masters, reader, warmup
 from daemon.config import Config, parse
 from daemon.ledger.ledger import Ledger
 from daemon.log import StatusLog
@@ -191,7 +191,8 @@ def grow(folder: Path) -> None:
                 now = dt.datetime.now(dt.UTC)
                 masters.build_due(parts.pipeline, now=now, quiet_s=0.0, beat=lambda _: None)
                 built = True
-            parts.pipeline.reader.ahead(parts.ledger.next_path(dt.datetime.now(dt.UTC)))
+            coming = parts.ledger.next_files(dt.datetime.now(dt.UTC), most=reader.AHEAD)
+            parts.pipeline.reader.ahead(frame.path, reader.worth_it(coming))
             parts.pipeline.process(frame, now=dt.datetime.now(dt.UTC))
             if frame.frame_type is FrameType.LIGHT:
                 done += 1
