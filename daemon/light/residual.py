@@ -12,14 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from calib_library import dark_model
 from daemon.light.noise import neighbour_noise
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
-
-BOLTZMANN_EV_K = 8.617333e-5
-ENERGY_EV = 0.57
-"""Activation energy of hot pixels until it is measured (algorithms, section 1)."""
 
 _WARM_SIGMA = 8.0  # excess over the dark's own noise from which a pixel is a witness
 _MOST = 4000  # witnesses: their slope is good to 1 % long before
@@ -127,13 +124,14 @@ def hot_residual(
     return Estimate(float(answer[0]) - 1.0, float((weights @ x**2) ** -0.5))
 
 
-def warmer_by(hot: float, *, temperature_c: float, energy_ev: float = ENERGY_EV) -> float:
+def warmer_by(
+    hot: float, *, temperature_c: float, energy_ev: float = dark_model.ENERGY_EV
+) -> float:
     """°C by which a light was warmer than its dark, from its hot residual (slope - 1 > -1).
 
-    d ln f / dT of f(T) = T^1.5 exp(-E/kT) (algorithms, section 1).
+    By `dark_model.relative_slope` (algorithms, section 1).
     """
-    kelvin = temperature_c + 273.15
-    return math.log1p(hot) / (1.5 / kelvin + energy_ev / (BOLTZMANN_EV_K * kelvin**2))
+    return math.log1p(hot) / dark_model.relative_slope(temperature_c, energy_ev)
 
 
 def large_scale(
