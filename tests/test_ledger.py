@@ -127,6 +127,21 @@ def test_what_was_exposed_tonight_goes_before_what_was_copied_today(ledger):
     assert names == ["tonight.fits", "copied_dark.fits", "copied.fits"]
 
 
+def test_a_night_is_never_parted_in_the_queue(ledger):
+    """Whenever a night is worked off, its last frames do not go before its first ones."""
+    dusk = dt.datetime(2026, 11, 20, 18, 0).astimezone()  # by the local clock
+    first = (dusk - NOW).total_seconds() / 60
+    for hour in range(13):
+        add(ledger, f"{hour}.fits", minute=first + 60 * hour)
+    taken = []
+    for later in range(60):
+        now = dusk + dt.timedelta(hours=later)
+        taken.append(len(ledger._next(now, tonight=True, most=20)))
+    assert set(taken) == {0, 13}
+    assert taken[:24] == [13] * 24  # until the evening after
+    assert taken[-1] == 0
+
+
 def test_the_next_frame_is_not_searched_for(ledger):
     """However long the queue is: every search goes by an index, and only few rows are sorted."""
     plans = []

@@ -23,9 +23,9 @@ from daemon.log import clean
 
 FRESH = dt.timedelta(hours=12)
 """A file younger than this is probably tonight's, and goes before any backlog."""
-TONIGHT = dt.timedelta(hours=24)
-"""So is a frame exposed less long ago, whatever its time zone was taken for: it goes before what
-was merely copied today."""
+TONIGHT = dt.timedelta(hours=12)
+"""A frame is tonight's for so long at least, whatever its time zone was taken for, and goes before
+what was merely copied today."""
 
 _CALIBRATION = "('bias', 'dark', 'flat', 'flat-dark')"
 _OPEN = ", ".join(f"'{state}'" for state in OPEN_STATES)
@@ -97,6 +97,14 @@ class Identity:
 
 def _utc(now: dt.datetime) -> str:
     return now.astimezone(dt.UTC).isoformat(timespec="milliseconds")
+
+
+def _noon_before(moment: dt.datetime) -> dt.datetime:
+    """The last noon, by the local clock, before a moment: where a night begins. A queue that was
+    parted elsewhere would take a night's later frames before its earlier ones.
+    """
+    day = (moment.astimezone() - dt.timedelta(hours=12)).date()
+    return dt.datetime.combine(day, dt.time(12)).astimezone(dt.UTC)
 
 
 def _frame(row: Mapping[str, Any]) -> Frame:
@@ -300,7 +308,7 @@ class Ledger:
         """The frame to claim and up to `most` − 1 of those after it; none where there is none. Each
         search has an index that holds the queue.
         """
-        evening = (now - TONIGHT).astimezone(dt.UTC).isoformat()
+        evening = _noon_before(now - TONIGHT).isoformat()
         fresh = int((now - FRESH).timestamp() * 1e9)
         exposed_tonight = self._first("frame_queue_date", "date_obs >= :from", now, evening, most)
         if exposed_tonight or tonight:
