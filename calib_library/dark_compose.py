@@ -21,8 +21,8 @@ from calib_library.dark_model import (
     DarkPlan,
     dark_current,
 )
-from calib_library.defects import local_median
 from calib_library.kernels import kernel
+from calib_library.local_median import local_median
 from calib_library.robust import mad_sigma
 
 Floats = npt.NDArray[np.float32]

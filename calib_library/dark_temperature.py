@@ -20,7 +20,7 @@ from calib_library.dark_model import (
     relative_slope,
     temperature_at,
 )
-from calib_library.defects import local_median
+from calib_library.local_median import local_median
 from calib_library.match import MasterRecord, celsius, same_exposure
 
 FIT_SIGMAS = 10.0

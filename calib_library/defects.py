@@ -13,17 +13,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.combine import (
-    LANES,
-    TILE_BYTES,
-    Rows,
-    alike,
-    sort_lanes,
-    sorting_network,
-    tiles,
-)
+from calib_library.combine import TILE_BYTES, Rows, alike, tiles
 from calib_library.errors import IncompatibleFramesError
 from calib_library.kernels import kernel
+from calib_library.local_median import REACH, local_median
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -193,25 +186,13 @@ def unpack_pixels(packed: bytes) -> Pixels:
 
 def _surroundings(image: Floats, *, bayer: bool) -> Iterator[tuple[slice, Floats]]:
     """The local median of an image in bands of rows, which need little memory."""
-    margin = 4 if bayer else 2
+    margin = REACH * (2 if bayer else 1)
     for y0 in range(0, len(image), _BAND_ROWS):
         y1 = min(y0 + _BAND_ROWS, len(image))
         # An even first row keeps a mosaic's colours, and the edge of the band outside of it.
         top = max(y0 - margin, 0)
         around = local_median(image[top : y1 + margin], bayer=bayer)
         yield slice(y0, y1), around[y0 - top : y1 - top]
-
-
-def local_median(image: Floats, *, bayer: bool = False) -> Floats:
-    """Median of the 5×5 same-colour pixels around each pixel, (ny, nx) float32.
-
-    Beyond the edge the nearest pixel of the same colour stands in. Values that are not finite count
-    as the highest.
-    """
-    out = np.empty(image.shape, np.float32)
-    step = 2 if bayer else 1
-    _local_median(np.ascontiguousarray(image, np.float32), step, sorting_network(25), out)
-    return out
 
 
 def _value_step(sample: npt.NDArray[Any]) -> float:
@@ -255,36 +236,6 @@ def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> 
             rest = squares[x] - a * a - b * b - c * c - kept * shift * shift
             mean[y, x] = np.float64(first[x]) + shift
             variance[y, x] = max(0.0, rest) / (kept - 1)
-
-
-@kernel()
-def _inside(i: int, length: int, step: int) -> int:
-    """The nearest index of the same colour within 0 … length - 1."""
-    while i < 0:
-        i += step
-    while i >= length:
-        i -= step
-    return max(i, 0)
-
-
-@kernel(parallel=True)
-def _local_median(image: Floats, step: int, network: npt.NDArray[np.int32], out: Floats) -> None:
-    ny, nx = image.shape
-    for y in numba.prange(ny):
-        values = np.zeros((25, LANES), np.float32)
-        for x in range(0, nx, LANES):
-            width = min(LANES, nx - x)
-            inner = x >= 2 * step and x + width + 2 * step <= nx
-            for k in range(25):
-                source = image[_inside(y + (k // 5 - 2) * step, ny, step)]
-                shift = x + (k % 5 - 2) * step
-                for lane in range(width):
-                    i = shift + lane if inner else _inside(shift + lane, nx, step)
-                    v = source[i]
-                    values[k, lane] = v if np.isfinite(v) else np.float32(np.inf)
-            sort_lanes(values, network)
-            for lane in range(width):
-                out[y, x + lane] = values[12, lane]
 
 
 @kernel(parallel=True)

@@ -26,6 +26,7 @@ PURE = {
     "calib_library.flat",
     "calib_library.flat_checks",
     "calib_library.defects",
+    "calib_library.local_median",
     "calib_library.dark_compose",
     "calib_library.dark_model",
     "calib_library.dark_temperature",

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from calib_library import dark_compose, dark_model, header, judging
-from calib_library.defects import local_median
 from calib_library.frame import FrameType
 from calib_library.images import frame_file
+from calib_library.local_median import local_median
 from tests.nights import shared
 from tests.records import master
 

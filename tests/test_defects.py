@@ -9,7 +9,6 @@ from calib_library.defects import (
     cold_pixels,
     exceeded,
     find_telegraph,
-    local_median,
     pack_pixels,
     quiet_noise,
     repair_pixels,
@@ -21,23 +20,6 @@ from calib_library.errors import IncompatibleFramesError
 
 def planted(shape, fraction, seed):
     return np.random.default_rng(seed).random(shape) < fraction
-
-
-@pytest.mark.parametrize("shape", [(40, 200), (5, 5), (33, 64), (3, 2)])
-def test_local_median_equals_scipy(shape):
-    image = np.random.default_rng(1).normal(100, 10, shape).astype(np.float32)
-    assert np.array_equal(local_median(image), ndimage.median_filter(image, size=5, mode="nearest"))
-
-
-def test_local_median_of_a_mosaic_is_that_of_each_colour():
-    image = np.random.default_rng(2).normal(100, 10, (44, 150)).astype(np.float32)
-    result = local_median(image, bayer=True)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            colour = image[dy::2, dx::2]
-            assert np.array_equal(
-                result[dy::2, dx::2], ndimage.median_filter(colour, size=5, mode="nearest")
-            )
 
 
 @pytest.mark.parametrize("bayer", [False, True])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib_library import combine, dark_compose, dark_model, defects, kernels
+from calib_library import combine, dark_compose, dark_model, defects, kernels, local_median
 from calib_library.frame import FrameType
 from daemon import warmup
 from daemon.light import calibrate
@@ -25,7 +25,7 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
         combine._clip_integers,
         combine._clip_floats,
         combine._decode,
-        defects._local_median,
+        local_median._local_median,
         defects._count_exceeded,
         dark_compose._mix,
         final._combine_tile,
