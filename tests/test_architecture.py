@@ -57,6 +57,7 @@ PURE = {
     "daemon.light.warp",
     "daemon.stack.live",
     "daemon.stack.settle",
+    "daemon.stack.display",
     "daemon.stack.drizzle",
     "daemon.stack.final",
     "daemon.stack.halve",

@@ -22,7 +22,8 @@ from numba import prange
 
 from calib_library.combine import LANES, sort_lanes, sorting_network
 from calib_library.kernels import kernel
-from daemon.stack.live import MODEL_FREEDOM, SEEING_FLOOR, FrameTerms, StackImage, steepness
+from daemon.stack.display import MODEL_FREEDOM
+from daemon.stack.live import SEEING_FLOOR, FrameTerms, StackImage, steepness
 from daemon.stack.settle import CENTRE_VARIANCE, CONTRAST_SHARE, EMPIRICAL_FROM
 
 Image = npt.NDArray[np.float32]

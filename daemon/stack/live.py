@@ -27,7 +27,7 @@ from calib_library.kernels import kernel
 from daemon.light import warp
 from daemon.light.sweeps import BLOCK_COLUMNS, BLOCK_ROWS
 from daemon.stack import settle
-from daemon.stack.settle import GATE_SIGMA
+from daemon.stack.display import TILE_ROWS, centre_row, contrast_row, render_rows
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -36,19 +36,12 @@ Count = npt.NDArray[np.uint16]
 Sums = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.int32]
 
-EDGE_SIGMA = 2.0
-"""k of the gate for display beside a pixel where the same frame is rejected: the edge of a trail
-(about 2.3 σ of the values compared)."""
-SEED_SHARE = 1.25
-"""How many times the gate a neighbour must be off to be a trail and not the noise's own tail."""
 SEEING_FLOOR = 0.05
 """Relative error of a source that even equal seeing leaves."""
 SHARPEST_SHARE = 0.25
 """A star of FWHM w stands above its sky by no more than 1 + w²/4 times its contrast, at its peak;
 more light than that is a nebula, to which the seeing does nothing. (A Moffat star of β = 3.5 needs
 w²/5.5 + 0.6.)"""
-MODEL_FREEDOM = 8.0
-"""The noise model weighs as many values as this against the measured spread, in the variance."""
 
 WEIGHT_UNITS = 512.0
 """Integer weight of the first frame; other frames are rounded to 1/512 of it and held within
@@ -58,7 +51,6 @@ QUANTA_PER_SIGMA = 1024.0
 MAX_INDEX = 65533
 CONTRAST_PER_SIGMA = 4.0
 """Resolution of the stored contrast: σ/4, up to 16 000 σ."""
-TILE_ROWS = 16
 
 BYTES_FIXED = 20
 BYTES_WAITING = 6
@@ -297,7 +289,7 @@ def render(stack: LiveStack, *, into: StackImage | None = None) -> StackImage:
     if not stack.terms:
         return image
     table = _table(stack)
-    _render_rows(
+    render_rows(
         table, _typical(stack, table), np.array(stack.sky), stack.quantum, stack.weight_unit,
         stack.values, stack.frames, stack.total, stack.weight, stack.spread, stack.settled,
         image.mean, image.weight, image.variance, image.coverage,
@@ -564,55 +556,6 @@ def _delete_waiting(values: Image, frames: Count, plane: int, y: int, x: int, nu
     return found
 
 
-@kernel()
-def _centre_row(
-    values: Image, frames: Count, total: Sums, weight: Weights, settled: Count,
-    quantum: float, plane: int, y: int, out: Image,
-) -> None:  # fmt: skip
-    """A robust estimate of each pixel of a row, NaN where there is no value: the mean of the
-    settled values, which come from the middle; before that the median of the waiting ones, the
-    lower of two, because what disturbs a frame is bright.
-    """
-    for x in range(out.size):
-        if settled[plane, y, x] > 0:
-            out[x] = np.float32(total[plane, y, x] * quantum / weight[plane, y, x])
-            continue
-        waiting = 0
-        while waiting < values.shape[0] and frames[waiting, plane, y, x] != 0:
-            waiting += 1
-        out[x] = values[(waiting - 1) // 2, plane, y, x] if waiting else np.float32(np.nan)
-
-
-@kernel()
-def _contrast_row(above: Image, here: Image, below: Image, out: Image) -> None:
-    """The largest difference of each pixel to its eight neighbours; NaN neighbours are left
-    out.
-    """
-    width = here.size
-    for x in range(1, width - 1):
-        centre = here[x]
-        largest = _farther(np.float32(0), here[x - 1], centre)
-        largest = _farther(largest, here[x + 1], centre)
-        for row in (above, below):
-            largest = _farther(largest, row[x - 1], centre)
-            largest = _farther(largest, row[x], centre)
-            largest = _farther(largest, row[x + 1], centre)
-        out[x] = largest
-    for x in (0, width - 1):
-        largest = np.float32(0)
-        for neighbour in range(max(x - 1, 0), min(x + 2, width)):
-            for row in (above, here, below):
-                largest = _farther(largest, row[neighbour], here[x])
-        out[x] = largest
-
-
-@kernel(inline=True)
-def _farther(largest: np.float32, value: np.float32, centre: np.float32) -> np.float32:
-    """The larger of a difference and that of a value; a comparison with NaN is false."""
-    difference = abs(value - centre)
-    return difference if difference > largest else largest  # noqa: FURB136
-
-
 @kernel(parallel=True)
 def _contrast_rows(
     quantum: float, contrast_unit: float, values: Image, frames: Count, total: Sums,
@@ -627,120 +570,13 @@ def _contrast_rows(
         for plane in range(plane_count):
             for y in range(first - 1, last + 1):
                 inside = min(max(y, 0), height - 1)
-                _centre_row(
+                centre_row(
                     values, frames, total, weight, settled, quantum, plane, inside,
                     centres[y - first + 1],
                 )  # fmt: skip
             for y in range(first, last):
                 k = y - first + 1
-                _contrast_row(centres[k - 1], centres[k], centres[k + 1], row)
+                contrast_row(centres[k - 1], centres[k], centres[k + 1], row)
                 for x in range(width):
                     steps = row[x] / contrast_unit
                     contrast[plane, y, x] = np.uint16(min(steps + 0.5, 65535.0))
-
-
-@kernel()
-def _contrast_at(centres: Image, k: int, x: int) -> float:
-    """What `_contrast_row` gives for one pixel of row `k`."""
-    largest = 0.0
-    for row in range(k - 1, k + 2):
-        for column in range(max(x - 1, 0), min(x + 2, centres.shape[1])):
-            # A comparison with NaN is false.
-            difference = abs(float(centres[row, column]) - float(centres[k, x]))
-            largest = difference if difference > largest else largest  # noqa: FURB136
-    return largest
-
-
-@kernel()
-def _beside_rejected(
-    values: Image, frames: Count, centres: Image, k: int, plane: int, y: int, x: int, frame: int,
-    sky: float, variance: float, terms: Matrix, number: int, empirical: float,
-) -> bool:  # fmt: skip
-    """Whether one of the eight neighbours has a waiting value of the same frame outside the gate,
-    whose noise is that of the pixel itself. `centres[k]` are those of row `y`, two more on each
-    side.
-    """
-    depth, _, height, width = values.shape
-    for row in range(max(y - 1, 0), min(y + 2, height)):
-        for column in range(max(x - 1, 0), min(x + 2, width)):
-            centre = float(centres[k + row - y, column])
-            for i in range(depth):
-                if frames[i, plane, row, column] == frame:
-                    away = values[i, plane, row, column] - centre
-                    if away * away > GATE_SIGMA * GATE_SIGMA * variance and abs(
-                        away
-                    ) > SEED_SHARE * settle.gate(
-                        centre, sky, _contrast_at(centres, k + row - y, column), variance,
-                        terms[1], terms[2], terms[3], number, empirical,
-                    ):  # fmt: skip
-                        return True
-    return False
-
-
-@kernel(parallel=True)
-def _render_rows(
-    table: Matrix, typical: Matrix, skies: Matrix, quantum: float, weight_unit: float,
-    values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
-    mean: Image, weight_out: Image, variance: Image, coverage: Count,
-) -> None:  # fmt: skip
-    depth, plane_count, height, width = values.shape
-    for tile in prange((height + TILE_ROWS - 1) // TILE_ROWS):
-        first = tile * TILE_ROWS
-        last = min(first + TILE_ROWS, height)
-        centres = np.empty((TILE_ROWS + 4, width), np.float32)
-        contrast = np.empty(width, np.float32)
-        for plane in range(plane_count):
-            for y in range(first - 2, last + 2):
-                inside = min(max(y, 0), height - 1)
-                _centre_row(
-                    values, frames, total, weight, settled, quantum, plane, inside,
-                    centres[y - first + 2],
-                )  # fmt: skip
-            for y in range(first, last):
-                k = y - first + 2
-                _contrast_row(centres[k - 1], centres[k], centres[k + 1], contrast)
-                for x in range(width):
-                    centre = float(centres[k, x])
-                    if np.isnan(centre):
-                        continue
-                    waiting = 0
-                    while waiting < depth and frames[waiting, plane, y, x] != 0:
-                        waiting += 1
-                    count = int(settled[plane, y, x])
-                    weights = int(weight[plane, y, x])
-                    sums = total[plane, y, x]
-                    squares = float(spread[plane, y, x])
-                    number = count + waiting
-                    empirical = settle.empirical(squares, weights, count)
-                    for i in range(waiting):
-                        frame = frames[i, plane, y, x]
-                        value = values[i, plane, y, x]
-                        away = value - centre
-                        least = table[frame, 4 + plane]
-                        smallest = GATE_SIGMA * GATE_SIGMA * least
-                        if away * away > smallest and abs(away) > settle.gate(
-                            centre, skies[plane], contrast[x], least,
-                            table[frame, 1], table[frame, 2], table[frame, 3], number, empirical,
-                        ):  # fmt: skip
-                            continue
-                        if away * away > EDGE_SIGMA * EDGE_SIGMA * least and _beside_rejected(
-                            values, frames, centres, k, plane, y, x, frame, skies[plane], least,
-                            table[frame], number, empirical,
-                        ):  # fmt: skip
-                            continue
-                        share = int(table[frame, 0])
-                        squares += share * away * away
-                        sums += int(share * settle.quanta(float(value), quantum))
-                        weights += share
-                        count += 1
-                    result = sums * quantum / weights
-                    mean[plane, y, x] = result
-                    weight_out[plane, y, x] = weights * weight_unit
-                    source = max(result - skies[plane], 0.0)
-                    model = typical[plane, 0] + typical[plane, 1] * source
-                    # Σ w (y − mean)² / W · n / (n − 1), with n − 1 degrees of freedom.
-                    shift = result - centre
-                    measured = max(squares / weights - shift * shift, 0.0) * count
-                    combined = (MODEL_FREEDOM * model + measured) / (MODEL_FREEDOM + count - 1)
-                    variance[plane, y, x] = combined / (count * typical[plane, 2])
-                    coverage[y, x] = max(coverage[y, x], count)
