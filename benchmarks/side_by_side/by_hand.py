@@ -1,6 +1,8 @@
 """The tutorial way: astropy's sigma_clip, numpy, astroalign.register and a median."""
 
+import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,30 +51,61 @@ def calibrated(path: str, dark: np.ndarray, flat: np.ndarray) -> np.ndarray:
     return (read(path) - dark) / flat
 
 
-def aligned(
-    frames: list[str], dark: np.ndarray, flat: np.ndarray
-) -> tuple[list[np.ndarray], list[str], list[float], list[float]]:
-    """Calibrate and register the lights to the first; those that fail are named."""
+@dataclasses.dataclass
+class Aligned:
+    """Lights calibrated and registered to the first."""
+
+    images: list[np.ndarray] = dataclasses.field(default_factory=list)
+    lost: list[str] = dataclasses.field(default_factory=list)
+    """Those that could not be registered, and why."""
+
+
+def clocks() -> np.ndarray:
+    """Wall and processor time, s."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def aligned(frames: list[str], dark: np.ndarray, flat: np.ndarray) -> Iterator[Aligned]:
+    """Calibrate and register light by light; what there is so far after each."""
     reference = calibrated(frames[0], dark, flat)
-    images, lost, wall, cpu = [reference], [], [], []
+    done = Aligned([reference])
+    yield done
     for path in frames[1:]:
-        began, used = time.perf_counter(), time.process_time()
         light = calibrated(path, dark, flat)
         try:
             image, _ = astroalign.register(light, reference)
         except (astroalign.MaxIterError, ValueError) as error:
-            lost.append(f"{Path(path).name}: {error}")
+            done.lost.append(f"{Path(path).name}: {error}")
         else:
-            images.append(image.astype(FLOAT))
-        wall.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - used)
-    return images, lost, wall, cpu
+            done.images.append(image.astype(FLOAT))
+        yield done
+
+
+def stacked(images: list[np.ndarray]) -> np.ndarray:
+    """The median of registered images."""
+    return np.median(np.stack(images), axis=0)
 
 
 def lights(*, frames: list[str], dark: str, flat: str) -> dict[str, Any]:
-    """Calibrate and register lights one by one; what stacking them costs is not counted."""
-    _, lost, wall, cpu = aligned(frames, *_masters(dark, flat))
-    return {"wall_s": wall, "cpu_s": cpu, "lost": lost}
+    """Let lights come one by one: what each but the first takes to be calibrated and registered,
+    and what it takes until there is a stack with it.
+    """
+    masters = _masters(dark, flat)
+    registering, stacking = [], []
+    done = Aligned()
+    began = clocks()
+    for done in aligned(frames, *masters):
+        registering.append(clocks() - began)
+        stacked(done.images)
+        stacking.append(clocks() - began)
+        began = clocks()
+    wall, cpu = np.transpose(stacking[1:]).tolist()
+    return {
+        "wall_s": wall,
+        "cpu_s": cpu,
+        "registered_s": np.transpose(registering[1:])[0].tolist(),
+        "lost": done.lost,
+    }
 
 
 def _masters(dark: str, flat: str) -> tuple[np.ndarray, np.ndarray]:
@@ -85,9 +118,9 @@ def whole(
 ) -> dict[str, Any]:
     """Masters, registered lights, their median."""
     field = combined(flats, subtract=combined(bias))
-    images, lost, _, _ = aligned(frames, combined(darks), field / field.mean())
-    fits.writeto(f"{folder}/stack.fits", np.median(np.stack(images), axis=0), overwrite=True)
-    return {"registered": len(images), "lost": lost}
+    *_, done = aligned(frames, combined(darks), field / field.mean())
+    fits.writeto(f"{folder}/stack.fits", stacked(done.images), overwrite=True)
+    return {"registered": len(done.images), "lost": done.lost}
 
 
 if __name__ == "__main__":
