@@ -475,8 +475,10 @@ class Calibrator:
         """
         model = calibration.making.model if calibration.making else None
         whole = (slice(0, record.key.height), slice(0, record.key.width))
-        kept = model is None or self._darks.has(_kept_as(model))
-        if kept or model is None or calibration.dark is None or _useful(record.key) != whole:
+        if model is None or calibration.dark is None or _useful(record.key) != whole:
+            return self.arrays(noise_adu, record, calibration).rows(first, last)
+        bad_key = _bad_kept_as(model, calibration.dark)
+        if self._darks.has(_dark_kept_as(model)) and self._masks.has(bad_key):
             return self.arrays(noise_adu, record, calibration).rows(first, last)
         bayer = record.key.bayer_pattern is not None
         # What a pixel is compared with lies up to 4 rows away.
@@ -500,7 +502,7 @@ class Calibrator:
                 return _cropped(self._darkroom.compose(subtract, 1.0, record).dark, record.key)
             return self._load(subtract)
 
-        return self._darks.get(_kept_as(subtract), make)
+        return self._darks.get(_dark_kept_as(subtract), make)
 
     def _flat(self, master: MasterRecord, sky: MasterRecord | None = None, *, bayer: bool) -> Image:
         """A flat in its normal form; with `sky`, of which it gets the large scale. Pixels that it
@@ -532,7 +534,7 @@ class Calibrator:
         if dark is None or subtract is None:
             return None
         return self._masks.get(
-            (f"bad {_kept_as(subtract)[0]}", dark.id),
+            _bad_kept_as(subtract, dark),
             lambda: self._find_bad(record, dark, subtract),
         )
 
@@ -541,7 +543,7 @@ class Calibrator:
     ) -> Mask:
         if isinstance(subtract, DarkPlan):
             made = self._darkroom.compose(subtract, 1.0, record)
-            self._darks.get(_kept_as(subtract), lambda: _cropped(made.dark, record.key))
+            self._darks.get(_dark_kept_as(subtract), lambda: _cropped(made.dark, record.key))
             bad = _cropped(_marked(made, record), record.key)
             # Of the composition only the dark is needed further.
             self._darkroom.forget()
@@ -581,11 +583,20 @@ def _marked(made: Composed, record: FrameRecord) -> Mask:
     return marks
 
 
-def _kept_as(subtract: DarkPlan | MasterRecord) -> tuple[str, int]:
-    """The key under which an image is kept."""
-    if isinstance(subtract, DarkPlan):
-        return key_of(subtract), 0
-    return "image", subtract.id
+def _dark_kept_as(subtract: DarkPlan | MasterRecord) -> tuple[str, int]:
+    """The key under which what is subtracted is kept: the pixels of a plan of one master are that
+    master's own, however far from its temperature the light was.
+    """
+    if not isinstance(subtract, DarkPlan):
+        return "image", subtract.id
+    if len(subtract.sources) == 1:
+        return "image", subtract.sources[0].master_id
+    return key_of(subtract), 0
+
+
+def _bad_kept_as(subtract: DarkPlan | MasterRecord, dark: MasterRecord) -> tuple[str, int]:
+    """The same of its bad pixels, of which the error of the plan decides."""
+    return f"bad {key_of(subtract) if isinstance(subtract, DarkPlan) else 'image'}", dark.id
 
 
 def _flat_kept_as(what: str, master: MasterRecord, sky: MasterRecord | None) -> tuple[str, int]:

@@ -272,6 +272,22 @@ def test_frames_of_a_cooled_camera_share_one_dark(two):
     assert len(plans) <= 3
 
 
+def test_lights_beside_one_master_share_its_pixels(tmp_path):
+    """A degree off or none, what is subtracted is the same array; only the doubt differs."""
+    made = shelf(tmp_path, [(300, -10)])
+    with made.library:
+        calibrator = made.calibrator()
+        given = []
+        for celsius in (-10.0, -9.1):
+            raw, told = made.light(celsius)
+            settled = calibrator.settle(raw, told, calibrator.choose(told, session="", now=None))
+            given.append((settled, calibrator.arrays(9.0, told, settled)))
+        (one, first), (other, second) = given
+        assert one.making.model.relative_error != other.making.model.relative_error
+        assert first.dark is second.dark
+        assert first.bad is not second.bad
+
+
 @pytest.mark.parametrize("bayer", [None, "RGGB"])
 def test_a_band_is_what_the_whole_would_be(tmp_path, bayer):
     """Rows of a dark that is not kept, with the logarithms of a wide pair: dark, bad pixels."""
