@@ -231,41 +231,69 @@ def _mix(
     counts: npt.NDArray[np.int64],
 ) -> None:
     """Fill rows of the dark; of the error, the doubt and the counts where asked for."""
-    masters, ny, nx = values.shape
-    single = masters == 1
-    judged = doubt.shape[0] > 0
-    for y in numba.prange(ny):
+    for y in numba.prange(values.shape[1]):
+        _mix_row(
+            y, values, smooth, hot, bulk, legs, floors, relative, relative_log, noise, adu_per_e,
+            dark, error, doubt, counts,
+        )  # fmt: skip
+
+
+@kernel()
+def _mix_row(
+    y: int, values: Floats, smooth: Floats, hot: Floats, bulk: Floats,
+    legs: npt.NDArray[np.float64], floors: Floats, relative: np.float32, relative_log: np.float32,
+    noise: np.float32, adu_per_e: np.float32, dark: Floats, error: Floats, doubt: Floats,
+    counts: npt.NDArray[np.int64],
+) -> None:  # fmt: skip
+    """One row, step by step in loops that the compiler turns into vector instructions."""
+    masters, _, nx = values.shape
+    level, signal = np.zeros(nx, np.float32), np.zeros(nx, np.float32)
+    wrong = np.full(nx, relative)
+    for k in range(masters):
         for x in range(nx):
-            level = np.float32(0.0)
-            signal = np.float32(0.0)
-            for k in range(masters):
-                level += bulk[k] * smooth[k, y, x]
-                signal += hot[k] * (values[k, y, x] - smooth[k, y, x])
-            by_log = False
-            for leg in range(legs.shape[0]):
-                a, b = int(legs[leg, 0]), int(legs[leg, 1])
-                if b < 0:
-                    continue
-                h1 = values[a, y, x] - smooth[a, y, x]
-                h2 = values[b, y, x] - smooth[b, y, x]
-                if h1 > floors[a] and h2 > floors[b]:
-                    u = legs[leg, 3]
-                    alone = np.exp((1.0 - u) * np.log(h1) + u * np.log(h2) + legs[leg, 4])
-                    signal -= hot[a] * h1 + hot[b] * h2
-                    signal += np.float32(legs[leg, 2] * alone)
-                    by_log = True
-            dark[y, x] = values[0, y, x] if single else level + signal
-            wrong = abs(signal) * (relative_log if by_log else relative)
-            if error.shape[0] > 0:
-                error[y, x] = wrong
-            if judged:
-                own = max(signal, np.float32(0.0)) * adu_per_e
-                steps = np.float32(_STEPS_PER_SIGMA) * wrong / np.sqrt(noise * noise + own)
-                # What is not finite compares false, and is as wrong as can be.
-                place = int(steps) if steps < _BINS - 1 else _BINS - 1
-                counts[y, place] += 1
-                most = wrong / np.float32(HARMFUL)
-                doubt[y, x] = most * most - own
+            level[x] += bulk[k] * smooth[k, y, x]
+            signal[x] += hot[k] * (values[k, y, x] - smooth[k, y, x])
+    for leg in range(legs.shape[0]):
+        a, b = int(legs[leg, 0]), int(legs[leg, 1])
+        if b < 0 or floors[a] == np.inf or floors[b] == np.inf:
+            continue
+        for x in range(nx):
+            h1 = values[a, y, x] - smooth[a, y, x]
+            h2 = values[b, y, x] - smooth[b, y, x]
+            if h1 > floors[a] and h2 > floors[b]:
+                u = legs[leg, 3]
+                alone = np.exp((1.0 - u) * np.log(h1) + u * np.log(h2) + legs[leg, 4])
+                signal[x] -= hot[a] * h1 + hot[b] * h2
+                signal[x] += np.float32(legs[leg, 2] * alone)
+                wrong[x] = relative_log
+    for x in range(nx):
+        dark[y, x] = values[0, y, x] if masters == 1 else level[x] + signal[x]
+        wrong[x] = abs(signal[x]) * wrong[x]
+    if error.shape[0] > 0:
+        error[y] = wrong
+    if doubt.shape[0] > 0:
+        _doubt_row(signal, wrong, noise, adu_per_e, doubt[y], counts[y])
+
+
+@kernel()
+def _doubt_row(
+    signal: Floats, wrong: Floats, noise: np.float32, adu_per_e: np.float32, doubt: Floats,
+    counts: npt.NDArray[np.int64],
+) -> None:  # fmt: skip
+    """What the error of one row does to lights: how often which share of their noise it is, and
+    which lights it harms.
+    """
+    places = np.empty(signal.size, np.int32)
+    last, nothing = np.float32(_BINS - 1), np.float32(0.0)
+    for x in range(signal.size):
+        own = max(nothing, signal[x]) * adu_per_e
+        steps = np.float32(_STEPS_PER_SIGMA) * wrong[x] / np.sqrt(noise * noise + own)
+        # What is not finite compares false, and is as wrong as can be.
+        places[x] = int(min(last, steps))
+        most = wrong[x] / np.float32(HARMFUL)
+        doubt[x] = most * most - own
+    for place in places:
+        counts[place] += 1
 
 
 # --- what masters tell about the camera ----------------------------------------------------------

@@ -57,17 +57,26 @@ def cold_pixels(flat: Floats, *, low: float = 0.5, high: float = 1.5, bayer: boo
 
 
 def exceeded(
-    dark: Floats, thresholds: npt.NDArray[np.float32], *, bayer: bool = False
+    dark: Floats,
+    thresholds: npt.NDArray[np.float32],
+    *,
+    bayer: bool = False,
+    doubt: Floats | None = None,
+    doubt_scale: float = 1.0,
 ) -> npt.NDArray[np.uint8]:
     """Count for each pixel of a dark (ny, nx), ADU, by how many thresholds it stands above its 5×5
     surroundings: a plane (ny, nx) from which the hot pixels of any threshold are read.
 
     `thresholds` (k,), ADU, rise, k < 255; beyond the i-th are the pixels whose count is above i.
-    Pixels that are not finite exceed them all: 255.
+    Pixels that are not finite exceed them all: 255. Where `doubt` (ny, nx) times
+    `doubt_scale`, ADU, exceeds more of them, that counts; one that is not a number exceeds k.
     """
     counts = np.empty(dark.shape, np.uint8)
+    nothing = np.empty((0, dark.shape[1]), np.float32)
     for rows, around in _surroundings(dark, bayer=bayer):
-        _count_exceeded(np.ascontiguousarray(dark[rows]), around, thresholds, counts[rows])
+        beside = nothing if doubt is None else doubt[rows]
+        part = np.ascontiguousarray(dark[rows])
+        _count_exceeded(part, around, beside, np.float32(doubt_scale), thresholds, counts[rows])
     return counts
 
 
@@ -242,17 +251,53 @@ def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> 
 def _count_exceeded(
     image: Floats,
     around: Floats,
+    doubt: Floats,
+    doubt_scale: np.float32,
     thresholds: npt.NDArray[np.float32],
     out: npt.NDArray[np.uint8],
 ) -> None:
     for y in numba.prange(image.shape[0]):
-        for x in range(image.shape[1]):
-            excess = image[y, x] - around[y, x]
-            count = 0
-            if excess > thresholds[0]:
-                while count < thresholds.size and excess > thresholds[count]:
-                    count += 1
-            out[y, x] = count if np.isfinite(excess) else 255
+        _count_row(image[y], around[y], doubt[y : y + 1], doubt_scale, thresholds, out[y])
+
+
+@kernel()
+def _count_row(
+    image: Floats,
+    around: Floats,
+    doubts: Floats,
+    doubt_scale: np.float32,
+    thresholds: npt.NDArray[np.float32],
+    out: npt.NDArray[np.uint8],
+) -> None:
+    """By how many thresholds each pixel of a row exceeds its surroundings: nearly all by none.
+    `doubts` is one row or none.
+    """
+    lowest, none, some = thresholds[0], np.uint8(0), np.uint8(1)
+    for x in range(out.size):
+        out[x] = none if image[x] - around[x] <= lowest else some  # NaN is some
+    for doubt in doubts:
+        for x in range(out.size):
+            out[x] |= none if doubt_scale * doubt[x] <= lowest else some
+    for first in range(0, out.size, _LOOKED_THROUGH):
+        last = min(first + _LOOKED_THROUGH, out.size)
+        if not _all_flags(out[first:last]):
+            continue
+        for x in range(first, last):
+            if out[x]:
+                excess = image[x] - around[x]
+                count = _count(excess, thresholds) if np.isfinite(excess) else 255
+                for doubt in doubts:
+                    count = max(count, _count(doubt_scale * doubt[x], thresholds))
+                out[x] = count
+
+
+@kernel()
+def _count(excess: np.float32, thresholds: npt.NDArray[np.float32]) -> int:
+    """How many thresholds something exceeds; all of them if it is not a number."""
+    count = 0
+    while count < thresholds.size and not excess <= thresholds[count]:
+        count += 1
+    return count
 
 
 @kernel()

@@ -47,7 +47,6 @@ frames."""
 
 DEAD = 255
 """The mark of a pixel that is bad for any frame."""
-DOUBT_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -567,20 +566,15 @@ def _marked(made: Composed, record: FrameRecord) -> Mask:
     """The number of HOT_THRESHOLDS_ADU that each pixel (ny, nx) of a composed dark exceeds: by its
     own signal, or because the dark is in doubt for lights whose noise such a signal would double.
     """
-    marks = defects.exceeded(
-        made.dark, HOT_THRESHOLDS_ADU, bayer=record.key.bayer_pattern is not None
-    )
     assert made.doubt is not None
-    e_per_adu = np.float32(record.e_per_adu or 1.0)
-    for first in range(0, len(marks), DOUBT_ROWS):
-        rows = slice(first, first + DOUBT_ROWS)
+    return defects.exceeded(
+        made.dark,
+        HOT_THRESHOLDS_ADU,
+        bayer=record.key.bayer_pattern is not None,
+        doubt=made.doubt,
         # As a signal of D ADU doubles the noise of a light of variance D / (3 gain).
-        doubt = np.float32(3.0) * e_per_adu * made.doubt[rows]
-        y, x = np.nonzero(~(doubt <= HOT_THRESHOLDS_ADU[0]))
-        count = np.searchsorted(HOT_THRESHOLDS_ADU, doubt[y, x]).astype(np.uint8)
-        part = marks[rows]
-        part[y, x] = np.maximum(part[y, x], count)
-    return marks
+        doubt_scale=3.0 * (record.e_per_adu or 1.0),
+    )
 
 
 def _dark_kept_as(subtract: DarkPlan | MasterRecord) -> tuple[str, int]:

@@ -187,6 +187,19 @@ def test_one_plane_tells_the_hot_pixels_of_every_threshold(bayer):
     assert (exceeded(dark, thresholds, bayer=bayer)[[300, 301], [20, 30]] == 255).all()
 
 
+def test_a_doubt_counts_as_an_excess_does():
+    rng = np.random.default_rng(9)
+    dark = rng.normal(500, 6, (40, 70)).astype(np.float32)
+    thresholds = np.sqrt(2.0 ** np.arange(30)).astype(np.float32)
+    doubt = (4.0 ** rng.uniform(-1, 20, dark.shape)).astype(np.float32)
+    doubt[3, 4] = np.nan
+    counts = exceeded(dark, thresholds, doubt=doubt, doubt_scale=2.0)
+    by_itself = exceeded(dark, thresholds)
+    beside = np.searchsorted(thresholds, np.float32(2) * doubt)
+    assert np.array_equal(counts, np.maximum(by_itself, beside))
+    assert counts[3, 4] == 30
+
+
 @pytest.mark.parametrize("bayer", [False, True])
 def test_cold_pixels_do_not_know_the_seams(bayer):
     rng = np.random.default_rng(10)
