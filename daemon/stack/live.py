@@ -596,14 +596,17 @@ def _contrast_row(above: Image, here: Image, below: Image, out: Image) -> None:
     out.
     """
     width = here.size
+    # Written out: with a loop over the rows in it, it would not become vector instructions.
     for x in range(1, width - 1):
         centre = here[x]
         largest = _farther(np.float32(0), here[x - 1], centre)
         largest = _farther(largest, here[x + 1], centre)
-        for row in (above, below):
-            largest = _farther(largest, row[x - 1], centre)
-            largest = _farther(largest, row[x], centre)
-            largest = _farther(largest, row[x + 1], centre)
+        largest = _farther(largest, above[x - 1], centre)
+        largest = _farther(largest, above[x], centre)
+        largest = _farther(largest, above[x + 1], centre)
+        largest = _farther(largest, below[x - 1], centre)
+        largest = _farther(largest, below[x], centre)
+        largest = _farther(largest, below[x + 1], centre)
         out[x] = largest
     for x in (0, width - 1):
         largest = np.float32(0)

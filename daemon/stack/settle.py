@@ -80,7 +80,7 @@ def _all_full(top: Count) -> bool:
     least = np.uint16(MAX_NUMBER)
     for k in range(top.size):
         least = top[k] if top[k] < least else least
-    return least != NO_FRAME
+    return bool(least != NO_FRAME)
 
 
 @kernel()
