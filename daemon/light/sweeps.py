@@ -191,8 +191,9 @@ def sweep_block(
     for y in range(y0, y1):
         _finish(sweeps, nx, ny, x0, y, area, out[y - y0])
     if sweeps.mirrored > 0.0:
+        turned = np.empty(count, np.float32)
         for y in range(y1 - y0):
-            _reverse(out[y])
+            _reverse(out[y], turned)
 
 
 @kernel()
@@ -332,9 +333,14 @@ def _covered(start: float, slope: float, size: int, begin: int, end: int) -> tup
 
 
 @kernel()
-def _reverse(row: Image) -> None:
-    for k in range(row.size // 2):
-        row[k], row[row.size - 1 - k] = row[row.size - 1 - k], row[k]
+def _reverse(row: Image, spare: Image) -> None:
+    """In place, over `spare`: a loop within the row would not become vector instructions."""
+    number = np.uint64(row.size)
+    one = np.uint64(1)
+    for k in range(number):
+        spare[k] = row[number - one - k]
+    for k in range(number):
+        row[k] = spare[k]
 
 
 @kernel()

@@ -63,14 +63,17 @@ def contrast_row(above: Image, here: Image, below: Image, out: Image) -> None:
     out.
     """
     width = here.size
+    # Written out: with a loop over the rows in it, it would not become vector instructions.
     for x in range(1, width - 1):
         centre = here[x]
         largest = _farther(np.float32(0), here[x - 1], centre)
         largest = _farther(largest, here[x + 1], centre)
-        for row in (above, below):
-            largest = _farther(largest, row[x - 1], centre)
-            largest = _farther(largest, row[x], centre)
-            largest = _farther(largest, row[x + 1], centre)
+        largest = _farther(largest, above[x - 1], centre)
+        largest = _farther(largest, above[x], centre)
+        largest = _farther(largest, above[x + 1], centre)
+        largest = _farther(largest, below[x - 1], centre)
+        largest = _farther(largest, below[x], centre)
+        largest = _farther(largest, below[x + 1], centre)
         out[x] = largest
     for x in (0, width - 1):
         largest = np.float32(0)
@@ -158,7 +161,7 @@ def _render_tile(
     sums, share = np.empty(width, np.int64), np.empty(width)
     weights, squares, counts = np.empty(width), np.empty(width), np.empty(width)
     limit = np.float32(LESS * GATE_SIGMA * GATE_SIGMA * _smallest(table[:, 4 + plane]))
-    shares = table[:, 0].copy()
+    shares, per_adu = table[:, 0].copy(), 1.0 / quantum
     for y in range(first - 2, last + 2):
         k, inside = y - first + 2, min(max(y, 0), height - 1)
         centre_row(values, frames, total, weight, settled, quantum, plane, inside, centres[k])
@@ -180,11 +183,11 @@ def _render_tile(
         counts[:] = settled[plane, y]
         for i in range(values.shape[0]):
             _admit(
-                values[i, plane, y], frames[i, plane, y], centres[k], shares, quantum, alone,
+                values[i, plane, y], frames[i, plane, y], centres[k], shares, per_adu, alone,
                 share, sums, weights, squares, counts,
             )  # fmt: skip
         _judge(
-            plane, y, k, alone, beside, table, sky, quantum, values, frames, centres, contrasts[k],
+            plane, y, k, alone, beside, table, sky, per_adu, values, frames, centres, contrasts[k],
             sums, weights, squares, counts,
         )  # fmt: skip
         _finish(
@@ -256,7 +259,7 @@ def _widen(
 
 @kernel()
 def _admit(
-    values: Image, frames: Count, centres: Image, shares: Numbers, quantum: float, alone: Marks,
+    values: Image, frames: Count, centres: Image, shares: Numbers, per_adu: float, alone: Marks,
     share: Numbers, sums: Sums, weights: Numbers, squares: Numbers, counts: Numbers,
 ) -> None:  # fmt: skip
     """Add the waiting values of one layer, but for pixels that are judged `alone`; `share` is
@@ -267,7 +270,7 @@ def _admit(
     for x in range(share.size):
         share[x] = 0.0 if alone[x] else share[x]
     for x in range(share.size):
-        sums[x] += int(share[x] * settle.quanta(float(values[x]), quantum))
+        sums[x] += int(share[x] * settle.quanta(float(values[x]), per_adu))
     for x in range(share.size):
         away = float(values[x]) - float(centres[x])
         squares[x] += share[x] * away * away
@@ -279,7 +282,7 @@ def _admit(
 @kernel()
 def _judge(
     plane: int, y: int, k: int, alone: Marks, beside: Marks, table: Matrix, sky: float,
-    quantum: float, values: Image, frames: Count, centres: Image, contrasts: Image,
+    per_adu: float, values: Image, frames: Count, centres: Image, contrasts: Image,
     sums: Sums, weights: Numbers, squares: Numbers, counts: Numbers,
 ) -> None:  # fmt: skip
     """Where a pixel is judged `alone` add those of its waiting values that are inside the gate;
@@ -315,7 +318,7 @@ def _judge(
                 continue
             share = table[frame, 0]
             squares[x] += share * away * away
-            sums[x] += int(share * settle.quanta(float(value), quantum))
+            sums[x] += int(share * settle.quanta(float(value), per_adu))
             weights[x] += share
             counts[x] += 1.0
 

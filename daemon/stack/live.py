@@ -231,8 +231,8 @@ def add(
     stack.sigmas[terms.index] = sigmas
     _add_rows(
         image, way, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
-        stack.quantum, stack.contrast_unit, stack.low, stack.values, stack.frames, stack.total,
-        stack.weight, stack.spread, stack.settled, stack.contrast,
+        stack.quantum, stack.contrast_unit, stack.low, len(stack.terms) - 1, stack.values,
+        stack.frames, stack.total, stack.weight, stack.spread, stack.settled, stack.contrast,
     )  # fmt: skip
     if len(stack.terms) >= stack.contrast_due:
         _refresh_contrast(stack)
@@ -423,39 +423,44 @@ def _refresh_contrast(stack: LiveStack) -> None:
 @kernel(parallel=True)
 def _add_rows(
     image: Image, way: warp.Way, number: int, scale: float, planes: Matrix, tolerances: Image,
-    table: Matrix, skies: Matrix, quantum: float, contrast_unit: float, low: int,
+    table: Matrix, skies: Matrix, quantum: float, contrast_unit: float, low: int, most: int,
     values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
     contrast: Count,
 ) -> None:  # fmt: skip
     """Band by band. A parallel loop is slow to compile, so it has nothing in it but a call."""
     shares = table[:, 0].astype(np.float32)
+    variances = np.empty(len(planes), np.float32)
+    for plane in range(len(planes)):
+        variances[plane] = table[:, 4 + plane][shares > 0].min()
     for band in prange((values.shape[2] + BLOCK_ROWS - 1) // BLOCK_ROWS):
         _add_band(
-            band * BLOCK_ROWS, image, way, number, scale, planes, tolerances, table, shares, skies,
-            quantum, contrast_unit, low, values, frames, total, weight, spread, settled, contrast,
+            band * BLOCK_ROWS, image, way, number, scale, planes, tolerances, table, shares,
+            variances, skies, quantum, contrast_unit, low, most, values, frames, total, weight,
+            spread, settled, contrast,
         )  # fmt: skip
 
 
 @kernel()
 def _add_band(
     y0: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
-    tolerances: Image, table: Matrix, shares: Image, skies: Matrix, quantum: float,
-    contrast_unit: float, low: int, values: Image, frames: Count, total: Sums, weight: Weights,
-    spread: Image, settled: Count, contrast: Count,
+    tolerances: Image, table: Matrix, shares: Image, variances: Image, skies: Matrix,
+    quantum: float, contrast_unit: float, low: int, most: int, values: Image, frames: Count,
+    total: Sums, weight: Weights, spread: Image, settled: Count, contrast: Count,
 ) -> None:  # fmt: skip
     """A frame's registered pixels, which are in the cache, enter by whole rows: the state is larger
     than any cache, and memory is fastest where it is read on and on.
     """
     depth, plane_count, height, width = values.shape
+    blocks = (width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
     frame = np.uint16(number)
     y1 = min(y0 + BLOCK_ROWS, height)
-    scratch = np.empty((4, BLOCK_COLUMNS), np.float32)
-    names = np.empty(BLOCK_COLUMNS, np.uint16)
     made = np.empty((BLOCK_ROWS, width), np.float32)
+    fresh, out = np.empty(width, np.float32), np.empty(width, np.float32)
+    away, share = np.empty(width, np.float32), np.empty(width, np.float32)
+    who = np.empty(width, np.uint16)
+    far = np.zeros(width + 7, np.uint8)[: width + 7 & ~7]
     for plane in range(plane_count):
-        variances = table[:, 4 + plane].astype(np.float32)
         a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
-        blocks = (width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
         for block in range(blocks):
             x0, x1 = warp.columns_of(way, block)
             made[: y1 - y0, x0:x1] = warp.warp_block(
@@ -464,22 +469,23 @@ def _add_band(
         for y in range(y0, y1):
             for block in range(blocks):
                 x0, x1 = warp.columns_of(way, block)
-                fresh, out = scratch[0, : x1 - x0], scratch[1, : x1 - x0]
-                away, share = scratch[2, : x1 - x0], scratch[3, : x1 - x0]
-                who = names[: x1 - x0]
                 settle.scale_row(
-                    made[y - y0, x0:x1], scale, a + by * y + bx * x0, bx, way.steps, fresh
+                    made[y - y0, x0:x1], scale, a + by * y + bx * x0, bx, way.steps, fresh[x0:x1]
                 )
-                sums, weights = total[plane, y, x0:x1], weight[plane, y, x0:x1]
-                squares, counts = spread[plane, y, x0:x1], settled[plane, y, x0:x1]
-                settle.fill(values, frames, plane, y, x0, frame, fresh, out)
-                settle.push(values, frames, plane, y, x0, low, frame, fresh, out, who)
-                if settle.measure(out, who, sums, weights, quantum, shares, variances, away, share):
-                    settle.judge(
-                        out, who, table, plane, skies[plane], contrast_unit, depth, weights,
-                        squares, counts, contrast[plane, y, x0:x1], away, share,
-                    )  # fmt: skip
-                settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
+            sums, weights = total[plane, y], weight[plane, y]
+            squares, counts = spread[plane, y], settled[plane, y]
+            settle.fill(values, frames, plane, y, most, frame, fresh, out)
+            if most < depth:
+                continue
+            settle.push(values, frames, plane, y, low, frame, fresh, out, who)
+            settle.measure(
+                out, who, sums, weights, quantum, shares, variances[plane], away, share, far
+            )
+            settle.judge(
+                out, who, table, plane, skies[plane], contrast_unit, depth, weights, squares,
+                counts, contrast[plane, y], away, share, far,
+            )  # fmt: skip
+            settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
 
 
 @kernel(parallel=True)
@@ -491,6 +497,7 @@ def _remove_rows(
 ) -> None:  # fmt: skip
     depth, plane_count, height, width = values.shape
     share = int(table[number, 0])
+    per_adu = 1.0 / quantum
     for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
@@ -515,7 +522,7 @@ def _remove_rows(
                             continue
                         rest = weight[plane, y, x] - share
                         rest_total = total[plane, y, x] - int(
-                            share * settle.quanta(float(value), quantum)
+                            share * settle.quanta(float(value), per_adu)
                         )
                         if count > 1:
                             if rest <= 0:

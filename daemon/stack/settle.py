@@ -20,6 +20,7 @@ from calib_library.kernels import kernel
 Image = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 Count = npt.NDArray[np.uint16]
+Flags = npt.NDArray[np.uint8]
 Sums = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.int32]
 
@@ -34,8 +35,11 @@ EMPIRICAL_FROM = 8
 """Settled values from which the measured spread counts."""
 MAX_QUANTA = 2.0**32
 """Values are held within ± 4 million σ, so that the integer sums cannot overflow."""
+PIECE = 128
+"""Pixels of a row that are looked at together: room is found at the borders of the frames only."""
 NOTHING = np.float32(np.nan)
 NO_FRAME = np.uint16(0)
+MAX_NUMBER = 65535
 
 
 @kernel()
@@ -49,34 +53,43 @@ def scale_row(
 
 @kernel()
 def fill(
-    values: Image, frames: Count, plane: int, y: int, x0: int, number: np.uint16, fresh: Image,
+    values: Image, frames: Count, plane: int, y: int, most: int, number: np.uint16, fresh: Image,
     spare: Image,
 ) -> None:  # fmt: skip
     """Put fresh values among the waiting ones of pixels with room for them, and NaN in their place;
-    `spare` is overwritten.
+    `spare` is overwritten. No pixel has more than `most` waiting; higher layers are left alone.
     """
-    last, x1 = values.shape[0] - 1, x0 + fresh.size
-    if not _split_open(frames[last, plane, y, x0:x1], fresh, spare):
-        return
-    for k in range(last, 0, -1):
-        _insert(
-            values[k, plane, y, x0:x1], frames[k, plane, y, x0:x1],
-            values[k - 1, plane, y, x0:x1], frames[k - 1, plane, y, x0:x1], spare, number,
-        )  # fmt: skip
-    _insert_lowest(values[0, plane, y, x0:x1], frames[0, plane, y, x0:x1], spare, number)
+    last = min(most, values.shape[0] - 1)
+    step = PIECE if most > last else fresh.size
+    for x0 in range(0, fresh.size, step):
+        x1 = min(x0 + step, fresh.size)
+        if most > last and _all_full(frames[last, plane, y, x0:x1]):
+            continue
+        new = spare[x0:x1]
+        _part(frames[last, plane, y, x0:x1], fresh[x0:x1], new)
+        for k in range(last, 0, -1):
+            _insert(
+                values[k, plane, y, x0:x1], frames[k, plane, y, x0:x1],
+                values[k - 1, plane, y, x0:x1], frames[k - 1, plane, y, x0:x1], new, number,
+            )  # fmt: skip
+        _insert_lowest(values[0, plane, y, x0:x1], frames[0, plane, y, x0:x1], new, number)
 
 
 @kernel()
-def _split_open(top: Count, fresh: Image, spare: Image) -> bool:
-    room = False
+def _all_full(top: Count) -> bool:
+    least = np.uint16(MAX_NUMBER)
     for k in range(top.size):
-        room |= top[k] == NO_FRAME
-    if room:
-        for k in range(top.size):
-            full = top[k] != NO_FRAME
-            spare[k] = NOTHING if full else fresh[k]
-            fresh[k] = fresh[k] if full else NOTHING
-    return room
+        least = top[k] if top[k] < least else least
+    return bool(least != NO_FRAME)
+
+
+@kernel()
+def _part(top: Count, fresh: Image, spare: Image) -> None:
+    """Values of full pixels stay in `fresh`, all others go to `spare`; NaN in their places."""
+    for k in range(top.size):
+        full = top[k] != NO_FRAME
+        spare[k] = NOTHING if full else fresh[k]
+        fresh[k] = fresh[k] if full else NOTHING
 
 
 @kernel()
@@ -109,29 +122,29 @@ def _insert_lowest(values: Image, frames: Count, fresh: Image, number: np.uint16
 
 @kernel()
 def push(
-    values: Image, frames: Count, plane: int, y: int, x0: int, low: int, number: np.uint16,
-    fresh: Image, out: Image, who: Count,
+    values: Image, frames: Count, plane: int, y: int, low: int, number: np.uint16, fresh: Image,
+    out: Image, who: Count,
 ) -> None:  # fmt: skip
     """Put fresh values among the waiting ones of full pixels; `out` and `who` are what they push
     out towards the middle, or themselves. Where `fresh` is NaN nothing changes, and `out` is NaN.
     """
-    last, x1 = values.shape[0] - 1, x0 + fresh.size
+    last = values.shape[0] - 1
     _pushed_out(
-        values[low - 1, plane, y, x0:x1], frames[low - 1, plane, y, x0:x1],
-        values[low, plane, y, x0:x1], frames[low, plane, y, x0:x1], fresh, number, out, who,
+        values[low - 1, plane, y], frames[low - 1, plane, y],
+        values[low, plane, y], frames[low, plane, y], fresh, number, out, who,
     )  # fmt: skip
     for k in range(low, last):
         _push_up(
-            values[k, plane, y, x0:x1], frames[k, plane, y, x0:x1],
-            values[k + 1, plane, y, x0:x1], frames[k + 1, plane, y, x0:x1], fresh, number,
+            values[k, plane, y], frames[k, plane, y],
+            values[k + 1, plane, y], frames[k + 1, plane, y], fresh, number,
         )  # fmt: skip
-    _push_top(values[last, plane, y, x0:x1], frames[last, plane, y, x0:x1], fresh, number)
+    _push_top(values[last, plane, y], frames[last, plane, y], fresh, number)
     for k in range(low - 1, 0, -1):
         _push_down(
-            values[k, plane, y, x0:x1], frames[k, plane, y, x0:x1],
-            values[k - 1, plane, y, x0:x1], frames[k - 1, plane, y, x0:x1], fresh, number,
+            values[k, plane, y], frames[k, plane, y],
+            values[k - 1, plane, y], frames[k - 1, plane, y], fresh, number,
         )  # fmt: skip
-    _push_bottom(values[0, plane, y, x0:x1], frames[0, plane, y, x0:x1], fresh, number)
+    _push_bottom(values[0, plane, y], frames[0, plane, y], fresh, number)
 
 
 @kernel()
@@ -206,54 +219,51 @@ def _push_bottom(values: Image, frames: Count, fresh: Image, number: np.uint16) 
 
 @kernel()
 def measure(
-    out: Image,
-    who: Count,
-    total: Sums,
-    weight: Weights,
-    quantum: float,
-    shares: Image,
-    variances: Image,
-    away: Image,
-    share: Image,
-) -> int:
-    """How far each value lies from the mean of the settled ones, ADU (0 where there are none), and
-    its weight (0 where it is NaN). Returns how many lie outside the gate's smallest width.
+    out: Image, who: Count, total: Sums, weight: Weights, quantum: float, shares: Image,
+    variance: np.float32, away: Image, share: Image, far: Flags,
+) -> None:  # fmt: skip
+    """How far each value lies from the mean of the settled ones, ADU (0 where there are none), its
+    weight (0 where it is NaN), and whether it lies outside the gate's smallest width.
 
-    `shares` and `variances` (numbers,) are of the frames `who`.
+    `shares` (numbers,) are those of the frames `who`; `variance` is the smallest of any.
     """
-    limit = np.float32(GATE_SIGMA * GATE_SIGMA)
+    limit = np.float32(GATE_SIGMA * GATE_SIGMA) * variance
     one = np.float32(1)
     for k in range(out.size):
         old = float(weight[k])
         lean = float(out[k]) * old - float(total[k]) * quantum
         away[k] = np.float32(lean) / max(np.float32(old), one)
-    far = 0
     for k in range(out.size):
-        far += away[k] * away[k] > limit * variances[who[k]]
+        far[k] = away[k] * away[k] > limit
     for k in range(out.size):
         share[k] = shares[who[k]] if out[k] == out[k] else np.float32(0)
-    return far
 
 
 @kernel()
 def judge(
     out: Image, who: Count, table: Matrix, plane: int, sky: float, contrast_unit: float, depth: int,
     weight: Weights, spread: Image, settled: Count, contrast: Count, away: Image, share: Image,
+    far: Flags,
 ) -> None:  # fmt: skip
-    """Weight 0 to the values outside the gate."""
+    """Weight 0 to the values outside the gate. `far` has a multiple of 8 entries."""
     limit = np.float32(GATE_SIGMA * GATE_SIGMA)
-    for k in range(out.size):
-        row = table[who[k]]
-        variance = row[4 + plane]
-        if not away[k] * away[k] > limit * np.float32(variance):
+    words = far.view(np.uint64)
+    for word in range((out.size + 7) // 8):
+        # Most values lie near, so that eight are passed over at once.
+        if not words[word]:
             continue
-        number = int(settled[k])
-        centre = float(out[k]) - float(away[k])
-        if abs(away[k]) > gate(
-            centre, sky, contrast[k] * contrast_unit, variance, row[1], row[2], row[3],
-            number + depth, empirical(float(spread[k]), int(weight[k]), number),
-        ):  # fmt: skip
-            share[k] = np.float32(0)
+        for k in range(8 * word, min(8 * word + 8, out.size)):
+            row = table[who[k]]
+            variance = row[4 + plane]
+            if not away[k] * away[k] > limit * np.float32(variance):
+                continue
+            number = int(settled[k])
+            centre = float(out[k]) - float(away[k])
+            if abs(away[k]) > gate(
+                centre, sky, contrast[k] * contrast_unit, variance, row[1], row[2], row[3],
+                number + depth, empirical(float(spread[k]), int(weight[k]), number),
+            ):  # fmt: skip
+                share[k] = np.float32(0)
 
 
 @kernel()
@@ -262,9 +272,10 @@ def sum_up(
     total: Sums, weight: Weights, spread: Image, settled: Count,
 ) -> None:  # fmt: skip
     """Settle the values, each with its weight."""
+    per_adu = 1.0 / quantum
     for k in range(out.size):
         value = out[k] if share[k] > np.float32(0) else np.float32(0)
-        total[k] += int(float(share[k]) * quanta(float(value), quantum))
+        total[k] += int(float(share[k]) * quanta(float(value), per_adu))
     for k in range(out.size):
         old = np.float32(weight[k])
         change = share[k] * (away[k] * away[k]) * (old / max(old + share[k], np.float32(1)))
@@ -294,9 +305,11 @@ def gate(
 
 
 @kernel(inline=True)
-def quanta(value: float, quantum: float) -> float:
-    """A value in whole quanta."""
-    return float(np.floor(min(max(value / quantum, -MAX_QUANTA), MAX_QUANTA) + 0.5))
+def quanta(value: float, per_adu: float) -> float:
+    """A value in whole quanta, of which there are `per_adu`: a power of two, so that this is exact
+    and need not divide.
+    """
+    return float(np.floor(min(max(value * per_adu, -MAX_QUANTA), MAX_QUANTA) + 0.5))
 
 
 @kernel(inline=True)
