@@ -73,6 +73,8 @@ class Calibration:
     """The twilight's flat that gives `flat`, one of the dome, its large scale."""
     making: DarkChoice | None = None
     """How the dark is made; None where `dark` is subtracted as it is."""
+    noise_adu: float | None = None
+    """Noise of one raw pixel of the light, ADU, where its pixels were asked already."""
 
     @property
     def subtracted(self) -> DarkPlan | MasterRecord | None:
@@ -255,6 +257,7 @@ class Calibrator:
             flags=(*making.flags, *flags),
             explanation=explanation,
             making=making,
+            noise_adu=noise_adu,
         )
 
     def would_change(
@@ -435,7 +438,10 @@ class Calibrator:
         without the overscan, and trimmed to the useful part of the sensor.
         """
         bayer = record.key.bayer_pattern is not None
-        arrays = self.arrays(_raw_noise(pixels, record), record, calibration)
+        noise_adu = calibration.noise_adu
+        if noise_adu is None:
+            noise_adu = _raw_noise(pixels, record)
+        arrays = self.arrays(noise_adu, record, calibration)
         sections = applied_sections(record, calibration)
         return calibrate.calibrate(
             pixels[overscan.useful(sections, pixels.shape)],
