@@ -10,8 +10,8 @@ Index = npt.NDArray[np.intp]
 
 
 def mutual(points: F64, others: F64, radius: float) -> tuple[Index, Index]:
-    """Pairs (i, j) of `points` (n, 2) and `others` (m, 2) that are nearest to each other, and nearer
-    than `radius` px; in the order of i. Of several at one distance the first counts.
+    """Pairs (i, j) of `points` (n, 2) and `others` (m, 2) that are nearest to each other, and
+    nearer than `radius` px; in the order of i. Of several at one distance the first counts.
     """
     order = np.argsort(others[:, 1], kind="stable")
     nearest = _nearest(points, np.ascontiguousarray(others[order]), radius)
@@ -28,7 +28,9 @@ def light_around(xy: F64, field: F64, flux: F64, reach: float) -> F64:
 
 @kernel()
 def _nearest(points: F64, others: F64, radius: float) -> Index:
-    """(n,) for each point the one of `others`, in the order of y, with which it is a pair; or -1."""
+    """(n,) for each point that of `others`, which are in the order of y, with which it is a pair;
+    -1 where there is none.
+    """
     n, m = len(points), len(others)
     nearest, back = np.full(n, -1), np.full(m, -1)
     least, least_back = np.full(n, radius * radius), np.full(m, radius * radius)

@@ -199,8 +199,8 @@ def _beside(pattern: npt.NDArray[np.floating[Any]], plane: Doubles) -> Doubles:
 def large_scale(
     cells: Floats, masters: LargeScale | None
 ) -> tuple[Estimate | None, Estimate | None]:
-    """Fractions of the dark's and of the flat's large-scale pattern left in a calibrated light, whose
-    `coarse` cells (cy, cx), ADU, are given: (glow, vignetting).
+    """Fractions of the dark's and of the flat's large-scale pattern left in a light: (glow,
+    vignetting). `cells` (cy, cx), ADU, are the calibrated light's, from `coarse`.
 
     They are fitted together with a plane, robustly. What a fit leaves over is not noise but sky: so
     the error is that of leaving out one sixteenth of the frame after the other, and with it the
@@ -325,9 +325,10 @@ def _robust(design: Doubles, y: Doubles, sigma: Doubles) -> tuple[Doubles, Doubl
 
 def _median(values: Doubles) -> float:
     """Of values (n,), all of them finite: `np.median` asks more than once whether they are."""
-    middle = len(values) // 2
-    ordered = np.partition(values, (middle - 1, middle)) if middle else values
-    return float(ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2)
+    upper = len(values) // 2
+    lower = upper - 1 + len(values) % 2
+    ordered = np.partition(values, (lower, upper))
+    return float(ordered[lower] + ordered[upper]) / 2.0
 
 
 def _jackknife(
