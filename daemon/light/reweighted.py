@@ -10,27 +10,36 @@ from calib_library.kernels import kernel
 F64 = npt.NDArray[np.float64]
 
 RAYLEIGH = 1.1774
-"""The median of radial distances over σ of one coordinate."""
+"""The median of distances in a plane over σ of one coordinate …"""
+NORMAL = 1 / 1.4826
+"""… and of those along a line."""
 _BIWEIGHT = 4.685
 _LEAST_SCALE = 1e-12
+_SETTLED = 1e-10
+"""Of the largest number: so little is rounding."""
 _SINGULAR = 1e-13
 """Of a number's own square: what the others leave of it, from which it cannot be told."""
 
 
-def fit(design: F64, values: F64, *, rounds: int, least: int = 1) -> F64 | None:
+def fit(
+    design: F64, values: F64, *, rounds: int, least: int = 1, median: float = RAYLEIGH
+) -> F64 | None:
     """The numbers (p, q) with which `design` (n, r, p) gives `values` (n, r, q) of n stars.
 
     A star has r rows, or q columns with the same design: the distance by which it is missed is that
     of all of them together. Least squares; then reweighted by the biweight of the distances (c =
-    4.685 σ) until `rounds` fits are made, or fewer than `least` stars count. Columns of the design
-    should be of about the same size. None if the stars do not determine the numbers.
+    4.685 σ, of which their median is `median` times σ) until nothing changes any more, `rounds` fits
+    are made, or fewer than `least` stars count. Columns of the design should be of about the same
+    size. None if the stars do not determine the numbers.
     """
-    answer, determined = _fit(design, values, rounds, least)
+    answer, determined = _fit(design, values, rounds, least, median)
     return answer if determined else None
 
 
 @kernel()
-def _fit(design: F64, values: F64, rounds: int, least: int) -> tuple[F64, bool]:
+def _fit(
+    design: F64, values: F64, rounds: int, least: int, median: float
+) -> tuple[F64, bool]:
     n, rows, numbers = design.shape
     columns = values.shape[2]
     answer = np.zeros((numbers, columns))
@@ -40,8 +49,9 @@ def _fit(design: F64, values: F64, rounds: int, least: int) -> tuple[F64, bool]:
         _sum_up(design, values, weights, normal, right)
         if not _solve(normal, right):
             return answer, False
+        change = np.abs(right - answer).max()
         answer[:] = right
-        if k == rounds - 1:
+        if k == rounds - 1 or change <= _SETTLED * np.abs(answer).max():
             break
         for i in range(n):
             square = 0.0
@@ -52,7 +62,7 @@ def _fit(design: F64, values: F64, rounds: int, least: int) -> tuple[F64, bool]:
                         missed -= design[i, row, a] * answer[a, c]
                     square += missed * missed
             distance[i] = np.sqrt(square)
-        scale = max(_BIWEIGHT * np.median(distance) / RAYLEIGH, _LEAST_SCALE)
+        scale = max(_BIWEIGHT * np.median(distance) / median, _LEAST_SCALE)
         count = 0
         for i in range(n):
             inside = max(1.0 - (distance[i] / scale) ** 2, 0.0)
