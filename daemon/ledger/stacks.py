@@ -6,6 +6,7 @@ so a restart replays them and comes to the same bits; the written product only c
 
 import dataclasses
 import datetime as dt
+import functools
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ Matrix = npt.NDArray[np.float64]
 
 _STACKS_KEPT = 8
 """Stacks whose members are kept as read."""
+_LISTS_KEPT = 16
+"""Star lists of references and first frames: every light asks for those of its stack."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,11 +142,17 @@ def _pack(array: npt.NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
+@functools.lru_cache(maxsize=_LISTS_KEPT)
+def _stars(text: str) -> StarList:
+    """A star list as it is written. Nobody changes its arrays."""
+    return StarList.from_json(text)
+
+
 def _stack(row: Mapping[str, Any]) -> Stack:
     photometry = None
     if row["first_stars"]:
         photometry = Photometry(
-            stars=StarList.from_json(row["first_stars"]),
+            stars=_stars(row["first_stars"]),
             cells=np.load(io.BytesIO(row["first_background"]), allow_pickle=False),
             matrix=_matrix(row["first_matrix"]),
             distortion=_optional(row["first_distortion"]),
@@ -234,7 +243,7 @@ class Stacks:
             small = row["thumbnail"]
             return Reference(
                 row["frame_id"],
-                StarList.from_json(row["stars"]),
+                _stars(row["stars"]),
                 None if small is None else np.load(io.BytesIO(small), allow_pickle=False),
                 FrameRecord.from_json(row["record"]) if row["record"] else None,
             )

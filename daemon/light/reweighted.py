@@ -28,7 +28,7 @@ def fit(
 
     A star has r rows, or q columns with the same design: the distance by which it is missed is that
     of all of them together. Least squares; then reweighted by the biweight of the distances (c =
-    4.685 σ, of which their median is `median` times σ) until nothing changes any more, `rounds` fits
+    4.685 σ, where σ is their median over `median`) until nothing changes any more, `rounds` fits
     are made, or fewer than `least` stars count. Columns of the design should be of about the same
     size. None if the stars do not determine the numbers.
     """
@@ -37,9 +37,7 @@ def fit(
 
 
 @kernel()
-def _fit(
-    design: F64, values: F64, rounds: int, least: int, median: float
-) -> tuple[F64, bool]:
+def _fit(design: F64, values: F64, rounds: int, least: int, median: float) -> tuple[F64, bool]:
     n, rows, numbers = design.shape
     columns = values.shape[2]
     answer = np.zeros((numbers, columns))
