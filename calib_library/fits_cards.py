@@ -102,7 +102,8 @@ def _text(raw: bytes, *, leading: bool = False) -> str:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         text = raw.decode("latin-1")
-    text = "".join(c if c.isprintable() else " " for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
     return text.rstrip() if leading else text.strip()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library.frame import FrameRecord, FrameType
+from calib_library.kernels import kernel
 
 Pixels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -253,7 +254,7 @@ def _look(blocks: Floats, shape: tuple[int, ...], record: FrameRecord) -> Look:
     low, high = float(np.percentile(levels, 5)), float(np.percentile(levels, 95))
     maximum = float(blocks.max())
     full_scale, saturated = _saturation(blocks, maximum, record)
-    stars, hot = _sources(flat, medians, np.maximum(noise, floor))
+    stars, hot = _sources(flat, medians, np.maximum(noise, np.float32(floor)))
     return Look(
         median=float(np.median(medians)),
         sigma=sigma,
@@ -290,10 +291,14 @@ def _saturation(blocks: Floats, maximum: float, record: FrameRecord) -> tuple[fl
         known = record.saturation_adu
     elif known is None:
         return (1.0 if maximum <= 1.5 else 65_535.0), 0.0
-    elif maximum in {1023.0, 4095.0, 16_383.0} and np.mean(blocks == maximum) > 1e-3:
+    elif maximum in {1023.0, 4095.0, 16_383.0} and _share(blocks == maximum) > 1e-3:
         known = maximum  # 10, 12 or 14 bits, not shifted
     # 12 and 14 bits shifted to the left end at 65520 and 65532.
-    return known, float(np.mean(blocks >= 0.98 * known))
+    return known, _share(blocks >= 0.98 * known)
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> float:
+    return float(np.count_nonzero(flags) / flags.size)
 
 
 def _falloff(levels: Floats, shape: tuple[int, ...]) -> float:
@@ -307,6 +312,7 @@ def _falloff(levels: Floats, shape: tuple[int, ...]) -> float:
     return float(np.corrcoef(levels.ravel(), closeness.ravel())[0, 1])
 
 
+@kernel()
 def _sources(flat: Floats, medians: Floats, noise: Floats) -> tuple[int, int]:
     """Count compact sources wider than a pixel, and hot pixels.
 
@@ -315,41 +321,71 @@ def _sources(flat: Floats, medians: Floats, noise: Floats) -> tuple[int, int]:
     three of its four neighbours, a hot pixel's none, a bad column's two.
     """
     n, size = flat.shape[:2]
-    if size <= 2 * _RING:
-        return 0, 0
-    mosaic = medians.reshape(n, 1, 2, 1, 2)
-    above = (flat.reshape(n, size // 2, 2, size // 2, 2) - mosaic).reshape(n, size, size)
-    inner = above[:, _RING:-_RING, _RING:-_RING]
+    above = np.empty((size, size), np.float32)
+    lowest = np.empty(size, np.float32)
+    ring = np.empty(8, np.float32)
+    stars = hot = 0
+    for k in range(n):
+        for y in range(size):
+            for x in range(size):
+                above[y, x] = flat[k, y, x] - medians[k, 2 * (y % 2) + x % 2]
+        least = np.float32(8.0) * noise[k]
+        for y in range(_RING, size - _RING):
+            # What does not even stand above the ring's lowest pixel need not be looked at closely.
+            lowest[:] = np.inf
+            for dy in (-_RING, 0, _RING):
+                for dx in (-_RING, 0, _RING):
+                    if dy != 0 or dx != 0:
+                        for x in range(_RING, size - _RING):
+                            lowest[x] = min(lowest[x], above[y + dy, x + dx])
+            for x in range(_RING, size - _RING):
+                value = above[y, x]
+                if (
+                    value - lowest[x] > least
+                    and value > above[y - 1, x]
+                    and value >= above[y + 1, x]
+                    and value > above[y, x - 1]
+                    and value >= above[y, x + 1]
+                ):
+                    around = _ring_median(above, y, x, ring)
+                    if value - around > least:
+                        wide, line = _form(above, y, x, around, np.float32(3.0) * noise[k])
+                        stars += wide >= 3 and not line
+                        hot += wide <= 1
+    return stars, hot
 
-    def moved(dy: int, dx: int) -> Floats:
-        return above[:, _RING + dy : size - _RING + dy, _RING + dx : size - _RING + dx]
 
-    peak = (inner > moved(-1, 0)) & (inner >= moved(1, 0))
-    peak &= (inner > moved(0, -1)) & (inner >= moved(0, 1))
-    ring = [(dy, dx) for dy in (-_RING, 0, _RING) for dx in (-_RING, 0, _RING) if dy or dx]
-    # What does not even stand above the ring's lowest pixel need not be looked at closely.
-    lowest = moved(*ring[0]).copy()
-    for dy, dx in ring[1:]:
-        np.minimum(lowest, moved(dy, dx), out=lowest)
-    peak &= inner - lowest > 8 * noise[:, np.newaxis, np.newaxis]
-    w, y, x = np.nonzero(peak)
-    y, x = y + _RING, x + _RING
-    around = np.median(np.stack([above[w, y + dy, x + dx] for dy, dx in ring]), axis=0)
-    height = above[w, y, x] - around
-    tall = height > 8 * noise[w]
-    w, y, x, around, height = w[tall], y[tall], x[tall], around[tall], height[tall]
-    limit = np.maximum(3 * noise[w], 0.15 * height)
-    wide = sum(
-        (above[w, y + dy, x + dx] - around > limit).astype(int)
-        for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0))
-    )
+@kernel()
+def _ring_median(above: Floats, y: int, x: int, ring: Floats) -> np.float32:
+    """Median of the eight pixels at a distance; `ring` is scratch."""
+    number = 0
+    for dy in (-_RING, 0, _RING):
+        for dx in (-_RING, 0, _RING):
+            if dy != 0 or dx != 0:
+                value = above[y + dy, x + dx]
+                at = number
+                while at > 0 and ring[at - 1] > value:
+                    ring[at] = ring[at - 1]
+                    at -= 1
+                ring[at] = value
+                number += 1
+    return np.float32((ring[3] + ring[4]) / np.float32(2.0))
+
+
+@kernel()
+def _form(above: Floats, y: int, x: int, around: np.float32, least: np.float32) -> tuple[int, bool]:
+    """How many of its four neighbours a source reaches, and whether it is part of a line."""
+    height = above[y, x] - around
+    limit = max(least, np.float32(0.15) * height)
+    wide, line = 0, False
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        wide += above[y + dy, x + dx] - around > limit
     # A bright column or row reaches far on both sides along itself, and with a little noise its
     # highest pixel has a third bright neighbour: no star is that long.
-    line = np.zeros(len(w), np.bool_)
     for dy, dx in ((_RING, 0), (0, _RING)):
-        ends = np.minimum(above[w, y + dy, x + dx], above[w, y - dy, x - dx])
-        line |= ends - around > 0.4 * height
-    return int(np.count_nonzero((wide >= 3) & ~line)), int(np.count_nonzero(wide <= 1))
+        ends = min(above[y + dy, x + dx], above[y - dy, x - dx])
+        line |= ends - around > np.float32(0.4) * height
+    return wide, line
 
 
 # --- judging -----------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ KEPT_IMAGES = 3
 """Arrays kept in memory: the darks of two temperatures, between which a sensor may flicker, with
 their bad pixels, and flats of three filters. Where memory is short, one dark."""
 
+KEPT_EDGES = 64
+"""Five numbers each."""
+
 REFUSED_FLAT = "refused flat"
 """Among the recorded masters: the flat that this light was not divided by …"""
 REFUSED_SKY_FLAT = "refused sky flat"
@@ -72,6 +75,8 @@ class Calibration:
     """The twilight's flat that gives `flat`, one of the dome, its large scale."""
     making: DarkChoice | None = None
     """How the dark is made; None where `dark` is subtracted as it is."""
+    noise_adu: float | None = None
+    """Noise of one raw pixel of the light, ADU, where its pixels were asked already."""
 
     @property
     def subtracted(self) -> DarkPlan | MasterRecord | None:
@@ -160,6 +165,7 @@ class Calibrator:
         self._darks: _Kept[Image] = _Kept(kept_darks)
         self._images: _Kept[Image] = _Kept(KEPT_IMAGES)
         self._masks: _Kept[Mask] = _Kept(kept_darks)
+        self._edges: _Kept[npt.NDArray[np.float64]] = _Kept(KEPT_EDGES)
 
     def choose(
         self,
@@ -254,6 +260,7 @@ class Calibrator:
             flags=(*making.flags, *flags),
             explanation=explanation,
             making=making,
+            noise_adu=noise_adu,
         )
 
     def would_change(
@@ -353,10 +360,16 @@ class Calibrator:
         bayer = record.key.bayer_pattern is not None
         light, pedestal = compare.edges(useful_pixels(pixels, record.key)), None
         if subtract is not None:
-            pedestal = compare.edges(self._image(subtract, record))
+            pedestal = self._edges.get(
+                _kept_as(subtract), lambda: compare.edges(self._image(subtract, record))
+            )
         elif sections_of(record.key).bias is not None:
             pedestal = np.zeros_like(light)  # it went with the overscan
-        response = compare.edges(self._flat(choice.flat, choice.sky_flat, bayer=bayer))
+        chosen, sky_flat = choice.flat, choice.sky_flat
+        response = self._edges.get(
+            _flat_kept_as("flat", chosen, sky_flat),
+            lambda: compare.edges(self._flat(chosen, sky_flat, bayer=bayer)),
+        )
         # The noise is measured only where there is something to hold against it.
         wrong = compare.turned_around(light, pedestal, response, noise_adu=0.0)
         if wrong is not None:
@@ -434,7 +447,10 @@ class Calibrator:
         without the overscan, and trimmed to the useful part of the sensor.
         """
         bayer = record.key.bayer_pattern is not None
-        arrays = self.arrays(_raw_noise(pixels, record), record, calibration)
+        noise_adu = calibration.noise_adu
+        if noise_adu is None:
+            noise_adu = _raw_noise(pixels, record)
+        arrays = self.arrays(noise_adu, record, calibration)
         sections = applied_sections(record, calibration)
         return calibrate.calibrate(
             pixels[overscan.useful(sections, pixels.shape)],

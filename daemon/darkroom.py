@@ -7,6 +7,7 @@ megapixels, so that even a camera without a cooler costs little: its sensor drif
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -286,6 +287,7 @@ class DarkRoom:
         return self._verdicts[key]
 
 
+@functools.lru_cache(maxsize=64)
 def key_of(model: DarkPlan) -> str:
     """What two plans share that give the same dark and the same doubtful pixels."""
     fields = model.as_dict()

@@ -252,10 +252,9 @@ class Pipeline:
             camera=stack_camera(record),
             camera_name=record.key.camera,
         )
-        members = [
-            one for one in self.stacks.members(stack.id) if old is None or one.frame_id != old.id
-        ]
+        members = self.stacks.members(stack.id)
         if old is not None and old.stack_id is not None:
+            members = [one for one in members if one.frame_id != old.id]
             self.live.forget(old.stack_id)  # it holds what is counted no more
         light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from calib_library.frame import FrameRecord
 from daemon.ledger.ledger import Frame
+from daemon.light import sums
 
 _OF_THE_PIXELS = ("key", "exposure_s", "e_per_adu", "saturation_adu", "row_order")
 """What a record says of the pixels: where one differs, they are read or calibrated otherwise."""
@@ -23,8 +24,8 @@ def mark_of(pixels: npt.NDArray[np.generic]) -> str:
     """
     stored = np.ascontiguousarray(pixels).view(np.uint8)
     words = stored.view(np.uint64 if stored.shape[1] % 8 == 0 else np.uint8)
-    sums = (words.sum(axis=axis, dtype=np.uint64) for axis in (0, 1))
-    return hashlib.sha256(b"".join(one.tobytes() for one in sums)).hexdigest()[:16]
+    rows, columns = sums.of_rows_and_columns(words)
+    return hashlib.sha256(columns.tobytes() + rows.tobytes()).hexdigest()[:16]
 
 
 def same_exposure(one: FrameRecord, other: FrameRecord | None) -> bool:

@@ -38,6 +38,8 @@ CERTAIN = 0.5
 """A large-scale residual that is known worse than this says nothing."""
 
 _FULL_SCALE = 65535.0
+_LEVEL_ROWS = 4
+"""Of so many sampled rows one tells the level."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +47,7 @@ class _Patterns:
     """What the applied masters would leave behind."""
 
     witnesses: residual.Witnesses | None
-    dark_cells: npt.NDArray[np.float32] | None
-    flat_cells: npt.NDArray[np.float32] | None
+    large: residual.LargeScale | None
     flat_rows: npt.NDArray[np.float32] | None
 
 
@@ -68,18 +69,18 @@ class SelfCheck:
         self._calibrator = calibrator
         self._library = library
         self._key = ""
-        self._patterns = _Patterns(None, None, None, None)
+        self._patterns = _Patterns(None, None, None)
 
     def look(self, raw: npt.NDArray[np.generic], record: FrameRecord, light: Light) -> Checked:
         """Judge the calibration of a light whose raw (ny, nx) pixels are given, ADU."""
         bayer = record.key.bayer_pattern is not None
         sample = sampled_rows(len(raw))
-        raw_noise = neighbour_noise(raw[sample], bayer=bayer)
+        raw_noise = light.calibration.noise_adu
+        if raw_noise is None or raw.shape != (record.key.height, record.key.width):
+            raw_noise = neighbour_noise(raw[sample], bayer=bayer)
         patterns = self._of(raw_noise, record, light)
         glow, vignetting = residual.large_scale(
-            residual.coarse(np.mean(light.cells, axis=0)),
-            dark_cells=patterns.dark_cells,
-            flat_cells=patterns.flat_cells,
+            residual.coarse(np.mean(light.cells, axis=0)), patterns.large
         )
         hot = None
         if patterns.witnesses is not None:
@@ -95,8 +96,8 @@ class SelfCheck:
         if not bayer:
             after = residual.sky_noise(light.image[sample], patterns.flat_rows, bayer=False)
             if any(light.calibration.ids().values()):
-                added = residual.added_noise(after, raw[sample], bayer=False)
-            unexplained = self._unexplained(after, raw[sample], record)
+                added = residual.added_noise(after, raw_noise)
+            unexplained = self._unexplained(after, raw[sample][::_LEVEL_ROWS], record)
         found = residual.Residuals(hot, glow, vignetting, added, unexplained)
         strength = patterns.witnesses.strength_adu if patterns.witnesses else 0.0
         covered = _covered(found, record, light)
@@ -127,11 +128,14 @@ class SelfCheck:
         if key != self._key:
             bayer = record.key.bayer_pattern is not None
             dark, flat, *_ = self._calibrator.arrays(noise_adu, record, light.calibration)
-            has_dark = dark is not None and light.calibration.dark is not None
+            dark = dark if light.calibration.dark is not None else None
+            dark_cells, flat_cells = (
+                None if master is None else residual.coarse(stars.cell_means(master))
+                for master in (dark, flat)
+            )
             self._patterns = _Patterns(
-                residual.warm_pixels(dark, bayer=bayer) if has_dark and dark is not None else None,
-                residual.coarse(stars.cell_means(dark)) if has_dark and dark is not None else None,
-                None if flat is None else residual.coarse(stars.cell_means(flat)),
+                None if dark is None else residual.warm_pixels(dark, bayer=bayer),
+                residual.structure(dark_cells, flat_cells),
                 None if flat is None else flat[sampled_rows(len(flat))].copy(),
             )
             self._key = key

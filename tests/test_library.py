@@ -515,7 +515,7 @@ def test_no_query_of_the_candidates_reads_the_whole_table(library):
     candidates.near(library, record(LIGHT, filter="H"), FLAT)
     candidates.near(library, record(FLAT, filter="H"), FLAT_DARK)
     library.db.conn.set_trace_callback(None)
-    queries = [sql for sql in plans if 'from "master"' in sql and "where" in sql]
+    queries = [sql for sql in plans if "FROM master WHERE" in sql]
     assert len(queries) >= 20
     for sql in queries:
         steps = library.db.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()

@@ -5,6 +5,7 @@ import pytest
 
 from calib_library import flat
 from daemon.light import residual, stars
+from daemon.light.noise import neighbour_noise
 from daemon.simulator.camera import dark_ratio, make_camera
 
 SHAPE = (448, 640)
@@ -81,8 +82,7 @@ def test_the_glow_that_is_left(taken):
     image = (light(-10.0) - others - taken * glow) / CAMERA.flats[None]
     found, _ = residual.large_scale(
         cells(image),
-        dark_cells=cells(CAMERA.pedestal_adu + glow),
-        flat_cells=cells(CAMERA.flats[None]),
+        residual.structure(cells(CAMERA.pedestal_adu + glow), cells(CAMERA.flats[None])),
     )
     assert found is not None
     assert found.value == pytest.approx(1.0 - taken, abs=max(0.06, 4 * found.error))
@@ -97,7 +97,7 @@ def test_the_vignetting_that_is_left(power):
     applied = truth**power
     shown = applied if power else truth
     image = (light(-10.0, sky_e_s=20.0) - dark) / applied
-    _, found = residual.large_scale(cells(image), dark_cells=None, flat_cells=cells(shown))
+    _, found = residual.large_scale(cells(image), residual.structure(None, cells(shown)))
     assert found is not None
     expected = (1.0 - power) / power if power else 1.0
     # The fraction is of the sky's median, which the vignette itself lowers.
@@ -111,8 +111,7 @@ def test_a_nebula_is_no_vignetting():
     image = (raw - master(-10.0)) / flat.normalise(CAMERA.flats[None], bayer=False)
     _, found = residual.large_scale(
         cells(image),
-        dark_cells=None,
-        flat_cells=cells(flat.normalise(CAMERA.flats[None], bayer=False)),
+        residual.structure(None, cells(flat.normalise(CAMERA.flats[None], bayer=False))),
     )
     assert found is not None
     assert not found.differs(0.15)
@@ -126,7 +125,7 @@ def test_masters_of_too_few_frames_add_noise():
         dark = rng.normal(500.0, 10.0 / np.sqrt(n), SHAPE).astype(np.float32)
         flat_rows = np.full(SHAPE, 0.7, np.float32)
         after = residual.sky_noise((raw - dark) / flat_rows, flat_rows, bayer=False)
-        found = residual.added_noise(after, raw, bayer=False)
+        found = residual.added_noise(after, neighbour_noise(raw, bayer=False))
         assert found == pytest.approx(np.sqrt(1 + 1 / n) - 1, abs=0.03)
 
 

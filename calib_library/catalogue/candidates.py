@@ -70,15 +70,16 @@ def near(
     only = "" if flat_light is None else " AND flat_light = :flat_light"
     for serving in match.serving(kind, record.frame_type):
         queries = _FLAT_QUERIES if serving is FrameType.FLAT else _dark_queries(record, serving)
+        terms = {
+            **_terms(record, serving, session, library.ageing),
+            "flat_light": flat_light,
+        }
         for where, order_by, limit in (*queries, *_FAR_QUERIES):
             rows = select(
                 library.db,
                 "master",
                 f"superseded_by IS NULL AND frame_type = :kind{only} AND {where}",
-                {
-                    **_terms(record, serving, session, library.ageing),
-                    "flat_light": flat_light,
-                },
+                terms,
                 order_by=order_by,
                 limit=limit,
             )

@@ -6,8 +6,10 @@ so a restart replays them and comes to the same bits; the written product only c
 
 import dataclasses
 import datetime as dt
+import functools
 import io
 import json
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,10 @@ Matrix = npt.NDArray[np.float64]
 
 _STACKS_KEPT = 8
 """Stacks whose members are kept as read."""
+_LISTS_KEPT = 16
+"""Star lists of references and first frames: every light asks for those of its stack."""
+_MASTERS_KEPT = 256
+"""Different calibrations of members: a sensor that drifts has some."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,11 +145,17 @@ def _pack(array: npt.NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
+@functools.lru_cache(maxsize=_LISTS_KEPT)
+def _stars(text: str) -> StarList:
+    """A star list as it is written. Nobody changes its arrays."""
+    return StarList.from_json(text)
+
+
 def _stack(row: Mapping[str, Any]) -> Stack:
     photometry = None
     if row["first_stars"]:
         photometry = Photometry(
-            stars=StarList.from_json(row["first_stars"]),
+            stars=_stars(row["first_stars"]),
             cells=np.load(io.BytesIO(row["first_background"]), allow_pickle=False),
             matrix=_matrix(row["first_matrix"]),
             distortion=_optional(row["first_distortion"]),
@@ -156,6 +168,12 @@ def _stack(row: Mapping[str, Any]) -> Stack:
     )
 
 
+@functools.lru_cache(maxsize=_MASTERS_KEPT)
+def _masters(text: str) -> Mapping[str, Any]:
+    """What members were calibrated with: one object for all that were calibrated alike."""
+    return types.MappingProxyType(json.loads(text))
+
+
 def _member(row: Mapping[str, Any]) -> Member:
     return Member(
         frame_id=row["frame_id"],
@@ -164,9 +182,20 @@ def _member(row: Mapping[str, Any]) -> Member:
         distortion=_optional(row["distortion"]),
         terms=_terms(row["terms"]),
         quality=Quality(**json.loads(row["quality"])),
-        masters=json.loads(row["masters"]),
+        masters=_masters(row["masters"]),
         flags=tuple(flag for flag in row["flags"].split(",") if flag),
     )
+
+
+@dataclasses.dataclass(slots=True)
+class _Read:
+    """A stack's members as they were read last."""
+
+    members: list[Member] = dataclasses.field(default_factory=list)
+    """In their order, up to `position`; where there is no `version`, some of them in any order."""
+    position: int = -1
+    version: int | None = None
+    """Of the database, as far as others write to it; None where all must be read again."""
 
 
 class Stacks:
@@ -174,9 +203,9 @@ class Stacks:
 
     def __init__(self, db: sqlite_utils.Database) -> None:
         self.db = db
-        # Members as read before, by stack and frame: every light asks for all of its stack's, and
-        # reading thousands of them anew for each would take longer than the work on it.
-        self._read: dict[int, dict[int, Member]] = {}
+        # Members as read before, by stack: every light asks for all of its stack's, and reading
+        # thousands of them anew for each would take longer than the work on it.
+        self._read: dict[int, _Read] = {}
 
     def open(self, *, target: str, filter_: str, camera: str, camera_name: str | None) -> Stack:
         """The stack of a target, filter and camera, begun where there is none."""
@@ -234,7 +263,7 @@ class Stacks:
             small = row["thumbnail"]
             return Reference(
                 row["frame_id"],
-                StarList.from_json(row["stars"]),
+                _stars(row["stars"]),
                 None if small is None else np.load(io.BytesIO(small), allow_pickle=False),
                 FrameRecord.from_json(row["record"]) if row["record"] else None,
             )
@@ -259,30 +288,43 @@ class Stacks:
 
     def members(self, stack_id: int) -> list[Member]:
         """The frames of a stack in the order in which they were added."""
-        rows = self.db.conn.execute(
-            "SELECT frame_id FROM stack_frame WHERE stack_id = ? ORDER BY position", (stack_id,)
-        )
-        frames = [int(row[0]) for row in rows]
-        read = self._read.pop(stack_id, {})
-        new = [frame for frame in frames if frame not in read]
+        read = self._read.pop(stack_id, None) or _Read()
+        # What a transaction has changed may yet be undone: nothing of it is kept.
+        undecided = self.db.conn.in_transaction
+        version = self.db.execute("PRAGMA data_version").fetchone()[0]  # of others' writing
+        whole = undecided or version != read.version
+        places = self.db.conn.execute(
+            "SELECT frame_id, position FROM stack_frame WHERE stack_id = ? AND position > ? "
+            "ORDER BY position",
+            (stack_id, -1 if whole else read.position),
+        ).fetchall()
+        known = {member.frame_id: member for member in read.members} if whole else {}
+        new = json.dumps([frame for frame, _ in places if frame not in known])
         for row in self.db.query(
-            "SELECT * FROM stack_frame WHERE frame_id IN (SELECT value FROM json_each(?))",
-            (json.dumps(new),),
+            "SELECT * FROM stack_frame WHERE frame_id IN (SELECT value FROM json_each(?))", (new,)
         ):
-            read[row["frame_id"]] = _member(row)
+            known[row["frame_id"]] = _member(row)
+        found = [known[frame] for frame, _ in places]
+        if not undecided:
+            read.members = found if whole else read.members + found
+            read.position = places[-1][1] if places else -1 if whole else read.position
+            read.version = version
+            found = read.members.copy()
         self._read[stack_id] = read  # now the last
         while len(self._read) > _STACKS_KEPT:
             self._read.pop(next(iter(self._read)))
-        return [read[frame] for frame in frames]
+        return found
 
-    def _forget(self, frame_id: int) -> None:
-        """Read this member anew: its row is about to change, whether or not that is committed."""
+    def _forget(self, *frame_ids: int) -> None:
+        """Read these members anew, and the order of all: their rows are about to change, whether
+        or not that is committed. What is added needs no such word: it is read as it comes.
+        """
         for read in self._read.values():
-            read.pop(frame_id, None)
+            read.members = [one for one in read.members if one.frame_id not in frame_ids]
+            read.version = None
 
     def add_member(self, stack: Stack, member: Member, photometry: Photometry | None) -> None:
         """Append a frame; the first one brings the photometric reference along."""
-        self._forget(member.frame_id)
         with transaction(self.db):
             self.db.conn.execute(
                 """
@@ -345,8 +387,7 @@ class Stacks:
 
     def hand_over(self, old_id: int, new_id: int) -> None:
         """Let a frame take the place of another whose pixels are the same."""
-        self._forget(old_id)
-        self._forget(new_id)
+        self._forget(old_id, new_id)
         with transaction(self.db):
             for table in ("stack_frame", "reference"):
                 self.db.conn.execute(

@@ -15,6 +15,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from daemon.light import reweighted
+
 F64 = npt.NDArray[np.float64]
 
 UNIT_PX = 4096.0
@@ -118,20 +120,16 @@ def fit(xy: F64, shift: F64, *, order: int, rounds: int = 10) -> F64 | None:
     """
     basis = monomials(xy, order=order)
     size = np.maximum(np.abs(basis).max(axis=0), 1e-300)
-    basis /= size
     terms = len(size)
-    weights = np.ones(len(xy))
+    if len(xy) <= terms:
+        return None
+    found = reweighted.fit(
+        (basis / size)[:, np.newaxis], shift[:, np.newaxis], rounds=rounds, least=terms + 1
+    )
+    if found is None:
+        return None
     result = np.zeros((2, TERMS))
-    for _ in range(rounds):
-        root = np.sqrt(weights)[:, None]
-        solution, _, rank, _ = np.linalg.lstsq(root * basis, root * shift, rcond=1e-10)
-        if rank < terms or np.count_nonzero(weights) <= terms:
-            return None
-        result[:, :terms] = (solution / size[:, None]).T
-        distance = np.hypot(*(basis @ solution - shift).T)
-        # Rayleigh: the median distance is 1.1774 σ of one axis.
-        scale = max(4.685 * float(np.median(distance)) / 1.1774, 1e-12)
-        weights = np.maximum(1 - (distance / scale) ** 2, 0) ** 2
+    result[:, :terms] = (found / size[:, np.newaxis]).T
     return result
 
 

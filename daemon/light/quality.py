@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
-from daemon.light import register
+from daemon.light import pairing, register, reweighted
 from daemon.light.stars import Background, StarList, bilinear_cells
 
 F32 = npt.NDArray[np.float32]
@@ -25,7 +24,6 @@ _STRUCTURED = 0.05  # scatter of fluxes over a median of the sky, where nebula o
 _CROWDED = 0.03  # share of the neighbours' light that seeing may move across an aperture's rim
 _PLANE_POINTS = 5000
 _PLASTIC = np.array([0.7548776662466927, 0.5698402909980532])  # 1/ρ, 1/ρ² with ρ³ = ρ + 1
-_SETTLED = 1e-10  # of a plane's largest number: so little is rounding
 _OUTLIER = 3.5
 _LEAST_SCATTER = 0.05
 _LEAST_HISTORY = 5
@@ -101,11 +99,8 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
     radius = max(2.0, 0.5 * float(np.median(reference.fwhm))) if len(reference) else 2.0
     if len(stars) == 0 or len(reference) == 0:
         raise register.RegistrationError("no stars to measure the transparency with")
-    distance, nearest = cKDTree(reference.xy).query(moved, distance_upper_bound=radius)
-    _, back = cKDTree(moved).query(reference.xy)
-    i = np.flatnonzero(np.isfinite(distance))
-    i = i[back[nearest[i]] == i]
-    a, b = stars.take(i), reference.take(nearest[i])
+    i, j = pairing.mutual(moved, reference.xy, radius)
+    a, b = stars.take(i), reference.take(j)
     own, wanted = _same_aperture(a, b)
     linear = (own > 0) & (wanted > 0)
     own, wanted = np.where(linear, own, a.flux), np.where(linear, wanted, b.flux)
@@ -124,8 +119,7 @@ def transparency(stars: StarList, reference: StarList, transform: F64) -> float:
 
 def _neighbours(stars: StarList, field: StarList, reach: float) -> F64:
     """(n,) ADU, light of all other stars of `field` within `reach` px of each of `stars`."""
-    near = cKDTree(field.xy).query_ball_point(stars.xy, reach)
-    return np.array([field.flux[index].sum() for index in near]) - stars.flux
+    return pairing.light_around(stars.xy, field.xy, field.flux, reach) - stars.flux
 
 
 def _same_aperture(a: StarList, b: StarList) -> tuple[F64, F64]:
@@ -205,20 +199,13 @@ def _robust_plane(points: F64, values: F64) -> F64:
     if len(points) < 6:
         return np.array([float(np.median(values)), 0.0, 0.0])
     design = np.column_stack((np.ones(len(points)), points))
-    weights = np.ones(len(points))
-    plane: F64 = np.zeros(3)
-    for _ in range(20):
-        root = np.sqrt(weights)
-        solution = np.linalg.lstsq(root[:, None] * design, root * values, rcond=None)
-        if solution[2] < 3:
-            return np.array([float(np.median(values)), 0.0, 0.0])
-        last, plane = plane, np.asarray(solution[0], dtype=np.float64)
-        if np.abs(plane - last).max() <= _SETTLED * np.abs(plane).max():
-            break
-        residual = np.abs(values - design @ plane)
-        scale = 4.685 * max(1.4826 * float(np.median(residual)), 1e-9)
-        weights = np.maximum(1 - (residual / scale) ** 2, 0) ** 2
-    return plane
+    plane = reweighted.fit(
+        design[:, np.newaxis],
+        values[:, np.newaxis, np.newaxis],
+        rounds=20,
+        median=reweighted.NORMAL,
+    )
+    return np.array([float(np.median(values)), 0.0, 0.0]) if plane is None else plane[:, 0]
 
 
 def admit(

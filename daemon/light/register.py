@@ -16,17 +16,16 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import astroalign
 import numpy as np
 import numpy.typing as npt
 from numba import prange
-from scipy.spatial import cKDTree
 
 from calib_library.kernels import kernel
-from daemon.light import distortion
+from daemon.light import distortion, pairing, reweighted
 from daemon.light.stars import StarList
 
 F64 = npt.NDArray[np.float64]
@@ -114,6 +113,9 @@ class _Map:
 
     matrix: F64
     distortion: F64 | None = None
+
+
+_Linear = tuple[F64, F64, Callable[[F64], F64]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -348,10 +350,10 @@ def _grow(matrix: F64, fields: _Fields) -> tuple[Index, Index] | None:
     spacing = math.sqrt(float(np.prod(np.ptp(frame, axis=0))) / len(frame))
     radius = min(_GROWN_PX, max(least, spacing / 6))
     plain = distortion.to_frame(matrix, None, target)
-    predicted, tree = plain, cKDTree(frame)
+    predicted = plain
     while True:
         inner = np.flatnonzero(distance <= reach)
-        j, i = _mutual(predicted[inner], tree, radius)
+        j, i = pairing.mutual(predicted[inner], frame, radius)
         j = inner[j]
         order = next((order for enough, order in _GROWN_ORDER if len(i) >= enough), 0)
         bend = distortion.fit(target[j], frame[i] - plain[j], order=order, rounds=4)
@@ -364,7 +366,7 @@ def _grow(matrix: F64, fields: _Fields) -> tuple[Index, Index] | None:
             radius = least
         else:
             break
-    j, i = _mutual(predicted, tree, least)
+    j, i = pairing.mutual(predicted, frame, least)
     in_order = np.argsort(i)
     return i[in_order], j[in_order]
 
@@ -444,8 +446,8 @@ def _scale(matrix: F64) -> float:
 
 
 def _spread(distance: F64) -> float:
-    """Robust σ of one coordinate from radial distances (Rayleigh: the median is 1.1774 σ)."""
-    return float(np.median(distance)) / 1.1774
+    """Robust σ of one coordinate from radial distances."""
+    return float(np.median(distance)) / reweighted.RAYLEIGH
 
 
 def _pairs(transform: _Map, fields: _Fields, radius: float) -> tuple[Index, Index]:
@@ -453,24 +455,14 @@ def _pairs(transform: _Map, fields: _Fields, radius: float) -> tuple[Index, Inde
     if transform.distortion is None:
         return _match(transform.matrix, fields.frame, fields.target, radius)
     back = distortion.to_frame(transform.matrix, transform.distortion, fields.target)
-    j, i = _mutual(back, cKDTree(fields.frame), radius / _scale(transform.matrix))
+    j, i = pairing.mutual(back, fields.frame, radius / _scale(transform.matrix))
     in_order = np.argsort(i)
     return i[in_order], j[in_order]
 
 
 def _match(matrix: F64, frame: F64, target: F64, radius: float) -> tuple[Index, Index]:
     """As `_pairs`, by a matrix alone."""
-    return _mutual(apply(matrix, frame), cKDTree(target), radius)
-
-
-def _mutual(points: F64, tree: cKDTree, radius: float) -> tuple[Index, Index]:
-    """Points (n, 2) and those of a tree that are nearest to each other, nearer than `radius`."""
-    distance, nearest = tree.query(points, distance_upper_bound=radius)
-    i = np.flatnonzero(np.isfinite(distance))
-    j = nearest[i]
-    _, back = cKDTree(points).query(tree.data[j])
-    mutual = back == i
-    return i[mutual], j[mutual]
+    return pairing.mutual(apply(matrix, frame), target, radius)
 
 
 def _held_out(model: str, frame: F64, target: F64) -> float:
@@ -478,101 +470,104 @@ def _held_out(model: str, frame: F64, target: F64) -> float:
     (four folds).
     """
     folds = np.arange(len(frame)) % 4
+    near = _similar(frame, target) if model in _ORDER else None
     distances = []
     for fold in range(4):
-        fitted = _fit_map(model, frame[folds != fold], target[folds != fold], rounds=4)
+        others = folds != fold
+        fitted = _fit_map(model, frame[others], target[others], near=near, rounds=4)
         if fitted is None:
             return math.inf
-        distances.append(_distance(fitted, frame[folds == fold], target[folds == fold]))
+        distances.append(_distance(fitted, frame[~others], target[~others]))
     return float(np.sqrt(np.mean(np.minimum(np.concatenate(distances), 2.0) ** 2)))
 
 
-def _fit_map(model: str, frame: F64, target: F64, *, rounds: int = 10) -> _Map | None:
-    """Robust least squares of any model; None if degenerate."""
+def _fit_map(
+    model: str, frame: F64, target: F64, *, near: F64 | None = None, rounds: int = 10
+) -> _Map | None:
+    """Robust least squares of any model; None if degenerate. A polynomial lies beside a similarity:
+    that of these stars, or `near`, with which the sum of both is the same.
+    """
     if model not in _ORDER:
         matrix = _fit(model, frame, target, rounds=rounds)
         return None if matrix is None else _Map(matrix)
-    matrix = _similar(frame, target)
-    if matrix is None:
+    near = _similar(frame, target) if near is None else near
+    if near is None:
         return None
-    shift = frame - distortion.to_frame(matrix, None, target)
+    shift = frame - distortion.to_frame(near, None, target)
     bend = distortion.fit(target, shift, order=_ORDER[model], rounds=rounds)
-    return None if bend is None else _Map(matrix, bend)
+    return None if bend is None else _Map(near, bend)
 
 
 def _similar(frame: F64, target: F64) -> F64 | None:
     """The similarity of least squares, with every star alike."""
-    return _similarity(frame, target, np.ones(len(frame)))
+    return _fit("similarity", frame, target, rounds=1)
 
 
 def _fit(model: str, frame: F64, target: F64, *, rounds: int = 10) -> F64 | None:
-    """Robust least squares (Tukey's biweight, reweighted) of one model; None if degenerate.
+    """Robust least squares of one model; None if degenerate.
 
     Coordinates are centred and scaled first, so that the equations are well conditioned.
     """
     a, b = _normaliser(frame), _normaliser(target)
     p, q = apply(a, frame), apply(b, target)
-    solve: Any = {"similarity": _similarity, "affine": _affine, "homography": _homography}[model]
-    weights = np.ones(len(p))
-    for _ in range(rounds):
-        fitted = solve(p, q, weights)
-        if fitted is None or not np.isfinite(fitted).all():
-            return None
-        distance = _distance(_Map(fitted), p, q)
-        scale = max(4.685 * _spread(distance), 1e-12)
-        weights = np.where(distance < 1.5 * scale, (1 - np.minimum(distance / scale, 1) ** 2), 0.0)
-        weights = weights**2
-        if np.count_nonzero(weights) < _FREE[model]:
-            break
-    matrix = np.linalg.inv(b) @ fitted @ a
+    design, values, whole = _LINEAR[model](p, q)
+    found = reweighted.fit(design, values, rounds=rounds, least=_FREE[model])
+    if found is None:
+        return None
+    matrix = np.linalg.inv(b) @ whole(found) @ a
     return np.asarray(matrix / matrix[2, 2], dtype=np.float64)
 
 
 def _normaliser(points: F64) -> F64:
     """Similarity that brings `points` to mean 0 and rms radius √2 (Hartley 1997)."""
-    mean = points.mean(axis=0)
-    radius = math.sqrt(float(np.mean(np.sum((points - mean) ** 2, axis=1))))
+    mean = points.sum(axis=0) / len(points)
+    beside = (points - mean).ravel()
+    radius = math.sqrt(float(beside @ beside) / len(points))
     k = math.sqrt(2) / radius if radius > 0 else 1.0
     return np.array([[k, 0, -k * mean[0]], [0, k, -k * mean[1]], [0, 0, 1.0]])
 
 
-def _similarity(p: F64, q: F64, weights: F64) -> F64 | None:
-    """Weighted z' = a z + b in complex numbers, closed form."""
-    z, t = p[:, 0] + 1j * p[:, 1], q[:, 0] + 1j * q[:, 1]
-    total = weights.sum()
-    if total <= 0:
-        return None
-    z0, t0 = (weights @ z) / total, (weights @ t) / total
-    power = float(weights @ np.abs(z - z0) ** 2)
-    if power <= 1e-12 * total:
-        return None
-    a = (weights @ (np.conj(z - z0) * (t - t0))) / power
-    b = t0 - a * z0
-    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag], [0, 0, 1.0]])
+# Each as `reweighted.fit` takes it, with what makes the matrix (3, 3) of the numbers found.
 
 
-def _affine(p: F64, q: F64, weights: F64) -> F64 | None:
-    """Weighted least squares of six numbers."""
-    root = np.sqrt(weights)[:, None]
-    solution, _, rank, _ = np.linalg.lstsq(
-        root * np.column_stack((p, np.ones(len(p)))), root * q, rcond=None
-    )
-    return np.vstack((solution.T, (0.0, 0.0, 1.0))) if rank == 3 else None
+def _similarity(p: F64, q: F64) -> _Linear:
+    """Four numbers: x' = a x − b y + c, y' = b x + a y + d."""
+    design = np.zeros((len(p), 2, 4))
+    design[:, 0, 0], design[:, 0, 1], design[:, 0, 2] = p[:, 0], -p[:, 1], 1.0
+    design[:, 1, 0], design[:, 1, 1], design[:, 1, 3] = p[:, 1], p[:, 0], 1.0
+
+    def whole(found: F64) -> F64:
+        a, b, c, d = found[:, 0]
+        return np.array([[a, -b, c], [b, a, d], [0, 0, 1.0]])
+
+    return design, q[:, :, np.newaxis], whole
 
 
-def _homography(p: F64, q: F64, weights: F64) -> F64 | None:
-    """Weighted least squares of eight numbers; nearly affine, so the linear form is unbiased."""
-    one, zero = np.ones(len(p)), np.zeros((len(p), 3))
-    base = np.column_stack((p, one))
-    upper = np.hstack((base, zero, -q[:, :1] * p))
-    lower = np.hstack((zero, base, -q[:, 1:] * p))
-    root = np.sqrt(np.concatenate((weights, weights)))
-    solution, _, rank, _ = np.linalg.lstsq(
-        root[:, None] * np.vstack((upper, lower)),
-        root * np.concatenate((q[:, 0], q[:, 1])),
-        rcond=None,
-    )
-    return np.append(solution, 1.0).reshape(3, 3) if rank == 8 else None
+def _affine(p: F64, q: F64) -> _Linear:
+    """Six numbers."""
+    design = np.column_stack((p, np.ones(len(p))))
+
+    def whole(found: F64) -> F64:
+        return np.vstack((found.T, (0.0, 0.0, 1.0)))
+
+    return design[:, np.newaxis], q[:, np.newaxis], whole
+
+
+def _homography(p: F64, q: F64) -> _Linear:
+    """Eight numbers; nearly affine, so the linear form is unbiased."""
+    design = np.zeros((len(p), 2, 8))
+    for axis in (0, 1):
+        design[:, axis, 3 * axis : 3 * axis + 2] = p
+        design[:, axis, 3 * axis + 2] = 1.0
+        design[:, axis, 6:] = -q[:, axis, np.newaxis] * p
+
+    def whole(found: F64) -> F64:
+        return np.append(found[:, 0], 1.0).reshape(3, 3)
+
+    return design, q[:, :, np.newaxis], whole
+
+
+_LINEAR = {"similarity": _similarity, "affine": _affine, "homography": _homography}
 
 
 @kernel()
