@@ -30,7 +30,7 @@ from daemon.ledger import conditions
 from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
 from daemon.ledger.stacks import Member, Stacks
 from daemon.ledger.states import State
-from daemon.light import cosmic, debayer, quality, stars
+from daemon.light import background, cosmic, debayer, quality, stars
 from daemon.log import StatusLog
 from daemon.placing import Light
 from daemon.reader import Reader
@@ -479,9 +479,9 @@ class Pipeline:
         result = self.calibrator.apply(loaded.pixels, record, calibration)
         image = result.image
         if clean and record.key.bayer_pattern is None:
-            background = stars.measure_background(image)
+            sky = background.measure_background(image)
             e_per_adu = record.e_per_adu or 1.0
-            level, sigma = background.level_adu, background.sigma_adu
+            level, sigma = sky.level_adu, sky.sigma_adu
             image, _ = cosmic.clean(
                 image,
                 e_per_adu=e_per_adu,
@@ -532,12 +532,14 @@ class Pipeline:
         clean = clean and pattern is None
         image, mask = self.calibrated(loaded, record, calibration, clean=clean)
         if pattern is None:
-            luminance, cells = image, stars.cell_means(image)[np.newaxis]
+            luminance, cells = image, background.cell_means(image)[np.newaxis]
         else:
-            luminance, cells = debayer.luminance(image, pattern, grid=stars.cell_grid(image.shape))
-        background = stars.measure_background(luminance)
+            luminance, cells = debayer.luminance(
+                image, pattern, grid=background.cell_grid(image.shape)
+            )
+        sky = background.measure_background(luminance)
         found = stars.detect(
-            luminance, mask=mask, background=background, saturation_adu=record.saturation_adu
+            luminance, mask=mask, background=sky, saturation_adu=record.saturation_adu
         )
         return Light(
             image=image,
@@ -545,7 +547,7 @@ class Pipeline:
             pattern=pattern,
             stars=found,
             cells=cells,
-            quality=quality.measure(found, background),
+            quality=quality.measure(found, sky),
             calibration=calibration,
             cleaned=clean,
         )

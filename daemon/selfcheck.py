@@ -12,7 +12,7 @@ from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator, masters_in, sampled_rows, sections_of
 from daemon.ledger.conditions import Finding
-from daemon.light import residual, stars
+from daemon.light import background, residual
 from daemon.light.noise import neighbour_noise
 from daemon.placing import Light
 
@@ -130,8 +130,10 @@ class SelfCheck:
             has_dark = dark is not None and light.calibration.dark is not None
             self._patterns = _Patterns(
                 residual.warm_pixels(dark, bayer=bayer) if has_dark and dark is not None else None,
-                residual.coarse(stars.cell_means(dark)) if has_dark and dark is not None else None,
-                None if flat is None else residual.coarse(stars.cell_means(flat)),
+                residual.coarse(background.cell_means(dark))
+                if has_dark and dark is not None
+                else None,
+                None if flat is None else residual.coarse(background.cell_means(flat)),
                 None if flat is None else flat[sampled_rows(len(flat))].copy(),
             )
             self._key = key

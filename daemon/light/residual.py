@@ -189,7 +189,9 @@ def large_scale(
 
 
 def coarse(cells: Floats) -> Floats:
-    """Medians of 4 × 4 of the cells (cy, cx) of `stars.cell_means`: without stars. (cy/4, cx/4)."""
+    """(cy/4, cx/4) medians of 4 × 4 of the cells (cy, cx) of `background.cell_means`: without
+    stars.
+    """
     cy, cx = (length // 4 * 4 for length in cells.shape)
     blocks = cells[:cy, :cx].reshape(cy // 4, 4, cx // 4, 4)
     return np.asarray(np.median(blocks, axis=(1, 3)), np.float32)
