@@ -213,9 +213,11 @@ def _noise_of_some(
     values = np.empty((room, SETS), np.float32)
     counts = np.zeros(SETS, np.int64)
     samples = np.empty(room, np.float32)
+    levels = np.empty((2, image.shape[1] // cx + 1))
     last = min(first + SETS, cells.size)
     for cell in range(first, last):
-        count = _differences(image, step, cells, cell // cx, cell % cx, values[:, cell - first])
+        j, i = cell // cx, cell % cx
+        count = _differences(image, step, cells, j, i, levels, values[:, cell - first])
         counts[cell - first] = count
     clipped.sort(values, counts, network)
     for cell in range(first, last):
@@ -227,34 +229,48 @@ def _noise_of_some(
 
 
 @kernel()
-def _differences(image: F32, step: int, cells: F32, j: int, i: int, out: F32) -> int:
-    """The second differences of cell (j, i) that count, and their number."""
+def _differences(image: F32, step: int, cells: F32, j: int, i: int, levels: F64, out: F32) -> int:
+    """The second differences of cell (j, i) that count, and their number; `levels` (2, width of a
+    cell) is overwritten with the level between the cells of two rows, all along the cell.
+    """
     ny, nx = image.shape
     cy, cx = cells.shape
+    left, right = i * nx // cx + 5, (i + 1) * nx // cx - 5
+    upper, lower = levels
     count = 0
+    above = -1
     for y in range(j * ny // cy, (j + 1) * ny // cy, step):
         v = min(max((y + 0.5) * cy / ny - 0.5, 0.0), cy - 1.0)
         j0 = min(int(v), max(cy - 2, 0))
-        j1 = min(j0 + 1, cy - 1)
-        for x in range(i * nx // cx + 5, (i + 1) * nx // cx - 5, step):
-            u = min(max((x + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
-            i0 = min(int(u), max(cx - 2, 0))
-            i1 = min(i0 + 1, cx - 1)
-            upper = cells[j0, i0] + (u - i0) * (cells[j0, i1] - cells[j0, i0])
-            lower = cells[j1, i0] + (u - i0) * (cells[j1, i1] - cells[j1, i0])
+        if j0 != above:
+            above = j0
+            _between(cells[j0], nx, left, right, step, upper)
+            _between(cells[min(j0 + 1, cy - 1)], nx, left, right, step, lower)
+        row = image[y, left - 5 : right + 5]
+        for k in range(0, right - left, step):
             beside = (
-                (image[y, x - 5] + image[y, x - 4])
-                + (image[y, x - 2] + image[y, x - 1])
-                + (image[y, x + 1] + image[y, x + 2])
-                + (image[y, x + 4] + image[y, x + 5])
+                (row[k] + row[k + 1])
+                + (row[k + 3] + row[k + 4])
+                + (row[k + 6] + row[k + 7])
+                + (row[k + 9] + row[k + 10])
             )
-            # A comparison with NaN is false.
-            if beside <= 8.0 * (upper + (v - j0) * (lower - upper)):
-                bent = image[y, x] - np.float32(0.5) * (image[y, x - 3] + image[y, x + 3])
-                if np.isfinite(bent):
-                    out[count] = bent
-                    count += 1
+            bent = row[k + 5] - np.float32(0.5) * (row[k + 2] + row[k + 8])
+            # Written in any case, for a branch would be taken at random. A comparison with NaN is
+            # false.
+            out[count] = bent
+            level = upper[k] + (v - j0) * (lower[k] - upper[k])
+            count += (beside <= 8.0 * level) & (abs(bent) < np.inf)
     return count
+
+
+@kernel()
+def _between(cells: F32, nx: int, left: int, right: int, step: int, out: F64) -> None:
+    """A row of cells of an image `nx` px wide, interpolated at every `step`-th column."""
+    cx = len(cells)
+    for k in range(0, right - left, step):
+        u = min(max((left + k + 0.5) * cx / nx - 0.5, 0.0), cx - 1.0)
+        i = min(int(u), max(cx - 2, 0))
+        out[k] = cells[i] + (u - i) * (cells[min(i + 1, cx - 1)] - cells[i])
 
 
 @kernel(parallel=True)

@@ -120,25 +120,24 @@ def detect(
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     flags = np.zeros((1, 1), dtype=np.uint8) if mask is None else np.ascontiguousarray(mask)
     binning = 2 if pixels.size >= _BINNED_FROM_PX else 1
-    found = _find(pixels, flags, sky, binning)
-    if len(found) == 0:
-        return _empty()
     # The brightest by peak, so that a nebula does not crowd out stars; twice as many as are asked
     # for, because some will not be stars.
-    chosen = found[: 2 * limit + 100]
+    chosen, found = _find(pixels, flags, sky, binning, most=2 * limit + 100)
+    if found == 0:
+        return _empty()
     level = math.inf if saturation_adu is None else saturation_adu
     stars = _measure(pixels, flags, sky, chosen, level)
-    estimate = round(len(stars) * len(found) / len(chosen))
+    estimate = round(len(stars) * found / len(chosen))
     stars = stars.take(slice(limit))
     return dataclasses.replace(stars, found=estimate, shared=_shared(pixels, stars))
 
 
-def _find(pixels: F32, flags: U8, sky: Background, binning: int) -> F64:
-    """(n, 3) candidates: x, y (px of the full image), sigma (px); highest peak first."""
+def _find(pixels: F32, flags: U8, sky: Background, binning: int, *, most: int) -> tuple[F64, int]:
+    """(n, 3) candidates: x, y (px of the full image), sigma (px); and how many there are in all."""
     # A constant image has no noise; the floor keeps its significance finite.
     floor = max(0.5 * sky.sigma_adu, 1e-5 * abs(sky.level_adu), 1e-6)
     noise = np.maximum(median_filter(sky.noise, size=3, mode="nearest"), np.float32(floor))
-    return candidates.find(pixels, flags, sky.cells, noise, binning=binning)
+    return candidates.find(pixels, flags, sky.cells, noise, binning=binning, most=most)
 
 
 def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: float) -> StarList:
