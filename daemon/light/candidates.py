@@ -35,6 +35,7 @@ _HEIGHT = 0.75  # of its peak, down to which a candidate must stand by itself �
 _DEPTH_SIGMA = 4.0  # … and at least so much below it
 _SMOOTHING_PX2 = 0.5  # variance of the 1-2-1 kernel
 _REACH_PX = 40  # as far as a footprint is followed
+_SIDE_PX = 2 * _REACH_PX + 3  # of the window for that, with a rim
 _SEGMENT_PX = 64  # columns that are looked through at once for what is rare
 _STRIP_PX = 16  # rows that are worked through together, while they are near
 _HUGE = np.float32(3e38)  # infinite or NaN is what is not below
@@ -402,29 +403,28 @@ def _area(above: F32, here: F32, below: F32, limit: np.float32, col: int) -> int
 
 
 @kernel()
-def _follow(image: F32, row: int, col: int, level: float, seen: U8, queue: I64) -> int:
+def _follow(image: F32, nx: int, peak: int, level: float, seen: U8, queue: I64) -> int:
     """Collect in `queue` the pixels (places in the window `seen` round the peak) that are connected
     to the peak above `level`, as far as the window reaches; their number, or 0 where one is higher.
+
+    `image` is flattened, and its rows are `nx` long. The window's own rim is marked as seen, and
+    the image's is 0 and thus below any level: no place lies beyond either.
     """
-    ny, nx = image.shape
-    side = 2 * _REACH_PX + 1
-    peak = image[row, col]
-    top, left = row - _REACH_PX, col - _REACH_PX
-    queue[0] = _REACH_PX * side + _REACH_PX
+    top_left = peak - (_REACH_PX + 1) * (nx + 1)
+    height = image[peak]
+    queue[0] = (_REACH_PX + 1) * (_SIDE_PX + 1)
     seen[queue[0]] = 1
     head, count = 0, 1
     alone = True
     while alone and head < count:
-        v, u = queue[head] // side, queue[head] % side
+        centre = queue[head]
+        at_centre = top_left + centre // _SIDE_PX * nx + centre % _SIDE_PX
         head += 1
-        for j in range(max(v - 1, 0, -top), min(v + 2, side, ny - top)):
-            for i in range(max(u - 1, 0, -left), min(u + 2, side, nx - left)):
-                place = j * side + i
-                y, x = top + j, left + i
-                value = image[y, x]
-                if value > level and not seen[place]:
-                    before = y < row or (y == row and x < col)
-                    if value > peak or (value == peak and before):
+        for j in range(-1, 2):
+            for i in range(-1, 2):
+                place, at = centre + j * _SIDE_PX + i, at_centre + j * nx + i
+                if seen[place] == 0 and image[at] > level:
+                    if image[at] > height or (image[at] == height and at < peak):
                         alone = False
                     seen[place] = 1
                     queue[count] = place
@@ -439,21 +439,24 @@ def _footprints(raw: F32, image: F32, peaks: I32, sigma: float, out: F64) -> Non
     """Of each peak: x, y, height, width (Gaussian σ, px), elongation (infinite where it does not
     stand by itself), height before smoothing.
     """
-    side = 2 * _REACH_PX + 1
+    nx = image.shape[1]
+    flat = image.reshape(-1)
     for batch in prange((len(peaks) + _BATCH - 1) // _BATCH):
-        seen = np.zeros(side * side, np.uint8)
-        queue = np.empty(side * side, np.int64)
+        window = np.ones((_SIDE_PX, _SIDE_PX), np.uint8)
+        window[1:-1, 1:-1] = 0
+        seen = window.reshape(-1)
+        queue = np.empty(len(seen), np.int64)
         for k in range(batch * _BATCH, min((batch + 1) * _BATCH, len(peaks))):
-            row, col = peaks[k] // image.shape[1], peaks[k] % image.shape[1]
+            row, col = peaks[k] // nx, peaks[k] % nx
             peak = float(image[row, col])
             level = min(_HEIGHT * peak, peak - _DEPTH_SIGMA * sigma)
-            count = _follow(image, row, col, level, seen, queue)
+            count = _follow(flat, nx, int(peaks[k]), level, seen, queue)
             if count == 0:
                 out[k] = np.inf
                 continue
             s = sx = sy = sxx = syy = sxy = 0.0
             for place in queue[:count]:
-                dy, dx = place // side - _REACH_PX, place % side - _REACH_PX
+                dy, dx = place // _SIDE_PX - _REACH_PX - 1, place % _SIDE_PX - _REACH_PX - 1
                 light = image[row + dy, col + dx] - level
                 s += light
                 sx += light * dx

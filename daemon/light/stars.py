@@ -185,17 +185,17 @@ def _local_sky(
     step = max(1, int(outer / 15.0), min(sparse, int(outer / 8.0)))
     # Each pixel's square of `step` px, put together, lies within half its diagonal of the ring.
     most = math.pi * ((outer / step + 0.71) ** 2 - max(inner / step - 0.71, 0.0) ** 2)
-    network = clipped.network(math.ceil(most))
+    network = clipped.network(math.ceil(most) + 1)
     moments.ring_sky(pixels, x, y, inner, outer, step, network, sky.at(x, y), local)
     return local
 
 
 def _shared(pixels: F32, stars: StarList) -> F64:
     """(n, 2) ADU, fluxes in the apertures that other frames have as well."""
-    fluxes = np.empty((2, len(stars)))
-    for radius, flux in zip((stars.radius_px, math.sqrt(2) * stars.radius_px), fluxes, strict=True):
-        moments.linear_flux(pixels, stars.x, stars.y, radius, flux)
-    return np.round(fluxes.T, 2)
+    fluxes = np.empty((len(stars), 2))
+    radii = np.array([stars.radius_px, math.sqrt(2) * stars.radius_px])
+    moments.linear_fluxes(pixels, stars.x, stars.y, radii, fluxes)
+    return np.round(fluxes, 2)
 
 
 def _typical_fwhm(measured: F64) -> float | None:
