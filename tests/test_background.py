@@ -87,6 +87,20 @@ def test_noise_is_not_the_wings_of_stars():
     assert measure_background(image).sigma_adu == pytest.approx(10, rel=0.03)
 
 
+def test_cosmic_rays_change_neither_the_level_nor_the_noise():
+    """A frame is measured once, before they are cleaned. These are a hundred times as many as an
+    exposure of minutes has.
+    """
+    rng = np.random.default_rng(16)
+    image = rng.normal(500, 12, SHAPE).astype(np.float32)
+    before = measure_background(image)
+    rays = rng.choice(image.size, image.size // 1000, replace=False)
+    image.flat[rays] += rng.exponential(500, len(rays)).astype(np.float32)
+    after = measure_background(image)
+    assert after.level_adu == pytest.approx(before.level_adu, abs=0.01 * 12)
+    assert after.sigma_adu == pytest.approx(before.sigma_adu, rel=0.005)
+
+
 def test_json_gives_back_the_same_bits():
     rng = np.random.default_rng(30)
     background = measure_background(rng.normal(500, 12, SHAPE).astype(np.float32))
