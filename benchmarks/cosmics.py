@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library.frame import FrameType
-from daemon.light import cosmic, stars
+from daemon.light import cosmic
+from daemon.light.background import measure_background
 from daemon.simulator.camera import make_camera
 from daemon.simulator.night import plan_night, take
 from daemon.simulator.sky import make_sky
@@ -93,7 +94,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float, float]:
 
 def compare(light: Light, *, repeat: int) -> dict[str, float | int | bool]:
     """Clean one light in both ways."""
-    background = stars.measure_background(light.image)
+    background = measure_background(light.image)
     level, gain = background.level_adu, light.e_per_adu
     noise = cosmic.read_noise(background.sigma_adu, level, gain)
 

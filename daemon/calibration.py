@@ -361,7 +361,7 @@ class Calibrator:
         light, pedestal = compare.edges(useful_pixels(pixels, record.key)), None
         if subtract is not None:
             pedestal = self._edges.get(
-                _kept_as(subtract), lambda: compare.edges(self._image(subtract, record))
+                _dark_kept_as(subtract), lambda: compare.edges(self._image(subtract, record))
             )
         elif sections_of(record.key).bias is not None:
             pedestal = np.zeros_like(light)  # it went with the overscan

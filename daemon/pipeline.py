@@ -30,7 +30,8 @@ from daemon.ledger import conditions
 from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
 from daemon.ledger.stacks import Member, Stacks
 from daemon.ledger.states import State
-from daemon.light import cosmic, debayer, quality, stars
+from daemon.light import background, cosmic, debayer, quality, stars
+from daemon.light.background import Background
 from daemon.log import StatusLog
 from daemon.placing import Light
 from daemon.reader import Reader
@@ -475,20 +476,33 @@ class Pipeline:
         Everything that changes pixels before they are stacked happens here, from recorded
         decisions alone, so that a replay comes to the same bits.
         """
+        image, mask, _ = self._calibrated(loaded, record, calibration, clean=clean)
+        return image, mask
+
+    def _calibrated(
+        self,
+        loaded: frame_file.Loaded,
+        record: FrameRecord,
+        calibration: Calibration,
+        *,
+        clean: bool,
+    ) -> tuple[Image, npt.NDArray[np.uint8], Background | None]:
+        """`calibrated`, and the sky before cosmic rays were cleaned, where they were: it leaves
+        them out, and is the frame's with and without them.
+        """
         result = self.calibrator.apply(loaded.pixels, record, calibration)
-        image = result.image
-        if clean and record.key.bayer_pattern is None:
-            background = stars.measure_background(image)
-            e_per_adu = record.e_per_adu or 1.0
-            level, sigma = background.level_adu, background.sigma_adu
-            image, _ = cosmic.clean(
-                image,
-                e_per_adu=e_per_adu,
-                sky_adu=level,
-                read_noise_e=cosmic.read_noise(sigma, level, e_per_adu),
-                saturation_adu=record.saturation_adu,
-            )
-        return image, result.mask
+        if not clean or record.key.bayer_pattern is not None:
+            return result.image, result.mask, None
+        sky = background.measure_background(result.image)
+        e_per_adu = record.e_per_adu or 1.0
+        cleaned, _ = cosmic.clean(
+            result.image,
+            e_per_adu=e_per_adu,
+            sky_adu=sky.level_adu,
+            read_noise_e=cosmic.read_noise(sky.sigma_adu, sky.level_adu, e_per_adu),
+            saturation_adu=record.saturation_adu,
+        )
+        return cleaned, result.mask, sky
 
     def raw(self, frame: Frame) -> frame_file.Loaded | None:
         """The raw file of a frame that was stacked; None, and a line in the log, where it is gone
@@ -529,14 +543,17 @@ class Pipeline:
         """Calibrate a light, find its stars and its background."""
         pattern = record.key.bayer_pattern
         clean = clean and pattern is None
-        image, mask = self.calibrated(loaded, record, calibration, clean=clean)
+        image, mask, sky = self._calibrated(loaded, record, calibration, clean=clean)
         if pattern is None:
-            luminance, cells = image, stars.cell_means(image)[np.newaxis]
+            luminance, cells = image, background.cell_means(image)[np.newaxis]
         else:
-            luminance, cells = debayer.luminance(image, pattern, grid=stars.cell_grid(image.shape))
-        background = stars.measure_background(luminance)
+            luminance, cells = debayer.luminance(
+                image, pattern, grid=background.cell_grid(image.shape)
+            )
+        if sky is None:
+            sky = background.measure_background(luminance)
         found = stars.detect(
-            luminance, mask=mask, background=background, saturation_adu=record.saturation_adu
+            luminance, mask=mask, background=sky, saturation_adu=record.saturation_adu
         )
         return Light(
             image=image,
@@ -544,7 +561,7 @@ class Pipeline:
             pattern=pattern,
             stars=found,
             cells=cells,
-            quality=quality.measure(found, background),
+            quality=quality.measure(found, sky),
             calibration=calibration,
             cleaned=clean,
         )

@@ -13,7 +13,7 @@ from calib_library.frame import FrameRecord
 from daemon.calibration import Calibration
 from daemon.errors import FrameRejectedError
 from daemon.ledger.stacks import Member, Photometry, Reference
-from daemon.light import debayer, distortion, fallback, quality, register, stars
+from daemon.light import background, debayer, distortion, fallback, quality, register, stars
 from daemon.stack.live import FrameTerms
 
 Image = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ class Light:
     """Of the mosaic, `RGGB`…; None: monochrome."""
     stars: stars.StarList
     cells: Image
-    """(planes, cy, cx) ADU, `stars.cell_means` of each plane."""
+    """(planes, cy, cx) ADU, `background.cell_means` of each plane."""
     quality: quality.Quality
     calibration: Calibration
     cleaned: bool
@@ -160,7 +160,7 @@ def small_of(light: Light) -> Image:
         grid = light.cells.shape[1:]
         luminance, _ = debayer.luminance(light.image, light.pattern, grid=(grid[0], grid[1]))
     factor = _binning(light)
-    return fallback.small_image(luminance, stars.measure_background(luminance), factor=factor)
+    return fallback.small_image(luminance, background.measure_background(luminance), factor=factor)
 
 
 def _binning(light: Light) -> int:

@@ -12,7 +12,7 @@ from calib_library.frame import FrameRecord
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator, masters_in, sampled_rows, sections_of
 from daemon.ledger.conditions import Finding
-from daemon.light import residual, stars
+from daemon.light import background, residual
 from daemon.light.noise import neighbour_noise
 from daemon.placing import Light
 
@@ -130,7 +130,7 @@ class SelfCheck:
             dark, flat, *_ = self._calibrator.arrays(noise_adu, record, light.calibration)
             dark = dark if light.calibration.dark is not None else None
             dark_cells, flat_cells = (
-                None if master is None else residual.coarse(stars.cell_means(master))
+                None if master is None else residual.coarse(background.cell_means(master))
                 for master in (dark, flat)
             )
             self._patterns = _Patterns(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from calib_library import combine, dark_compose, defects
 from calib_library import kernels as compiled
 from calib_library.dark_model import DarkPlan, Energies, Leg, Rule, Source
-from daemon.light import calibrate, cosmic, debayer, quality, register, stars
+from daemon.light import background, calibrate, cosmic, debayer, quality, register, stars
 from daemon.light.noise import neighbour_noise
 from daemon.stack import final, halve, live
 
@@ -161,10 +161,10 @@ def _stars(beat: Beat) -> None:
     """Background, stars, registration."""
     image = _frame().astype(np.float32)
     mask = np.zeros(image.shape, np.uint8)
-    background = stars.measure_background(image)
-    cells = stars.cell_means(image)
+    sky = background.measure_background(image)
+    cells = background.cell_means(image)
     beat()
-    found = stars.detect(image, mask=mask, background=background, saturation_adu=None)
+    found = stars.detect(image, mask=mask, background=sky, saturation_adu=None)
     beat()
     beside = dataclasses.replace(found, x=found.x + 1.0)
     registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))

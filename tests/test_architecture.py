@@ -47,6 +47,8 @@ PURE = {
     "daemon.light.debayer",
     "daemon.light.distortion",
     "daemon.light.fallback",
+    "daemon.light.background",
+    "daemon.light.moments",
     "daemon.light.stars",
     "daemon.light.quality",
     "daemon.light.register",

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from calib_library.frame import Card, FrameType
 from daemon.light import fallback, register
-from daemon.light.stars import measure_background
+from daemon.light.background import measure_background
 from tests.records import key, record
 from tests.star_fields import exposed
 

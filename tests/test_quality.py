@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from daemon.light import quality, register
+from daemon.light.background import cell_means, measure_background
 from daemon.light.quality import Quality
-from daemon.light.stars import cell_means, detect, measure_background
+from daemon.light.stars import detect
 from tests.star_fields import exposed, moffat, spread_out
 
 SHAPE = (384, 448)

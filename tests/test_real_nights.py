@@ -18,7 +18,7 @@ import pytest
 from calib_library import schema
 from calib_library.images import frame_file
 from daemon import remake, service
-from daemon.light import quality, stars
+from daemon.light import background, quality, stars
 from daemon.log import StatusLog
 from daemon.parts import compose
 from daemon.stack.store import Growing
@@ -63,7 +63,7 @@ def test_tres1_darks_and_a_drift_of_many_pixels(tmp_path):
 
     image = outcome.image(stack)
     found = stars.detect(image)
-    measured = quality.measure(found, stars.measure_background(image))
+    measured = quality.measure(found, background.measure_background(image))
     assert measured.fwhm_px < 1.12 * np.median([m.quality.fwhm_px for m in members])
     assert measured.eccentricity < alone.eccentricity + 0.05
     assert single_hot_pixels(image) < 5 < single_hot_pixels(raw(tmp_path / "in" / "tres1-030.fit"))
@@ -85,7 +85,7 @@ def single_hot_pixels(image: np.ndarray) -> int:
         if (y, x) != (1, 1)
     ]
     highest = np.maximum.reduce(around)
-    noise = stars.measure_background(image).sigma_adu
+    noise = background.measure_background(image).sigma_adu
     level = np.median(np.stack(around), axis=0)
     return int(((inner - level > 20 * noise) & (highest - level < 0.1 * (inner - level))).sum())
 

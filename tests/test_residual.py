@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calib_library import flat
-from daemon.light import residual, stars
+from daemon.light import background, residual
 from daemon.light.noise import neighbour_noise
 from daemon.simulator.camera import dark_ratio, make_camera
 
@@ -28,7 +28,7 @@ def light(temperature_c: float, *, sky_e_s: float = 0.5, seed: int = 1) -> np.nd
 
 
 def cells(image: np.ndarray) -> np.ndarray:
-    return residual.coarse(stars.cell_means(np.ascontiguousarray(image, np.float32)))
+    return residual.coarse(background.cell_means(np.ascontiguousarray(image, np.float32)))
 
 
 def hot(raw: np.ndarray, dark: np.ndarray) -> residual.Estimate:

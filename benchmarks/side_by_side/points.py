@@ -7,7 +7,7 @@ from calib_library.images import frame_file
 from daemon import calibration, placing, selfcheck
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Stacks
-from daemon.light import calibrate, cosmic, quality, register, stars
+from daemon.light import background, calibrate, cosmic, quality, register, stars
 from daemon.log import StatusLog
 from daemon.publish import Publisher
 from daemon.stack import live
@@ -23,8 +23,8 @@ POINTS: tuple[tuple[ModuleType | type, str, str], ...] = (
     (calibration.Calibrator, "apply", "masters, bad pixels"),
     (calibrate, "calibrate", "calibrate"),
     (cosmic, "clean", "cosmic rays"),
-    (stars, "measure_background", "background"),
-    (stars, "cell_means", "background"),
+    (background, "measure_background", "background"),
+    (background, "cell_means", "background"),
     (stars, "detect", "stars"),
     (quality, "measure", "quality"),
     (quality, "transparency", "quality"),

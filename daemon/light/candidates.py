@@ -10,16 +10,19 @@ nebula or a trail to one candidate, and tells two stars apart that stand more th
 Positions are px, x the column and y the row, centres of pixels at integers.
 """
 
+import functools
 import math
 
 import numpy as np
 import numpy.typing as npt
 from numba import prange
 
+from calib_library.combine import LANES, sort_lanes, sorting_network
 from calib_library.kernels import kernel
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
@@ -32,59 +35,98 @@ _HEIGHT = 0.75  # of its peak, down to which a candidate must stand by itself �
 _DEPTH_SIGMA = 4.0  # … and at least so much below it
 _SMOOTHING_PX2 = 0.5  # variance of the 1-2-1 kernel
 _REACH_PX = 40  # as far as a footprint is followed
+_SIDE_PX = 2 * _REACH_PX + 3  # of the window for that, with a rim
 _SEGMENT_PX = 64  # columns that are looked through at once for what is rare
+_STRIP_PX = 16  # rows that are worked through together, while they are near
+_HUGE = np.float32(3e38)  # infinite or NaN is what is not below
 _BATCH = 32  # candidates that share their working memory
 
 
-def find(image: F32, flags: U8, level: F32, noise: F32, *, binning: int) -> F64:
-    """(n, 3) candidates: x, y (px of `image`), width (px, the σ of a Gaussian); highest first.
+def find(
+    image: F32, flags: U8, level: F32, noise: F32, *, binning: int, most: int
+) -> tuple[F64, int]:
+    """(n ≤ `most`, 3) candidates: x, y (px of `image`), width (px, the σ of a Gaussian), highest
+    first; and how many there are in all.
 
     `image` (ny, nx) ADU, NaN allowed; `flags` (ny, nx) has bit 1 for bad pixels, or any other shape
     where there is no mask; `level` and `noise` (cy, cx) ADU are cells that divide the image evenly,
     the noise above 0; `binning` is 1 or 2. Lone hot pixels come last: full resolution decides about
     them. Nothing is changed.
     """
-    shape = [side // binning for side in image.shape]
-    if min(shape) < 3:
-        return np.empty((0, 3))
-    significance = np.empty(shape, dtype=np.float32)
-    _significance(
-        image, flags, _widened(level, image, binning), _widened(noise, image, binning), significance
-    )
-    smoothed = np.empty(shape, dtype=np.float32)
-    _smooth(significance, _widened(_residual(significance, binning), significance, 1), smoothed)
-    sigma = max(_noise(smoothed), 0.1)
-    rows, columns = _maxima(smoothed, _THRESHOLD_SIGMA * sigma)
-    found = np.empty((len(rows), 6))
-    _footprints(significance, smoothed, rows, columns, sigma, found)
-    x, y, peak, width, _, raw = found[found[:, _LONG] < _LONGEST].T
-    hot = peak < _HOT_RATIO * raw
-    order = np.argsort(-peak, kind="stable")  # equal ones in the order of the image
-    order = np.concatenate((order[~hot[order]], order[hot[order]]))
+    if min(image.shape) // binning < 3:
+        return np.empty((0, 3)), 0
+    significance, residual = _significance(image, flags, level, noise, binning)
+    sigma = max(_noise(significance, residual), 0.1)
+    smoothed, peaks = _peaks(significance, residual, _THRESHOLD_SIGMA * sigma)
+    found = np.empty((len(peaks), 6))
+    _footprints(significance, smoothed, peaks, sigma, found)
+    found = found[found[:, _LONG] < _LONGEST]
+    x, y, _, width, _, _ = found[_highest(found, most)].T
     centre = (binning - 1) / 2
-    columns_of = (x * binning + centre, y * binning + centre, np.clip(width * binning, 0.8, 12))
-    return np.column_stack(columns_of)[order]
+    columns = (x * binning + centre, y * binning + centre, np.clip(width * binning, 0.8, 12))
+    return np.column_stack(columns), len(found)
 
 
-_LONG = 4
+_HEIGHT_OF, _LONG, _RAW = 2, 4, 5
 
 
-def _residual(significance: F32, binning: int) -> F32:
-    """(by, bx) the median of each block: what the background left of a nebula."""
-    if min(significance.shape) < _BLOCK_PX:
-        return np.zeros((1, 1), dtype=np.float32)
-    blocks = [side // (_BLOCK_PX // binning) for side in significance.shape]
+def _highest(found: F64, most: int) -> I64:
+    """Places of the `most` highest, highest first, hot pixels last; equal ones in the order of the
+    image.
+    """
+    peak = found[:, _HEIGHT_OF]
+    hot = peak < _HOT_RATIO * found[:, _RAW]
+    places = []
+    for kind in (np.flatnonzero(~hot), np.flatnonzero(hot)):
+        heights = peak[kind]
+        least = np.partition(heights, -most)[-most] if len(kind) > most else 0.0
+        high = kind[heights >= least]
+        places.append(high[np.argsort(-peak[high], kind="stable")])
+    return np.concatenate(places)[:most]
+
+
+def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int) -> tuple[F32, F32]:
+    """The (binned) image less its level, over its noise; and what the level left of nebulae, the
+    median of each block, widened to its columns (by, nx // binning).
+    """
+    ny, nx = (side // binning for side in image.shape)
+    side = _BLOCK_PX // binning
+    blocks = (ny // side, nx // side)
+    if min(ny, nx) < _BLOCK_PX:
+        blocks = (1, 0)
+    edges = np.arange(blocks[1] + 1) * nx // max(blocks[1], 1)
+    samples = edges[:-1] + np.arange(side // 2)[:, np.newaxis] * np.diff(edges) // (side // 2)
+    significance = np.empty((ny, nx), dtype=np.float32)
     medians = np.empty(blocks, dtype=np.float32)
-    _block_medians(significance, _BLOCK_PX // binning // 2, medians)
-    return medians
+    cells = _widened(np.concatenate((level, noise)), image.shape[1], binning)
+    network = _median_network((side // 2) ** 2)
+    _divide(
+        image, flags, cells[: len(level)], cells[len(level) :], samples, network, significance,
+        medians,
+    )  # fmt: skip
+    if medians.size == 0:
+        medians = np.zeros((1, 1), dtype=np.float32)
+    return significance, _widened(medians, nx, 1)
 
 
-def _widened(cells: F32, image: F32, binning: int) -> F32:
-    """(cy, nx // binning): `cells` of `image`, interpolated along the rows to its (binned) columns.
+@functools.lru_cache(2)
+def _median_network(number: int) -> I32:
+    """(k, 2) the steps of a sorting network that the middle one of `number` values depends on."""
+    needed = {number // 2}
+    steps = []
+    for step in sorting_network(number)[::-1].tolist():
+        if not needed.isdisjoint(step):
+            needed.update(step)
+            steps.append(step)
+    return np.array(steps[::-1], dtype=np.int32)
+
+
+def _widened(cells: F32, nx: int, binning: int) -> F32:
+    """(cy, nx // binning): `cells` (cy, cx) of an image `nx` px wide, interpolated along the rows
+    to its (binned) columns.
 
     What is left for each pixel is one interpolation between two rows, side by side in memory.
     """
-    nx = image.shape[1]
     cx = cells.shape[1]
     u = (np.arange(nx // binning) + 0.5) * (binning * cx / nx) - 0.5
     u = np.clip(u, 0.0, cx - 1.0)
@@ -94,27 +136,34 @@ def _widened(cells: F32, image: F32, binning: int) -> F32:
     return out
 
 
-def _noise(smoothed: F32) -> float:
+def _noise(significance: F32, residual: F32) -> float:
     """Noise of the smoothed image, from a sparse grid of pixels.
 
     0.375 where pixels are independent; more where an interpolation has correlated them.
     """
-    if min(smoothed.shape) < 8:
+    ny, nx = significance.shape
+    if min(ny, nx) < 8:
         return 0.375
-    step = max(1, math.isqrt(smoothed.size // 100_000))
-    low, middle = np.quantile(smoothed[1:-1:step, 1:-1:step], (0.1587, 0.5))
+    step = max(1, math.isqrt(ny * nx // 100_000))
+    rows = np.empty((len(range(1, ny - 1, step)), nx), dtype=np.float32)
+    _smooth_some(significance, residual, step, rows)
+    # Sorted first: a fraction of the time of finding four ranks.
+    low, middle = np.quantile(np.sort(rows[:, 1:-1:step], axis=None), (0.1587, 0.5))
     return float(middle - low)  # the lower side: stars are on the other
 
 
-def _maxima(smoothed: F32, threshold: float) -> tuple[I64, I64]:
-    """Rows and columns of the local maxima above `threshold`, in the image's order."""
-    counts = np.empty(len(smoothed), dtype=np.int64)
-    nothing = np.empty(0, dtype=np.int64)
-    _mark(smoothed, threshold, counts, nothing, nothing)
-    ends = np.cumsum(counts)
-    columns = np.empty(ends[-1], dtype=np.int64)
-    _mark(smoothed, threshold, counts, ends, columns)
-    return np.repeat(np.arange(len(smoothed)), counts), columns
+def _peaks(significance: F32, residual: F32, threshold: float) -> tuple[F32, I32]:
+    """The smoothed image, and the places in it (flattened) of its local maxima above `threshold`,
+    in order.
+    """
+    ny, nx = significance.shape
+    smoothed = np.empty((ny, nx), dtype=np.float32)
+    strips = -(-ny // _STRIP_PX)
+    # Of two neighbours but one is a maximum. What is not written to takes no memory.
+    places = np.empty((strips, _STRIP_PX // 2 * (nx // 2 + 1)), dtype=np.int32)
+    counts = np.empty(strips, dtype=np.int64)
+    _smooth_and_mark(significance, residual, threshold, smoothed, counts, places)
+    return smoothed, np.concatenate([row[:n] for row, n in zip(places, counts, strict=True)])
 
 
 # Kernels. Each row, block or peak is worked out by itself, so the number of threads changes
@@ -155,144 +204,169 @@ def _mean(image: F32, flags: U8, top: int, left: int, binning: int) -> tuple[np.
 
 
 @kernel()
-def _any_bad(flags: U8, row: int, lines: int, left: int, binning: int, values: F32) -> bool:
-    """Is one of the values not finite, or one of the pixels flagged as bad that they are made of?
-    Those are in `lines` rows from `row` on, from column `left` on, `binning` for each value.
-    """
-    bad, finite = np.uint8(0), 0
-    for y in range(row, row + lines):
-        line = flags[y, left : left + len(values) * binning]
-        for x in range(len(line)):
-            bad |= line[x]
-    for col in range(len(values)):
-        finite += abs(values[col]) < np.float32(3e38)
-    return bool(bad & 1) or finite < len(values)
+def _bad(upper: U8, lower: U8, out: U8) -> None:
+    """1 where one of the pixels is bad: of two rows, or of one (twice the same)."""
+    if len(out) < len(upper):
+        for col in range(len(out)):
+            pixels = upper[2 * col] | upper[2 * col + 1] | lower[2 * col] | lower[2 * col + 1]
+            out[col] = pixels & 1
+    else:
+        for col in range(len(out)):
+            out[col] = upper[col] & 1
+
+
+@kernel()
+def _all_good(values: F32, bad: U8) -> bool:
+    """Are all values numbers, and none bad?"""
+    good = 0
+    for k in range(len(values)):
+        good += (abs(values[k]) < _HUGE) & (bad[k] == 0)
+    return good == len(values)
+
+
+@kernel()
+def _any(marks: U8) -> bool:
+    """Is one of them not 0?"""
+    most = np.uint8(0)
+    for mark in marks:
+        most = mark if mark > most else most  # noqa: FURB136 - a vector instruction as it stands
+    return bool(most > 0)
 
 
 @kernel(parallel=True)
-def _significance(image: F32, flags: U8, level: F32, noise: F32, out: F32) -> None:
-    """(mean of binning² good pixels − level) / its noise; 0 where no pixel is good."""
-    ny, nx = image.shape
-    my, mx = out.shape
-    binning = 2 if my < ny else 1
-    masked = flags.shape[0] == ny and flags.shape[1] == nx
-    lines = binning if masked else 0
-    per_bin = np.float32(binning)
-    for row in prange(my):
-        top = row * binning
-        upper, lower = image[top], image[top + binning - 1]
-        j, j1, share = _between(row, my, len(level))
-        level0, level1, noise0, noise1 = level[j], level[j1], noise[j], noise[j1]
-        # Plain loops over whole rows first, which the compiler makes vectors of …
-        mean = np.empty(mx, np.float32)
-        if binning == 2:
-            for col in range(mx):
-                pair = (upper[2 * col] + upper[2 * col + 1]) + (lower[2 * col] + lower[2 * col + 1])
-                mean[col] = np.float32(0.25) * pair
-        else:
-            for col in range(mx):
-                mean[col] = upper[col]
-        target = out[row]
-        for col in range(mx):
-            base = level0[col] + share * (level1[col] - level0[col])
-            scatter = noise0[col] + share * (noise1[col] - noise0[col])
-            target[col] = per_bin * (mean[col] - base) / scatter
-        # … then the few places where a pixel is bad.
-        for first in range(0, mx, _SEGMENT_PX):
-            last = min(first + _SEGMENT_PX, mx)
-            if not _any_bad(flags, top, lines, first * binning, binning, target[first:last]):
-                continue
-            for col in range(first, last):
-                one = target[col : col + 1]
-                if _any_bad(flags, top, lines, col * binning, binning, one):
-                    value, good = _mean(image, flags, top, col * binning, binning)
-                    base = level0[col] + share * (level1[col] - level0[col])
-                    scatter = noise0[col] + share * (noise1[col] - noise0[col])
-                    target[col] = per_bin * (value - base) / scatter if good else 0.0
-
-
-@kernel(parallel=True)
-def _block_medians(image: F32, side: int, out: F32) -> None:
-    """Median of side × side pixels, evenly spread over each block; `side` is a power of 2.
-
-    The blocks of a row are sorted side by side by one network of comparisons (Batcher's odd-even
-    merge sort, Knuth, The Art of Computer Programming 5.3.4), which branches on no value.
+def _divide(
+    image: F32, flags: U8, level: F32, noise: F32, samples: I64, network: I32, out: F32,
+    medians: F32,
+) -> None:  # fmt: skip
+    """Significance, and medians of its blocks from the columns `samples` (side, bx) and as many
+    rows of each; a row of blocks after the other, while it is near.
     """
-    ny, nx = image.shape
-    by, bx = out.shape
-    count = side * side
+    my = len(out)
+    by = len(medians)
     for j in prange(by):
-        top, height = j * ny // by, (j + 1) * ny // by - j * ny // by
-        samples = np.empty((count, bx), np.float32)
-        for i in range(bx):
-            left, width = i * nx // bx, (i + 1) * nx // bx - i * nx // bx
-            for y in range(side):
-                for x in range(side):
-                    samples[y * side + x, i] = image[top + y * height // side,
-                                                     left + x * width // side]  # fmt: skip
-        merged = 1
-        while merged < count:
-            apart = merged
-            while apart >= 1:
-                for first in range(apart % merged, count - apart, 2 * apart):
-                    for k in range(first, min(first + apart, count - apart)):
-                        if k // (2 * merged) == (k + apart) // (2 * merged):
-                            _order(samples[k], samples[k + apart])
-                apart //= 2
-            merged *= 2
-        for i in range(bx):
-            out[j, i] = samples[count // 2, i]
+        first, last = j * my // by, (j + 1) * my // by
+        for row in range(first, last):
+            _divide_row(image, flags, level, noise, row, out)
+        _medians_of_row(out[first:last], samples, network, medians[j])
 
 
 @kernel()
-def _order(low: F32, high: F32) -> None:
-    """Exchange what is not in order, element by element, in place."""
-    for i in range(len(low)):
-        a, b = low[i], high[i]
-        low[i] = a if a < b else b  # noqa: FURB136 - becomes a vector instruction as it stands
-        high[i] = b if a < b else a  # noqa: FURB136
-
-
-@kernel(parallel=True)
-def _smooth(image: F32, residual: F32, out: F32) -> None:
-    """`image` under the 1-2-1 kernel, less `residual` (rows of cells); 0 at the rim."""
-    ny, nx = image.shape
-    for row in prange(ny):
-        target = out[row]
-        if row == 0 or row == ny - 1:
-            target[:] = 0.0
+def _divide_row(image: F32, flags: U8, level: F32, noise: F32, row: int, out: F32) -> None:
+    """(mean of binning² good pixels − level) / its noise; 0 where no pixel is good."""
+    my, mx = out.shape
+    binning = 2 if my < len(image) else 1
+    per_bin = np.float32(binning)
+    top = row * binning
+    upper, lower = image[top], image[top + binning - 1]
+    j, j1, share = _between(row, my, len(level))
+    level0, level1, noise0, noise1 = level[j], level[j1], noise[j], noise[j1]
+    # Plain loops over whole rows first, which the compiler makes vectors of …
+    mean = np.empty(mx, np.float32)
+    if binning == 2:
+        for col in range(mx):
+            pair = (upper[2 * col] + upper[2 * col + 1]) + (lower[2 * col] + lower[2 * col + 1])
+            mean[col] = np.float32(0.25) * pair
+    else:
+        for col in range(mx):
+            mean[col] = upper[col]
+    target = out[row]
+    for col in range(mx):
+        base = level0[col] + share * (level1[col] - level0[col])
+        scatter = noise0[col] + share * (noise1[col] - noise0[col])
+        target[col] = per_bin * (mean[col] - base) / scatter
+    bad = np.zeros(mx, np.uint8)
+    if flags.shape == image.shape:
+        _bad(flags[top], flags[top + binning - 1], bad)
+    # … then the few places where a pixel is bad.
+    for first in range(0, mx, _SEGMENT_PX):
+        last = min(first + _SEGMENT_PX, mx)
+        if _all_good(target[first:last], bad[first:last]):
             continue
-        above, here, below = image[row - 1], image[row], image[row + 1]
-        j, j1, share = _between(row, ny, len(residual))
-        level0, level1 = residual[j], residual[j1]
-        column = np.empty(nx, np.float32)
-        for col in range(nx):
-            column[col] = (above[col] + below[col]) + (here[col] + here[col])
-        for col in range(1, nx - 1):
-            total = (column[col - 1] + column[col + 1]) + (column[col] + column[col])
-            level = level0[col] + share * (level1[col] - level0[col])
-            target[col] = np.float32(0.0625) * total - level
-        target[0] = target[nx - 1] = 0.0
-
-
-@kernel(parallel=True)
-def _mark(image: F32, threshold: float, counts: I64, ends: I64, columns: I64) -> None:
-    """Count each row's local maxima above `threshold`; with `ends`, their last places, write their
-    columns too. Of equal neighbours the first is the maximum.
-    """
-    for row in prange(len(image)):
-        if 0 < row < len(image) - 1:
-            place = ends[row] - counts[row] if len(ends) else 0
-            counts[row] = _mark_row(
-                image[row - 1], image[row], image[row + 1], np.float32(threshold), columns[place:]
-            )
-        else:
-            counts[row] = 0
+        for col in range(first, last):
+            if bad[col] or not abs(target[col]) < _HUGE:
+                value, good = _mean(image, flags, top, col * binning, binning)
+                base = level0[col] + share * (level1[col] - level0[col])
+                scatter = noise0[col] + share * (noise1[col] - noise0[col])
+                target[col] = per_bin * (value - base) / scatter if good else 0.0
 
 
 @kernel()
-def _mark_row(above: F32, here: F32, below: F32, limit: np.float32, columns: I64) -> int:
-    """The number of maxima of a row; their columns, where there is room for any."""
+def _medians_of_row(rows: F32, samples: I64, network: I32, medians: F32) -> None:
+    """The medians of a row of blocks, many at once."""
+    side, bx = samples.shape
+    values = np.zeros((side * side, LANES), np.float32)
+    for first in range(0, bx, LANES):
+        last = min(first + LANES, bx)
+        for y in range(side):
+            row = rows[y * len(rows) // side]
+            for x in range(side):
+                columns, target = samples[x, first:last], values[y * side + x]
+                for lane in range(last - first):
+                    target[lane] = row[columns[lane]]
+        sort_lanes(values, network)
+        medians[first:last] = values[side * side // 2, : last - first]
+
+
+@kernel(parallel=True)
+def _smooth_some(image: F32, residual: F32, step: int, out: F32) -> None:
+    """Every `step`-th row, from the second one on, smoothed."""
+    for k in prange(len(out)):
+        column = np.empty(image.shape[1], np.float32)
+        _smooth_row(image, residual, 1 + k * step, column, out[k])
+
+
+@kernel(parallel=True)
+def _smooth_and_mark(
+    image: F32, residual: F32, threshold: float, out: F32, counts: I64, places: I32
+) -> None:
+    """Smooth; and of each strip of rows find the places of its local maxima above `threshold`, and
+    their number. Of equal neighbours the first is the maximum.
+    """
+    ny, nx = image.shape
+    limit = np.float32(threshold)
+    for strip in prange(len(counts)):
+        first, last = strip * _STRIP_PX, min((strip + 1) * _STRIP_PX, ny)
+        column = np.empty(nx, np.float32)
+        rim = np.empty((2, nx), np.float32)  # the neighbours' nearest rows
+        if first > 0:
+            _smooth_row(image, residual, first - 1, column, rim[0])
+        if last < ny:
+            _smooth_row(image, residual, last, column, rim[1])
+        for row in range(first, last):
+            _smooth_row(image, residual, row, column, out[row])
+        count = 0
+        for row in range(max(first, 1), min(last, ny - 1)):
+            above = out[row - 1] if row > first else rim[0]
+            below = out[row + 1] if row + 1 < last else rim[1]
+            marked = places[strip, count:]
+            count += _mark_row(above, out[row], below, limit, row * nx, marked)
+        counts[strip] = count
+
+
+@kernel()
+def _smooth_row(image: F32, residual: F32, row: int, column: F32, target: F32) -> None:
+    """A row of `image` under the 1-2-1 kernel, less `residual` (rows of cells); 0 at the rim.
+    `column` (nx,) is overwritten.
+    """
+    ny, nx = image.shape
+    if row == 0 or row == ny - 1:
+        target[:] = 0.0
+        return
+    above, here, below = image[row - 1], image[row], image[row + 1]
+    j, j1, share = _between(row, ny, len(residual))
+    level0, level1 = residual[j], residual[j1]
+    for col in range(nx):
+        column[col] = (above[col] + below[col]) + (here[col] + here[col])
+    for col in range(1, nx - 1):
+        total = (column[col - 1] + column[col + 1]) + (column[col] + column[col])
+        level = level0[col] + share * (level1[col] - level0[col])
+        target[col] = np.float32(0.0625) * total - level
+    target[0] = target[nx - 1] = 0.0
+
+
+@kernel()
+def _mark_row(above: F32, here: F32, below: F32, limit: np.float32, start: int, places: I32) -> int:
+    """The number of maxima of a row that begins at the place `start`, and `places` of them."""
     maximum = np.zeros(len(here), np.uint8)
     # A plain loop first, which the compiler makes vectors of …
     yes, no = np.uint8(1), np.uint8(0)
@@ -305,15 +379,11 @@ def _mark_row(above: F32, here: F32, below: F32, limit: np.float32, columns: I64
     count = 0
     for first in range(1, len(here) - 1, _SEGMENT_PX):
         last = min(first + _SEGMENT_PX, len(here) - 1)
-        some = 0
-        for col in range(first, last):
-            some |= maximum[col]
-        if not some:
+        if not _any(maximum[first:last]):
             continue
         for col in range(first, last):
             if maximum[col] and _area(above, here, below, limit, col) >= _LEAST_PX:
-                if len(columns):
-                    columns[count] = col
+                places[count] = start + col
                 count += 1
     return count
 
@@ -333,29 +403,28 @@ def _area(above: F32, here: F32, below: F32, limit: np.float32, col: int) -> int
 
 
 @kernel()
-def _follow(image: F32, row: int, col: int, level: float, seen: U8, queue: I64) -> int:
+def _follow(image: F32, nx: int, peak: int, level: float, seen: U8, queue: I64) -> int:
     """Collect in `queue` the pixels (places in the window `seen` round the peak) that are connected
     to the peak above `level`, as far as the window reaches; their number, or 0 where one is higher.
+
+    `image` is flattened, and its rows are `nx` long. The window's own rim is marked as seen, and
+    the image's is 0 and thus below any level: no place lies beyond either.
     """
-    ny, nx = image.shape
-    side = 2 * _REACH_PX + 1
-    peak = image[row, col]
-    top, left = row - _REACH_PX, col - _REACH_PX
-    queue[0] = _REACH_PX * side + _REACH_PX
+    top_left = peak - (_REACH_PX + 1) * (nx + 1)
+    height = image[peak]
+    queue[0] = (_REACH_PX + 1) * (_SIDE_PX + 1)
     seen[queue[0]] = 1
     head, count = 0, 1
     alone = True
     while alone and head < count:
-        v, u = queue[head] // side, queue[head] % side
+        centre = queue[head]
+        at_centre = top_left + centre // _SIDE_PX * nx + centre % _SIDE_PX
         head += 1
-        for j in range(max(v - 1, 0, -top), min(v + 2, side, ny - top)):
-            for i in range(max(u - 1, 0, -left), min(u + 2, side, nx - left)):
-                place = j * side + i
-                y, x = top + j, left + i
-                value = image[y, x]
-                if value > level and not seen[place]:
-                    before = y < row or (y == row and x < col)
-                    if value > peak or (value == peak and before):
+        for j in range(-1, 2):
+            for i in range(-1, 2):
+                place, at = centre + j * _SIDE_PX + i, at_centre + j * nx + i
+                if seen[place] == 0 and image[at] > level:
+                    if image[at] > height or (image[at] == height and at < peak):
                         alone = False
                     seen[place] = 1
                     queue[count] = place
@@ -366,25 +435,28 @@ def _follow(image: F32, row: int, col: int, level: float, seen: U8, queue: I64) 
 
 
 @kernel(parallel=True)
-def _footprints(raw: F32, image: F32, rows: I64, columns: I64, sigma: float, out: F64) -> None:
+def _footprints(raw: F32, image: F32, peaks: I32, sigma: float, out: F64) -> None:
     """Of each peak: x, y, height, width (Gaussian σ, px), elongation (infinite where it does not
     stand by itself), height before smoothing.
     """
-    side = 2 * _REACH_PX + 1
-    for batch in prange((len(rows) + _BATCH - 1) // _BATCH):
-        seen = np.zeros(side * side, np.uint8)
-        queue = np.empty(side * side, np.int64)
-        for k in range(batch * _BATCH, min((batch + 1) * _BATCH, len(rows))):
-            row, col = rows[k], columns[k]
+    nx = image.shape[1]
+    flat = image.reshape(-1)
+    for batch in prange((len(peaks) + _BATCH - 1) // _BATCH):
+        window = np.ones((_SIDE_PX, _SIDE_PX), np.uint8)
+        window[1:-1, 1:-1] = 0
+        seen = window.reshape(-1)
+        queue = np.empty(len(seen), np.int64)
+        for k in range(batch * _BATCH, min((batch + 1) * _BATCH, len(peaks))):
+            row, col = peaks[k] // nx, peaks[k] % nx
             peak = float(image[row, col])
             level = min(_HEIGHT * peak, peak - _DEPTH_SIGMA * sigma)
-            count = _follow(image, row, col, level, seen, queue)
+            count = _follow(flat, nx, int(peaks[k]), level, seen, queue)
             if count == 0:
                 out[k] = np.inf
                 continue
             s = sx = sy = sxx = syy = sxy = 0.0
             for place in queue[:count]:
-                dy, dx = place // side - _REACH_PX, place % side - _REACH_PX
+                dy, dx = place // _SIDE_PX - _REACH_PX - 1, place % _SIDE_PX - _REACH_PX - 1
                 light = image[row + dy, col + dx] - level
                 s += light
                 sx += light * dx

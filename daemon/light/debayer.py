@@ -178,13 +178,16 @@ def _padded_row(mosaic: Image, y: int, row: Image) -> None:
 
 @kernel()
 def _bilinear_row(
-    mosaic: Image, colours: Colours, y: int, rows: Image, red: Image, green: Image, blue: Image
-) -> None:
-    """Row y of all three planes; `rows` (3, nx + 2) is scratch."""
+    mosaic: Image, colours: Colours, y: int, rows: Image, held: int,
+    red: Image, green: Image, blue: Image,
+) -> None:  # fmt: skip
+    """Row y of all three planes; `rows` (3, nx + 2) is scratch. It holds the first `held` of the
+    three rows that are needed: 2 where row y − 1 was made before, else 0.
+    """
     half, quarter = np.float32(0.5), np.float32(0.25)
-    for k in range(3):
-        _padded_row(mosaic, y + k - 1, rows[k])
-    above, here, below = rows[0], rows[1], rows[2]
+    for near in range(y - 1 + held, y + 2):
+        _padded_row(mosaic, near, rows[near % 3])
+    above, here, below = rows[(y - 1) % 3], rows[y % 3], rows[(y + 1) % 3]
     # A row holds green and one other colour; `own` is that colour, the rows around hold `other`.
     red_row = colours[y % 2, 0] == 0 or colours[y % 2, 1] == 0
     own, other = (red, blue) if red_row else (blue, red)
@@ -194,7 +197,7 @@ def _bilinear_row(
         beside = half * (here[k - 1] + here[k + 1])
         upright = half * (above[k] + below[k])
         diagonal = (above[k - 1] + above[k + 1]) + (below[k - 1] + below[k + 1])
-        is_green = x % 2 == first
+        is_green = (x & 1) == first
         green[x] = here[k] if is_green else half * (beside + upright)
         own[x] = beside if is_green else here[k]
         other[x] = upright if is_green else quarter * diagonal
@@ -205,7 +208,7 @@ def _bilinear(mosaic: Image, colours: Colours, out: Image) -> None:
     height, width = mosaic.shape
     for y in prange(height):
         rows = np.empty((3, width + 2), np.float32)
-        _bilinear_row(mosaic, colours, y, rows, out[0, y], out[1, y], out[2, y])
+        _bilinear_row(mosaic, colours, y, rows, 0, out[0, y], out[1, y], out[2, y])
 
 
 @kernel(parallel=True)
@@ -215,18 +218,19 @@ def _measure(mosaic: Image, colours: Colours, grey: Image, cells: Image) -> None
     for j in prange(cy):
         rows = np.empty((3, width + 2), np.float32)
         made = np.empty((3, width), np.float32)
-        sums = np.zeros((3, cx))
+        totals = np.zeros((3, width))
         first, last = j * height // cy, (j + 1) * height // cy
         for y in range(first, last):
             red, green, blue = made[0], made[1], made[2]
-            _bilinear_row(mosaic, colours, y, rows, red, green, blue)
+            _bilinear_row(mosaic, colours, y, rows, 2 if y > first else 0, red, green, blue)
             _mix(red, green, blue, grey[y])
             for plane in range(3):
-                _add_cells(made[plane], sums[plane])
+                _add(made[plane], totals[plane])
         for i in range(cx):
-            pixels = (last - first) * ((i + 1) * width // cx - i * width // cx)
+            left, right = i * width // cx, (i + 1) * width // cx
             for plane in range(3):
-                cells[plane, j, i] = sums[plane, i] / pixels
+                mean = totals[plane, left:right].sum() / ((last - first) * (right - left))
+                cells[plane, j, i] = mean
 
 
 @kernel()
@@ -236,9 +240,6 @@ def _mix(red: Image, green: Image, blue: Image, grey: Image) -> None:
 
 
 @kernel()
-def _add_cells(row: Image, sums: npt.NDArray[np.float64]) -> None:
-    """Add a row to the cells that divide it evenly."""
-    width, cells = row.size, sums.size
-    for i in range(cells):
-        for x in range(i * width // cells, (i + 1) * width // cells):
-            sums[i] += row[x]
+def _add(row: Image, totals: npt.NDArray[np.float64]) -> None:
+    for x in range(row.size):
+        totals[x] += row[x]

@@ -15,9 +15,9 @@ import scipy.fft
 from scipy.ndimage import median_filter, uniform_filter1d
 
 from calib_library.frame import Card, FrameRecord
+from daemon.light.background import Background
 from daemon.light.distortion import project
 from daemon.light.register import Registration, RegistrationError
-from daemon.light.stars import Background
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.light import pairing, register, reweighted
-from daemon.light.stars import Background, StarList, bilinear_cells
+from daemon.light.background import Background, bilinear_cells
+from daemon.light.stars import StarList
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -152,14 +153,14 @@ def background_plane(
 ) -> tuple[float, float, float]:
     """Plane (a, bx, by) with  scale · warped frame + a + bx x + by y  ≈  reference's background.
 
-    `cells` (cy, cx) ADU are the frame's (`stars.cell_means`), `reference_cells` the reference's;
-    both frames have `shape` (ny, nx). `transform` is 3×3, frame → reference px; x, y are reference
-    px; a is ADU, bx and by ADU/px. The warp conserves flux, so the frame's level is multiplied by
-    the area of a reference pixel in frame pixels. Both are interpolated at points that lie
-    anywhere in their cells, so that it blurs a nebula alike in both: compared at the centres of
-    the reference's cells, where those are sharp, a nebula's crests would pass for sky. Tukey's
-    biweight keeps what differs, a trail or a saturated star, from bending the plane. Fewer than
-    six common points give a level only; none, zeros.
+    `cells` (cy, cx) ADU are the frame's (`background.cell_means`), `reference_cells` those of the
+    reference; both frames have `shape` (ny, nx). `transform` is 3×3, frame → reference px; x, y are
+    reference px; a is ADU, bx and by ADU/px. The warp conserves flux, so the frame's level is
+    multiplied by the area of a reference pixel in frame pixels. Both are interpolated at points
+    that lie anywhere in their cells, so that it blurs a nebula alike in both: compared at the
+    centres of the reference's cells, where those are sharp, a nebula's crests would pass for sky.
+    Tukey's biweight keeps what differs, a trail or a saturated star, from bending the plane. Fewer
+    than six common points give a level only; none, zeros.
     """
     ny, nx = shape[-2:]
     size = np.array([nx, ny])

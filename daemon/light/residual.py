@@ -238,7 +238,9 @@ def large_scale(
 
 
 def coarse(cells: Floats) -> Floats:
-    """Medians of 4 × 4 of the cells (cy, cx) of `stars.cell_means`: without stars. (cy/4, cx/4)."""
+    """(cy/4, cx/4) medians of 4 × 4 of the cells (cy, cx) of `background.cell_means`: without
+    stars.
+    """
     cy, cx = (length // 4 for length in cells.shape)
     blocks = cells[: 4 * cy, : 4 * cx].reshape(cy, 4, cx, 4).swapaxes(1, 2)
     # A sort of sixteen takes a fraction of what `np.median` does; what is no number comes last.

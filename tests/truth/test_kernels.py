@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from daemon.light import debayer, warp
-from daemon.light.stars import cell_means
+from daemon.light.background import cell_means
 
 
 def with_threads(work):
