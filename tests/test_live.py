@@ -298,6 +298,52 @@ def test_adding_and_taking_away_everything_leaves_nothing():
     assert not live.render(stack).weight.any()
 
 
+def test_a_stack_of_fewer_frames_than_it_was_goes_on():
+    """With three left of nine, what is settled of them stays, and pixels have room again."""
+    frames = flat_frames(14)
+    stack = live.LiveStack.empty((1, 64, 64))
+    for index in range(9):
+        live.add(stack, frames[index], np.eye(3), simple_terms(index))
+    for index in (2, 8, 0, 4, 5, 1):
+        live.remove(stack, frames[index], np.eye(3), simple_terms(index))
+    members = [3, 6, 7]
+    for index in range(9, 14):
+        live.add(stack, frames[index], np.eye(3), simple_terms(index))
+        members.append(index)
+        image = live.render(stack)
+        # The gate of so few may have dropped one of nine, or take a value for one that it dropped.
+        whole = image.coverage == len(members)
+        assert whole.mean() >= 0.999
+        expected = np.mean([frames[k] for k in members], axis=0, dtype=np.float64)
+        np.testing.assert_allclose(
+            image.mean[0, whole], expected[0, whole], rtol=1e-6, atol=10 / 1024
+        )
+
+
+@pytest.mark.parametrize("width", [1, 7, 64, 65, 1031])
+def test_values_outside_the_gate_are_dropped_at_any_place_of_a_row(width):
+    """Six of sixteen frames are disturbed in some columns, twice as many as can wait."""
+    frames = flat_frames(16, shape=(1, 3, width))
+    columns = sorted({0, width // 2, width - 1, max(width - 8, 0), max(width - 9, 0)})
+    disturbed = [frame.copy() for frame in frames]
+    for frame in disturbed[10:]:
+        frame[:, :, columns] += 500
+    stack = live.LiveStack.empty((1, 3, width))
+    for index, frame in enumerate(disturbed):
+        live.add(stack, frame, np.eye(3), simple_terms(index))
+    image = live.render(stack)
+    counts, expected = np.full(width, 16), np.mean(frames, axis=0, dtype=np.float64)
+    counts[columns] = 10
+    expected[:, :, columns] = np.mean(frames[:10], axis=0, dtype=np.float64)[:, :, columns]
+    # Beside a rejected value a narrower gate holds, for what is shown.
+    beside = {column + step for column in columns for step in (-1, 1)} - set(columns)
+    sure = [column for column in range(width) if column not in beside]
+    np.testing.assert_array_equal(image.coverage[:, sure], np.tile(counts[sure], (3, 1)))
+    np.testing.assert_allclose(
+        image.mean[:, :, sure], expected[:, :, sure], rtol=1e-6, atol=10 / 1024
+    )
+
+
 def test_the_mean_depends_on_neither_the_depth_nor_the_order():
     frames = flat_frames(15)
     expected = np.mean(np.array(frames, dtype=np.float64), axis=0)

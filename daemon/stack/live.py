@@ -458,7 +458,7 @@ def _add_band(
     fresh, out = np.empty(width, np.float32), np.empty(width, np.float32)
     away, share = np.empty(width, np.float32), np.empty(width, np.float32)
     who = np.empty(width, np.uint16)
-    far = np.zeros(width + 7, np.uint8)[: width + 7 & ~7]
+    far = np.zeros((width + 7) // 8 * 8, np.uint8)
     for plane in range(plane_count):
         a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
         for block in range(blocks):

@@ -1,12 +1,14 @@
 """One row of a growing stack takes in the values of one frame: kernels of `live`.
 
-Almost every pixel takes the same way, so each step is a plain loop over a piece of a row, without
-branches, that the compiler turns into vector instructions; what is rare (a value outside the gate)
-is told apart first and judged one by one. Each loop touches few arrays, because a compiler that
-cannot prove them distinct checks that at the start, and gives up where there are many.
+Almost every pixel takes the same way, so each step is a plain loop over a row, without branches,
+that the compiler turns into vector instructions; what is rare (room for a value, a value outside
+the gate) is told apart first and looked at by itself. Each loop touches few arrays, because a
+compiler that cannot prove them distinct checks that at the start, and gives up where there are
+many. The row is a whole one: on the way through shorter pieces of so many arrays the processor
+would wait for memory anew at each.
 
-`values` and `frames` are those of the whole stack, because a piece of all layers at once would not
-be contiguous; all other arrays are the piece that begins at column x0 of row `y` of a plane.
+`values` and `frames` are those of the whole stack, because a row of all layers at once would not be
+contiguous; all other arrays are row `y` of a plane.
 """
 
 # Minima and maxima are written out: the compiler vectorises them so, and NaN changes nothing.
@@ -35,8 +37,9 @@ EMPIRICAL_FROM = 8
 """Settled values from which the measured spread counts."""
 MAX_QUANTA = 2.0**32
 """Values are held within ± 4 million σ, so that the integer sums cannot overflow."""
-PIECE = 128
-"""Pixels of a row that are looked at together: room is found at the borders of the frames only."""
+PIECE = 64
+"""Pixels of a row that are looked at together: once the buffers are full, room is found only at the
+borders of the frames and beside bad pixels."""
 NOTHING = np.float32(np.nan)
 NO_FRAME = np.uint16(0)
 MAX_NUMBER = 65535
