@@ -216,6 +216,20 @@ def test_not_a_number_is_sky():
     assert not np.isnan(detect(image).flux).any()
 
 
+@pytest.mark.parametrize("shape", [(97, 131), (3000, 2801)])
+def test_values_beyond_all_measure_do_no_harm(shape):
+    rng = np.random.default_rng(6)
+    image = rng.normal(50, 2, shape).astype(np.float32)
+    x, y = spread_out(rng, (60, shape[1]), 30)
+    image[:60] += moffat((60, shape[1]), x, y, np.full(len(x), 5000.0), 3.0).astype(np.float32)
+    wild = np.float32([3e38, -3e38, np.inf, -np.inf, np.nan, 1e35])
+    image[-7:] = rng.choice(wild, (7, shape[1]))
+    stars = detect(image)
+    distance, which = nearest(stars, x, y)
+    assert len(set(which[distance < 0.5])) == len(x)
+    assert np.isfinite(stars.flux).all()
+
+
 def test_json_gives_back_the_same_bits():
     rng = np.random.default_rng(30)
     image, *_ = field(rng)

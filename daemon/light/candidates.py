@@ -38,7 +38,7 @@ _REACH_PX = 40  # as far as a footprint is followed
 _SIDE_PX = 2 * _REACH_PX + 3  # of the window for that, with a rim
 _SEGMENT_PX = 64  # columns that are looked through at once for what is rare
 _STRIP_PX = 16  # rows that are worked through together, while they are near
-_HUGE = np.float32(3e38)  # infinite or NaN is what is not below
+_HUGE = np.float32(1e30)  # what is not below is infinite, NaN or no measurement; sums are below
 _BATCH = 32  # candidates that share their working memory
 
 
@@ -159,7 +159,7 @@ def _peaks(significance: F32, residual: F32, threshold: float) -> tuple[F32, I32
     ny, nx = significance.shape
     smoothed = np.empty((ny, nx), dtype=np.float32)
     strips = -(-ny // _STRIP_PX)
-    # Of two neighbours but one is a maximum. What is not written to takes no memory.
+    # Of neighbours but one is a maximum. What is not written to takes no memory.
     places = np.empty((strips, _STRIP_PX // 2 * (nx // 2 + 1)), dtype=np.int32)
     counts = np.empty(strips, dtype=np.int64)
     _smooth_and_mark(significance, residual, threshold, smoothed, counts, places)
@@ -252,7 +252,7 @@ def _divide(
 
 @kernel()
 def _divide_row(image: F32, flags: U8, level: F32, noise: F32, row: int, out: F32) -> None:
-    """(mean of binning² good pixels − level) / its noise; 0 where no pixel is good."""
+    """(mean of binning² good pixels − level) / its noise; 0 where none is good, or out of range."""
     my, mx = out.shape
     binning = 2 if my < len(image) else 1
     per_bin = np.float32(binning)
@@ -287,7 +287,8 @@ def _divide_row(image: F32, flags: U8, level: F32, noise: F32, row: int, out: F3
                 value, good = _mean(image, flags, top, col * binning, binning)
                 base = level0[col] + share * (level1[col] - level0[col])
                 scatter = noise0[col] + share * (noise1[col] - noise0[col])
-                target[col] = per_bin * (value - base) / scatter if good else 0.0
+                ratio = per_bin * (value - base) / scatter
+                target[col] = ratio if good and abs(ratio) < _HUGE else 0.0
 
 
 @kernel()
