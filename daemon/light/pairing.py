@@ -14,7 +14,8 @@ def mutual(points: F64, others: F64, radius: float) -> tuple[Index, Index]:
     nearer than `radius` px; in the order of i. Of several at one distance the first counts.
     """
     order = np.argsort(others[:, 1], kind="stable")
-    nearest = _nearest(points, np.ascontiguousarray(others[order]), radius)
+    # One layout: each would be compiled by itself.
+    nearest = _nearest(np.ascontiguousarray(points), np.ascontiguousarray(others[order]), radius)
     i = np.flatnonzero(nearest >= 0)
     return i, order[nearest[i]]
 
@@ -23,6 +24,7 @@ def light_around(xy: F64, field: F64, flux: F64, reach: float) -> F64:
     """(n,) the sum of `flux` (m,) over the points of `field` (m, 2) within `reach` px of each of
     `xy` (n, 2).
     """
+    xy, field, flux = (np.ascontiguousarray(one) for one in (xy, field, flux))
     return _light_around(xy, field, flux, reach)
 
 

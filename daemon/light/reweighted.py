@@ -32,6 +32,7 @@ def fit(
     are made, or fewer than `least` stars count. Columns of the design should be of about the same
     size. None if the stars do not determine the numbers.
     """
+    design, values = np.ascontiguousarray(design), np.ascontiguousarray(values)
     answer, determined = _fit(design, values, rounds, least, median)
     return answer if determined else None
 
