@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from calib_library.combine import (
     LANES,
-    TILE_BYTES,
     Rows,
     alike,
     sort_lanes,
     sorting_network,
-    tiles,
+    through_tiles,
+    tile_height,
 )
 from calib_library.errors import IncompatibleFramesError
 from calib_library.kernels import kernel
@@ -48,6 +48,7 @@ _LOOKED_THROUGH = 256
 _REACH = 3
 """A repair looks for good pixels up to so many same-colour steps away."""
 _BAND_ROWS = 256
+_READ_AT_ONCE_BYTES = 64_000_000
 
 
 def cold_pixels(flat: Floats, *, low: float = 0.5, high: float = 1.5, bayer: bool = False) -> Mask:
@@ -113,13 +114,14 @@ def find_telegraph(
     mean, variance = np.empty((ny, nx), np.float32), np.empty((ny, nx), np.float32)
     # As stored: the constant that plain rows lack is no matter where all lack the same.
     plain = alike(darks)
-    height = max(1, min(ny, TILE_BYTES // (len(darks) * nx * (2 if plain else 4))))
-    step = 0.0
-    for y0, y1, tile in tiles(darks, ny, nx, height, plain=plain):
+    height = tile_height(darks, _READ_AT_ONCE_BYTES, plain=plain)
+
+    def work(y0: int, y1: int, tile: npt.NDArray[Any]) -> float:
         values = tile.view(np.int16).byteswap(inplace=True) if plain else tile
-        if y0 == 0:
-            step = _value_step(values[0])
         _trimmed_moments(values, mean[y0:y1], variance[y0:y1])
+        return _value_step(values[0]) if y0 == 0 else 0.0
+
+    step = math.fsum(found for _, found in through_tiles(darks, height, work, plain=plain))
     quiet = quiet_noise(mean, variance, least=step**2 / 12, e_per_adu=e_per_adu)
     found = [
         nx * y0
@@ -225,7 +227,7 @@ def _value_step(sample: npt.NDArray[Any]) -> float:
     return float(np.gcd.reduce(np.diff(values).astype(np.int64)))
 
 
-@kernel(parallel=True)
+@kernel()
 def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> None:
     """Mean and sample variance of `tile` (n, rows, nx) over n, two highest and the lowest dropped.
 
@@ -233,7 +235,7 @@ def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> 
     """
     n, height, nx = tile.shape
     kept = n - 3
-    for y in numba.prange(height):
+    for y in range(height):
         first = tile[0, y]
         total = np.zeros(nx, np.float64)
         squares = np.zeros(nx, np.float64)
