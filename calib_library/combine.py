@@ -20,12 +20,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Protocol, Self, TypeVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import kernel
+from calib_library.kernels import PROCESSORS, kernel
 
 LANES = 64
 """Pixels sorted side by side: one cache line of uint16 twice, small enough for any first cache."""
@@ -35,7 +34,7 @@ READ_BYTES = 64_000
 """Less is not read at once of a frame, however many frames there are."""
 AHEAD = 2
 """Tiles that may be done before those above them are given out."""
-THREADS: int = max(2, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+THREADS = max(2, PROCESSORS)
 """Each reads (and hashes) and combines one tile at a time; with two, one reads meanwhile."""
 
 Floats = npt.NDArray[np.float32]

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +21,7 @@ from calib_library.dark_model import (
     dark_current,
 )
 from calib_library.defects import local_median
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, prange
 from calib_library.robust import mad_sigma
 
 Floats = npt.NDArray[np.float32]
@@ -234,7 +233,7 @@ def _mix(
     masters, ny, nx = values.shape
     single = masters == 1
     judged = doubt.shape[0] > 0
-    for y in numba.prange(ny):
+    for y in prange(ny):
         for x in range(nx):
             level = np.float32(0.0)
             signal = np.float32(0.0)

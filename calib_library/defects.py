@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +22,7 @@ from calib_library.combine import (
     tile_height,
 )
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, prange
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -272,7 +271,7 @@ def _inside(i: int, length: int, step: int) -> int:
 @kernel(parallel=True)
 def _local_median(image: Floats, step: int, network: npt.NDArray[np.int32], out: Floats) -> None:
     ny, nx = image.shape
-    for y in numba.prange(ny):
+    for y in prange(ny):
         values = np.zeros((25, LANES), np.float32)
         for x in range(0, nx, LANES):
             width = min(LANES, nx - x)
@@ -296,7 +295,7 @@ def _count_exceeded(
     thresholds: npt.NDArray[np.float32],
     out: npt.NDArray[np.uint8],
 ) -> None:
-    for y in numba.prange(image.shape[0]):
+    for y in prange(image.shape[0]):
         for x in range(image.shape[1]):
             excess = image[y, x] - around[y, x]
             count = 0
@@ -338,7 +337,7 @@ def repair_pixels(image: Floats, mask: npt.NDArray[np.uint8], step: int) -> int:
     """
     ny, nx = image.shape
     lost = 0
-    for y in numba.prange(ny):
+    for y in prange(ny):
         for first in range(0, nx, _LOOKED_THROUGH):
             last = min(first + _LOOKED_THROUGH, nx)
             if not _all_flags(mask[y, first:last]) & BAD:
