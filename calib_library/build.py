@@ -6,11 +6,13 @@ The same frames and settings give the same file under the same name (`master_fil
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -218,7 +220,8 @@ def _build(
             # Signed and floating-point frames, and those without their pedestal, may hold what
             # 0..1 of 16 bits cannot.
             scale="unit" if group.key.storage in _FULL_SCALE and not sections.bias else "adu",
-            pieces=combine.sigma_clipped_rows(
+            combining=functools.partial(
+                combine.sigma_clipped_rows,
                 # One pedestal for all is subtracted in the combining itself.
                 [
                     one.rows
@@ -240,13 +243,25 @@ def _build(
     return dataclasses.replace(built, sha256=_digest(path), notes=(*built.notes, *changes))
 
 
+class _Piece(NamedTuple):
+    """What is kept of some rows of a master."""
+
+    stored: product_file.Encoded
+    kept: int
+    """Values, of all frames, that the clip left."""
+    variances: Floats
+    """Of every eighth pixel of every eighth row, ADU², of the mean."""
+    rows: Floats
+    """Every `_thin`th row, ADU."""
+
+
 def _combine_into(
     path: Path,
     opened: Sequence[Opened],
     cards: Callable[[Found], Sequence[Card]],
     *,
     scale: product_file.Scale,
-    pieces: Generator[tuple[int, int, combine.Combined]],
+    combining: Callable[[Callable[[int, combine.Combined], _Piece]], Generator[tuple[int, _Piece]]],
     judge: Callable[[Floats, float], None],
     progress: Progress,
 ) -> None:
@@ -266,18 +281,23 @@ def _combine_into(
     with (
         atomic.atomically(path) as file,
         product_file.RowWriter(file, (ny, nx), cards(Found()), scale=scale) as writer,
-        contextlib.closing(pieces),
-        ThreadPoolExecutor(1, "master-writer") as pool,
     ):
-        written = pool.submit(lambda: None)
-        for y0, y1, part in pieces:
-            written.result()
-            written = pool.submit(writer.write, part.mean.copy())
-            kept += int(part.count.sum(dtype=np.int64))
-            variances.append(part.variance[-y0 % 8 :: 8, ::8].copy())
-            rows.append(part.mean[-y0 % step :: step].copy())
-            progress(y1 / ny)
-        written.result()
+
+        def done(y0: int, part: combine.Combined) -> _Piece:
+            return _Piece(
+                stored=writer.encoded(part.mean),
+                kept=int(part.count.sum(dtype=np.int64)),
+                variances=part.variance[-y0 % 8 :: 8, ::8].copy(),
+                rows=part.mean[-y0 % step :: step].copy(),
+            )
+
+        with contextlib.closing(combining(done)) as pieces:
+            for y1, piece in pieces:
+                writer.append(piece.stored)
+                kept += piece.kept
+                variances.append(piece.variances)
+                rows.append(piece.rows)
+                progress(y1 / ny)
         set_files.check_identity(opened)
         noise_adu = math.sqrt(float(np.median(np.concatenate(variances))))
         judge(np.concatenate(rows), noise_adu)
@@ -300,7 +320,7 @@ def _judge(
     def strips(one: Opened) -> list[Floats]:
         return [strip[:, columns] for strip in one.strips(starts)]
 
-    with ThreadPoolExecutor(combine.READERS, "master-judge") as pool:
+    with ThreadPoolExecutor(combine.THREADS, "master-judge") as pool:
         if _is_flat(group):
             base = np.array([_base_levels(one.pedestal, starts, columns) for one in opened])
             reasons = judging.flats(
@@ -312,7 +332,6 @@ def _judge(
             reasons, doubt = judging.darks(
                 list(pool.map(lambda one: judging.look_at_dark(strips(one), step=step), opened)),
                 starts=starts,
-                step=step,
             )
     for one, reason in zip(opened, reasons, strict=True):
         if reason:

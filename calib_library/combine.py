@@ -1,5 +1,7 @@
 """Sigma-clipped mean and median of many frames, in tiles of rows, at bounded memory.
 
+Each of some threads reads a tile and combines it, while it is still in the processor's cache.
+
 The frames' values at a pixel are sorted, 64 neighbouring pixels at a time: a sorting network is a
 fixed list of compare-and-swap steps, and each step works on 64 pixels side by side, which the
 compiler turns into vector instructions. In sorted order the clipped values lie at the two ends, so
@@ -12,25 +14,31 @@ as float32.
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, Self
+from queue import SimpleQueue
+from typing import Any, Protocol, Self, TypeVar
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import kernel
+from calib_library.kernels import PROCESSORS, kernel
 
 LANES = 64
 """Pixels sorted side by side: one cache line of uint16 twice, small enough for any first cache."""
-TILE_BYTES = 16_000_000
-"""Of one tile's input. Larger ones are slower: fresh memory costs more than it saves."""
-READERS = 4
-"""Threads that read, and hash what they read: each frame is one thread's at a time."""
+TILE_BYTES = 8_000_000
+"""Of one tile's input: what each core can keep in its share of the last cache."""
+READ_BYTES = 64_000
+"""Less is not read at once of a frame, however many frames there are."""
+AHEAD = 2
+"""Tiles that may be done before those above them are given out."""
+THREADS = max(2, PROCESSORS)
+"""Each reads (and hashes) and combines one tile at a time; with two, one reads meanwhile."""
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Rows(Protocol):
@@ -168,19 +176,22 @@ def sigma_clipped_mean(
 
 def sigma_clipped_rows(
     readers: Sequence[Rows],
+    then: Callable[[int, Combined], T],
     *,
     sigma: float = 3.0,
     iterations: int = 5,
     scales: npt.NDArray[np.float64] | None = None,
     subtract: Floats | None = None,
     memory_bytes: int = 256_000_000,
-) -> Generator[tuple[int, int, Combined]]:
-    """The same in pieces, for results that need not be in memory as a whole: rows y0 to y1
-    (exclusive) of the result, from the top to the bottom. The arrays are overwritten for the next
-    piece. Every reader is asked for all its rows, once and in order, by one thread at a time.
+) -> Generator[tuple[int, T]]:
+    """The same in pieces, for results that need not be in memory as a whole: (y1, what `then` made
+    of the rows up to y1, exclusive), from the top to the bottom.
+
+    `then` is given their first row y0 and the rows; several threads call it at a time. Every reader
+    is asked for all its rows, once and in order, by one thread at a time.
     """
     clip = _Clip(sigma=sigma, iterations=iterations, median=False)
-    return _pieces(readers, clip, scales=scales, subtract=subtract, memory_bytes=memory_bytes)
+    return _pieces(readers, clip, then, scales=scales, subtract=subtract, memory_bytes=memory_bytes)
 
 
 def median(
@@ -227,9 +238,15 @@ def _combine(
     ny, nx = _common_shape(readers, subtract)
     result = Combined.empty(ny, nx)
     pieces = _pieces(
-        readers, clip, scales=scales, subtract=subtract, memory_bytes=memory_bytes, result=result
+        readers,
+        clip,
+        lambda _y0, _part: None,
+        scales=scales,
+        subtract=subtract,
+        memory_bytes=memory_bytes,
+        result=result,
     )
-    for _, y1, _ in pieces:
+    for y1, _ in pieces:
         if progress is not None:
             progress(y1 / ny)
     return result
@@ -238,17 +255,15 @@ def _combine(
 def _pieces(
     readers: Sequence[Rows],
     clip: _Clip,
+    then: Callable[[int, Combined], T],
     *,
     scales: npt.NDArray[np.float64] | None,
     subtract: Floats | None,
     memory_bytes: int,
     result: Combined | None = None,
-) -> Generator[tuple[int, int, Combined]]:
-    """Combine tile by tile: (y0, y1, those rows of the result).
-
-    They are views of `result`, or of memory that is used again for the next tile.
-    """
-    ny, nx = _common_shape(readers, subtract)
+) -> Generator[tuple[int, T]]:
+    """Combine tile by tile, as `sigma_clipped_rows`; into `result` where it is given."""
+    _, nx = _common_shape(readers, subtract)
     n = len(readers)
     plain, bzero = alike(readers), readers[0].bzero
     factors = _factors(scales, n)
@@ -256,41 +271,28 @@ def _pieces(
     if subtract is not None:
         subtract = np.ascontiguousarray(subtract, np.float32)
     floats = not plain or factors is not None
+    scale = factors if factors is not None else np.ones((n, 4), np.float32)
     network = sorting_network(n)
-    # Two input tiles, one being read while the other is combined; a third as float32 where needed.
-    row_bytes = n * nx * ((2 * 2 if plain else 2 * 4) + (4 if plain and floats else 0))
-    height = max(1, min(ny, min(memory_bytes, 2 * TILE_BYTES) // row_bytes))
-    as_float = np.empty(n * height * nx if plain and floats else 0, np.float32)
-    room = Combined.empty(height, nx) if result is None else result
-    for y0, y1, tile in tiles(readers, ny, nx, height, plain=plain):
-        dark = subtract[y0:y1] if subtract is not None else np.empty((0, 0), np.float32)
-        part = room.rows(0, y1 - y0) if result is None else room.rows(y0, y1)
+    clipping = clip.sigma, clip.iterations, int(clip.median)
+    height = tile_height(readers, memory_bytes // (3 if plain and floats else 1), plain=plain)
+
+    def work(y0: int, y1: int, tile: npt.NDArray[Any]) -> T:
+        part = result.rows(y0, y1) if result else Combined.empty(y1 - y0, nx)
         out = part.mean, part.variance, part.count
-        if not floats:
-            _clip_integers(
-                tile, offset, network, clip.sigma, clip.iterations, int(clip.median), *out
-            )
+        dark = subtract[y0:y1] if subtract is not None else np.empty((0, 0), np.float32)
+        if floats:
+            values = tile
+            if plain:
+                values = np.empty(tile.shape, np.float32)
+                _decode(tile, offset, values)
+            _clip_floats(values, y0, dark, scale, network, *clipping, *out)
+        else:
+            _clip_integers(tile, offset, network, *clipping, *out)
             if subtract is not None:
                 part.mean[:] -= dark  # a shift common to all frames does not move the clip
-        else:
-            if plain:
-                values = as_float[: tile.size].reshape(tile.shape)
-                _decode(tile, offset, values)
-            else:
-                values = tile
-            scale = factors if factors is not None else np.ones((n, 4), np.float32)
-            _clip_floats(
-                values,
-                y0,
-                dark,
-                scale,
-                network,
-                clip.sigma,
-                clip.iterations,
-                int(clip.median),
-                *out,
-            )
-        yield y0, y1, part
+        return then(y0, part)
+
+    return through_tiles(readers, height, work, plain=plain)
 
 
 def _common_shape(readers: Sequence[Rows], subtract: Floats | None) -> tuple[int, int]:
@@ -335,37 +337,85 @@ def alike(readers: Sequence[Rows]) -> bool:
     return all(one.plain and one.bzero == readers[0].bzero for one in readers)
 
 
-def tiles(
-    readers: Sequence[Rows], ny: int, nx: int, height: int, *, plain: bool
-) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
-    """Read the frames tile by tile, one ahead: (y0, y1, values (n, y1 - y0, nx)). They may be
-    changed, and are overwritten.
+def tile_height(readers: Sequence[Rows], memory_bytes: int, *, plain: bool) -> int:
+    """Return how many rows a tile has; all that are read at a time fit into `memory_bytes`."""
+    ny, nx = readers[0].shape
+    row_bytes = nx * (2 if plain else 4)
+    wanted = max(TILE_BYTES // (len(readers) * row_bytes), -(-READ_BYTES // row_bytes))
+    fitting = memory_bytes // (THREADS * len(readers) * row_bytes)
+    return max(1, min(ny, wanted, fitting))
 
-    `plain` tiles (for frames that are `alike`) hold the stored bytes, viewed as uint16 in native
-    order; others float32 values, ADU.
+
+def through_tiles(
+    readers: Sequence[Rows],
+    height: int,
+    work: Callable[[int, int, npt.NDArray[Any]], T],
+    *,
+    plain: bool,
+) -> Generator[tuple[int, T]]:
+    """Read like frames in tiles of so many rows, each taken through `work` by one of some threads:
+    (y1, what `work` returned for the rows up to y1, exclusive), from the top to the bottom.
+
+    `work` is given y0, y1 and the values (n, y1 - y0, nx), which it may change and must not keep;
+    at most THREADS + AHEAD tiles are worked on or done and not yet given out. `plain` tiles (for
+    frames that are `alike`) hold the stored bytes, viewed as uint16 in native order; others float32
+    values, ADU.
     """
+    (ny, nx), n = readers[0].shape, len(readers)
     dtype = np.dtype(">i2") if plain else np.dtype(np.float32)
-    buffers = [np.empty((len(readers), height, nx), dtype) for _ in range(2)]
-    spans = [(y0, min(y0 + height, ny)) for y0 in range(0, ny, height)]
-    with ThreadPoolExecutor(READERS, "combine-reader") as pool:
+    # The last one that was given back is the first to be used again: it is still in the cache.
+    buffers = [np.empty(n * height * nx, dtype) for _ in range(THREADS)]
 
-        def begin(i: int) -> tuple[npt.NDArray[Any], list[Future[Any]]]:
-            y0, y1 = spans[i]
-            tile = buffers[i % 2].reshape(-1)[: len(readers) * (y1 - y0) * nx]
-            tile = tile.reshape(-1, y1 - y0, nx)
-            return tile, [
-                pool.submit(_read, reader, y0, y1, rows)
-                for reader, rows in zip(readers, tile, strict=True)
-            ]
+    def one(y0: int, y1: int, above: _Turns, own: _Turns) -> tuple[int, T]:
+        buffer = buffers.pop()
+        try:
+            tile = buffer[: n * (y1 - y0) * nx].reshape(n, y1 - y0, nx)
+            _read_in_turn(readers, y0, y1, tile, above, own)
+            return y1, work(y0, y1, tile.view(np.uint16) if plain else tile)
+        finally:
+            buffers.append(buffer)
 
-        coming = begin(0)
-        for i, (y0, y1) in enumerate(spans):
-            tile, reading = coming
-            for one in reading:
-                one.result()
-            if i + 1 < len(spans):
-                coming = begin(i + 1)
-            yield y0, y1, tile.view(np.uint16) if plain else tile
+    running: deque[Future[tuple[int, T]]] = deque()
+    above: _Turns = SimpleQueue()
+    _release(above, n)
+    with ThreadPoolExecutor(THREADS, "combine") as pool:
+        for y0 in range(0, ny, height):
+            if len(running) == THREADS + AHEAD:
+                yield running.popleft().result()
+            own: _Turns = SimpleQueue()
+            running.append(pool.submit(one, y0, min(y0 + height, ny), above, own))
+            above = own
+        while running:
+            yield running.popleft().result()
+
+
+_Turns = SimpleQueue[None]
+"""One entry for each frame whose rows of a tile have been read."""
+
+
+def _release(turns: _Turns, count: int) -> None:
+    for _ in range(count):
+        turns.put(None)
+
+
+def _read_in_turn(
+    readers: Sequence[Rows],
+    y0: int,
+    y1: int,
+    tile: npt.NDArray[Any],
+    above: _Turns,
+    own: _Turns,
+) -> None:
+    """Fill a tile, of each frame only after the tile above: rows are hashed in order."""
+    left = len(readers)
+    try:
+        for reader, rows in zip(readers, tile, strict=True):
+            above.get()
+            _read(reader, y0, y1, rows)
+            own.put(None)
+            left -= 1
+    finally:
+        _release(own, left)  # of an error nobody below must wait for ever
 
 
 def _read(reader: Rows, y0: int, y1: int, rows: npt.NDArray[Any]) -> None:
@@ -558,7 +608,7 @@ def _clip_block(
         count[lane] = kept
 
 
-@kernel(parallel=True)
+@kernel()
 def _clip_integers(
     tile: npt.NDArray[np.uint16],
     offset: float,
@@ -577,10 +627,10 @@ def _clip_integers(
     """
     n, height, nx = tile.shape
     widest = math.sqrt(2.0**31 / n)  # ADU, so that the sums of squares stay whole numbers of 32 bit
-    for y in numba.prange(height):
-        values = np.zeros((n, LANES), np.uint16)
-        totals, squares = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
-        settled = np.empty(LANES, np.bool_)
+    values = np.zeros((n, LANES), np.uint16)
+    totals, squares = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
+    settled = np.empty(LANES, np.bool_)
+    for y in range(height):
         for x in range(0, nx, LANES):
             width = min(LANES, nx - x)
             for k in range(n):
@@ -597,7 +647,7 @@ def _clip_integers(
             )  # fmt: skip
 
 
-@kernel(parallel=True)
+@kernel()
 def _clip_floats(
     tile: Floats,
     y0: int,
@@ -618,11 +668,11 @@ def _clip_floats(
     n, height, nx = tile.shape
     has_dark = dark.shape[0] > 0
     largest = np.float32(3.4e38)
-    for y in numba.prange(height):
-        values = np.zeros((n, LANES), np.float32)
-        totals, squares = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
-        settled = np.empty(LANES, np.bool_)
-        factors = np.empty((n, LANES), np.float32)
+    values = np.zeros((n, LANES), np.float32)
+    totals, squares = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
+    settled = np.empty(LANES, np.bool_)
+    factors = np.empty((n, LANES), np.float32)
+    for y in range(height):
         phase = 2 * ((y0 + y) % 2)
         for k in range(n):
             for lane in range(LANES):  # LANES is even: a lane's parity is its column's
@@ -651,11 +701,11 @@ def _clip_floats(
             )  # fmt: skip
 
 
-@kernel(parallel=True)
+@kernel()
 def _decode(tile: npt.NDArray[np.uint16], offset: float, out: Floats) -> None:
     """Big-endian int16 pixels as stored, (n, rows, nx) → stored + 32768 + offset."""
     n, height, nx = tile.shape
-    for y in numba.prange(height):
+    for y in range(height):
         for k in range(n):
             for x in range(nx):
                 v = tile[k, y, x]

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -21,7 +20,7 @@ from calib_library.dark_model import (
     DarkPlan,
     dark_current,
 )
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, prange
 from calib_library.local_median import local_median
 from calib_library.robust import mad_sigma
 
@@ -231,7 +230,7 @@ def _mix(
     counts: npt.NDArray[np.int64],
 ) -> None:
     """Fill rows of the dark; of the error, the doubt and the counts where asked for."""
-    for y in numba.prange(values.shape[1]):
+    for y in prange(values.shape[1]):
         _mix_row(
             y, values, smooth, hot, bulk, legs, floors, relative, relative_log, noise, adu_per_e,
             dark, error, doubt, counts,

@@ -9,13 +9,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.combine import TILE_BYTES, Rows, alike, tiles
+from calib_library.combine import Rows, alike, through_tiles, tile_height
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, prange
 from calib_library.local_median import REACH, local_median
 
 Floats = npt.NDArray[np.float32]
@@ -41,6 +40,7 @@ _LOOKED_THROUGH = 256
 _REACH = 3
 """A repair looks for good pixels up to so many same-colour steps away."""
 _BAND_ROWS = 256
+_READ_AT_ONCE_BYTES = 64_000_000
 
 
 def cold_pixels(flat: Floats, *, low: float = 0.5, high: float = 1.5, bayer: bool = False) -> Mask:
@@ -115,13 +115,14 @@ def find_telegraph(
     mean, variance = np.empty((ny, nx), np.float32), np.empty((ny, nx), np.float32)
     # As stored: the constant that plain rows lack is no matter where all lack the same.
     plain = alike(darks)
-    height = max(1, min(ny, TILE_BYTES // (len(darks) * nx * (2 if plain else 4))))
-    step = 0.0
-    for y0, y1, tile in tiles(darks, ny, nx, height, plain=plain):
+    height = tile_height(darks, _READ_AT_ONCE_BYTES, plain=plain)
+
+    def work(y0: int, y1: int, tile: npt.NDArray[Any]) -> float:
         values = tile.view(np.int16).byteswap(inplace=True) if plain else tile
-        if y0 == 0:
-            step = _value_step(values[0])
         _trimmed_moments(values, mean[y0:y1], variance[y0:y1])
+        return _value_step(values[0]) if y0 == 0 else 0.0
+
+    step = math.fsum(found for _, found in through_tiles(darks, height, work, plain=plain))
     quiet = quiet_noise(mean, variance, least=step**2 / 12, e_per_adu=e_per_adu)
     found = [
         nx * y0
@@ -215,7 +216,7 @@ def _value_step(sample: npt.NDArray[Any]) -> float:
     return float(np.gcd.reduce(np.diff(values).astype(np.int64)))
 
 
-@kernel(parallel=True)
+@kernel()
 def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> None:
     """Mean and sample variance of `tile` (n, rows, nx) over n, two highest and the lowest dropped.
 
@@ -223,7 +224,7 @@ def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> 
     """
     n, height, nx = tile.shape
     kept = n - 3
-    for y in numba.prange(height):
+    for y in range(height):
         first = tile[0, y]
         total = np.zeros(nx, np.float64)
         squares = np.zeros(nx, np.float64)
@@ -256,7 +257,7 @@ def _count_exceeded(
     thresholds: npt.NDArray[np.float32],
     out: npt.NDArray[np.uint8],
 ) -> None:
-    for y in numba.prange(image.shape[0]):
+    for y in prange(image.shape[0]):
         _count_row(image[y], around[y], doubt[y : y + 1], doubt_scale, thresholds, out[y])
 
 
@@ -332,7 +333,7 @@ def repair_pixels(image: Floats, mask: npt.NDArray[np.uint8], step: int) -> int:
     """
     ny, nx = image.shape
     lost = 0
-    for y in numba.prange(ny):
+    for y in prange(ny):
         for first in range(0, nx, _LOOKED_THROUGH):
             last = min(first + _LOOKED_THROUGH, nx)
             if not _all_flags(mask[y, first:last]) & BAD:

@@ -10,6 +10,7 @@ not re-entrant. In the daemon that thread is the worker.
 
 import contextlib
 import fcntl
+import gc
 import hashlib
 import os
 import platform
@@ -17,11 +18,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numba
-from numba.core.caching import FunctionCache
-from numba.core.runtime.nrt import rtsys
-
 from calib_library import __version__
+
+# numba brings seventy thousand objects, which stay. The collector of garbage need not look through
+# them again and again: it does so while they come, and when the program ends, and that takes as
+# long as a third of all that is imported.
+gc.disable()
+import numba  # noqa: E402
+from numba import prange as prange  # noqa: E402, PLC0414
+from numba.core.caching import FunctionCache  # noqa: E402
+from numba.core.runtime.nrt import rtsys  # noqa: E402
+
+gc.freeze()
+gc.enable()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +64,8 @@ def cache_folder() -> Path:
     return base / digest.hexdigest()[:16]
 
 
+PROCESSORS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+"""Threads that work at a time."""
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 

@@ -5,11 +5,10 @@ the median and six above it wherever they came from; the median of the other thi
 comparisons. No step branches on a value, so that the compiler makes vector instructions of it.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, prange
 
 Floats = npt.NDArray[np.float32]
 Five = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
@@ -32,7 +31,7 @@ def local_median(image: Floats, *, bayer: bool = False) -> Floats:
 
 @kernel(parallel=True)
 def _local_median(image: Floats, step: int, out: Floats) -> None:
-    for band in numba.prange((len(out) + _ROWS - 1) // _ROWS):
+    for band in prange((len(out) + _ROWS - 1) // _ROWS):
         _median_rows(image, step, band * _ROWS, out)
 
 

@@ -26,20 +26,20 @@ FAINT = 20.0
 """A flat's signal in units of its noise below which it is faint: 400 e- a pixel."""
 
 
-def hot_ratios(strips: Sequence[Floats], *, noise_adu: float, step: int) -> Doubles | None:
+def hot_ratios(above: Sequence[Floats], *, noise_adu: float) -> Doubles | None:
     """Strength of each frame's hot pixels beside those of the median frame, (n,); 1 is like it.
 
-    `strips` are the same rows of n frames, (rows, nx), ADU each; `step` is 2 for a mosaic. None
+    `above` are the same rows of n frames, each `above_neighbours`, (rows, nx) ADU. None
     where there are too few hot pixels to tell. The ratio is the median over the hot pixels, so
     that telegraph noise in some of them does not count.
     """
-    if len(strips) < 3:
+    if len(above) < 3:
         return None
     limit = HOT_SIGMA * noise_adu
     # The median costs, and memory too: only where half of the frames stand out can it do so.
-    count = sum((above_neighbours(strip, step) > limit).astype(np.uint16) for strip in strips)
-    often = np.asarray(count) >= 0.5 * len(strips)
-    excess = np.stack([above_neighbours(strip, step)[often] for strip in strips])
+    count = sum((one > limit).astype(np.uint16) for one in above)
+    often = np.asarray(count) >= 0.5 * len(above)
+    excess = np.stack([one[often] for one in above])
     typical = np.median(excess, axis=0)
     hot = typical > limit
     if np.count_nonzero(hot) < HOT_PIXELS:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from calib_library import combine, dark_compose, defects
 from calib_library import kernels as compiled
 from calib_library.dark_model import DarkPlan, Energies, Leg, Rule, Source
-from daemon.light import background, calibrate, cosmic, debayer, quality, register, stars
+from daemon.light import background, calibrate, cosmic, debayer, quality, register, stars, warp
 from daemon.light.noise import neighbour_noise
 from daemon.stack import final, halve, live
 
@@ -44,12 +44,12 @@ def kernels(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda:
     `beat` is called now and then: the very first start may take a minute on a small machine. Ends
     early where `stopping` says so.
     """
-    _go_through((_stack, _stars, _cosmics, _frames), beat, stopping)
+    _go_through((_stack, _stars, _colour, _cosmics, _frames, _registration), beat, stopping)
 
 
 def later(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda: False) -> None:
     """Prepare what only masters and the end of the night need, when nothing else is to be done."""
-    _go_through((_final, _masters, _removal), beat, stopping)
+    _go_through((_removal, _final, _masters), beat, stopping)
 
 
 def _go_through(parts: Sequence[Part], beat: Beat, stopping: Callable[[], bool]) -> None:
@@ -130,23 +130,32 @@ def _free_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# --- the parts, of about the same cost: functions of a beat ---------------------------------------
+# --- the parts, functions of a beat; above they stand with the longest first ----------------------
 
 
 def _frames(beat: Beat) -> None:
-    """Calibration, in grey and in colour."""
+    """Calibration, in grey and in colour; half the size."""
     raw = _frame()
     dark = np.zeros(raw.shape, np.float32)
     bad = np.zeros(raw.shape, np.uint8)
     for bayer in (False, True):
-        result = calibrate.calibrate(
+        calibrate.calibrate(
             raw, dark=dark, flat=dark + 1, bad=bad, bayer=bayer, saturation_adu=None
         )
         beat()
     neighbour_noise(raw, bayer=False)
-    debayer.luminance(result.image, "RGGB", grid=(8, 8))
-    debayer.superpixels(result.image, result.mask, "RGGB")
-    debayer.debayer(result.image, "RGGB")
+    beat()
+    halve.image(*_image_and_mask())
+    beat()
+
+
+def _colour(beat: Beat) -> None:
+    """The planes of a colour camera's mosaic."""
+    image, mask = _image_and_mask()
+    debayer.luminance(image[0], "RGGB", grid=(8, 8))
+    beat()
+    debayer.superpixels(image[0], mask, "RGGB")
+    debayer.debayer(image[0], "RGGB")
     beat()
 
 
@@ -158,24 +167,33 @@ def _cosmics(beat: Beat) -> None:
 
 
 def _stars(beat: Beat) -> None:
-    """Background, stars, registration."""
-    image = _frame().astype(np.float32)
-    mask = np.zeros(image.shape, np.uint8)
+    """Background and stars."""
+    (image,), mask = _image_and_mask()
     sky = background.measure_background(image)
-    cells = background.cell_means(image)
+    background.cell_means(image)
     beat()
-    found = stars.detect(image, mask=mask, background=sky, saturation_adu=None)
+    stars.detect(image, mask=mask, background=sky, saturation_adu=None)
     beat()
+
+
+def _registration(beat: Beat) -> None:
+    """Two frames of the same stars."""
+    x, y = np.random.default_rng(1).uniform(0, SIDE_PX, (2, STARS))
+    flux, none = np.linspace(5000, 1000, STARS), np.zeros(STARS)
+    found = stars.StarList(
+        x=x, y=y, flux=flux, fwhm=none + 3, peak=flux / 10, elongation=none + 1, snr=flux / 10,
+        shared=np.stack([flux, flux], axis=1), saturated=none > 0, found=STARS, radius_px=11.3,
+    )  # fmt: skip
     beside = dataclasses.replace(found, x=found.x + 1.0)
     registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
-    quality.background_plane(cells, cells, registration.matrix, 1.0, image.shape)
+    cells = background.cell_means(_frame().astype(np.float32))
+    quality.background_plane(cells, cells, registration.matrix, 1.0, (SIDE_PX, SIDE_PX))
     beat()
 
 
 def _stack(beat: Beat) -> live.LiveStack:
     """A growing stack, of so many frames that values are settled and the contrast is measured."""
     image, mask = _image_and_mask()
-    halve.image(image, mask)
     stack = live.LiveStack.empty(image.shape, high=3, low=2)
     for index in range(6):
         live.add(stack, image, np.eye(3), _terms(index, planes=1), mask=mask)
@@ -193,11 +211,13 @@ def _removal(beat: Beat) -> None:
 
 
 def _masters(beat: Beat) -> None:
-    """Combining, hot pixels, composed darks."""
+    """Combining, hot and telegraph pixels, composed darks."""
     counts = combine.ArrayRows(_frame())
     combine.sigma_clipped_mean([counts] * 3)
     beat()
     combine.sigma_clipped_mean([counts] * 3, scales=np.ones(3))
+    beat()
+    defects.find_telegraph([counts] * defects.TELEGRAPH_FRAMES)
     beat()
     image = _frame().astype(np.float32)
     defects.exceeded(image, np.array([1.0], np.float32))
@@ -221,16 +241,21 @@ def _masters(beat: Beat) -> None:
 
 
 def _final(beat: Beat) -> None:
-    """The exact stack."""
+    """The exact stack, and the frames on its grid."""
     image = _frame().astype(np.float32)
+    warp.warp(image[np.newaxis], np.eye(3), shape=image.shape)
+    beat()
     terms = [_terms(index, planes=1) for index in range(3)]
     final.combine(lambda _, y0, y1: image[np.newaxis, y0:y1], terms, shape=(1, *image.shape))
     beat()
 
 
 def _image_and_mask() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """(1, ny, nx) and (ny, nx): of a camera that has bad pixels, as all have."""
     image = _frame().astype(np.float32)[np.newaxis]
-    return image, np.zeros(image.shape[1:], np.uint8)
+    mask = np.zeros(image.shape[1:], np.uint8)
+    mask[::50, ::50] = defects.BAD
+    return image, mask
 
 
 def _terms(index: int, *, planes: int) -> live.FrameTerms:

@@ -1,14 +1,21 @@
 """The clip against astropy's, the tiles and threads against each other, the figures of theory."""
 
+import dataclasses
 import warnings
 
-import numba
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.stats import sigma_clip
 
-from calib_library.combine import ArrayRows, median, sigma_clipped_mean, sorting_network
+from calib_library import combine
+from calib_library.combine import (
+    ArrayRows,
+    median,
+    sigma_clipped_mean,
+    sigma_clipped_rows,
+    sorting_network,
+)
 from calib_library.errors import IncompatibleFramesError
 from calib_library.images.row_reader import RowReader
 
@@ -113,7 +120,8 @@ def test_tiles_do_not_show():
     frames = cube(12, shape=(40, 70))
     whole = sigma_clipped_mean(readers(frames))
     done = []
-    tiled = sigma_clipped_mean(readers(frames), memory_bytes=12 * 70 * 4 * 7, progress=done.append)
+    memory_bytes = combine.THREADS * 12 * 70 * 2 * 7  # a tile of 7 rows for each thread
+    tiled = sigma_clipped_mean(readers(frames), memory_bytes=memory_bytes, progress=done.append)
     assert len(done) == 6
     assert done[-1] == 1.0
     assert np.array_equal(whole.mean, tiled.mean)
@@ -122,20 +130,51 @@ def test_tiles_do_not_show():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_threads_do_not_show(scaled):
+def test_threads_do_not_show(scaled, monkeypatch):
     frames = cube(21, shape=(33, 129))
     scales = np.linspace(0.9, 1.1, 21) if scaled else None
     results = []
-    default = numba.get_num_threads()
-    try:
-        for threads in {1, min(2, default), default}:
-            numba.set_num_threads(threads)
-            results.append(sigma_clipped_mean(readers(frames), scales=scales))
-    finally:
-        numba.set_num_threads(default)
+    for threads in (1, 2, 7):
+        monkeypatch.setattr(combine, "THREADS", threads)
+        memory_bytes = threads * 21 * 129 * 6 * 3  # of a few rows each
+        results.append(
+            sigma_clipped_mean(readers(frames), scales=scales, memory_bytes=memory_bytes)
+        )
     for other in results[1:]:
         assert results[0].mean.tobytes() == other.mean.tobytes()
         assert results[0].variance.tobytes() == other.variance.tobytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(ArrayRows):
+    """Notes which rows were asked for, and fails at some row."""
+
+    asked: list = dataclasses.field(default_factory=list)
+    fails_at: int | None = None
+
+    def rows(self, y0, y1, out=None):
+        self.asked.append((y0, y1))
+        if y0 == self.fails_at:
+            raise OSError("the disk is gone")
+        return ArrayRows.rows(self, y0, y1, out)
+
+
+def test_every_frame_is_read_once_and_in_order():
+    frames = [Watched(frame) for frame in cube(5, shape=(60, 70))]
+    memory_bytes = combine.THREADS * 5 * 70 * 2 * 4
+    pieces = sigma_clipped_rows(
+        frames, lambda y0, part: (y0, len(part.mean)), memory_bytes=memory_bytes
+    )
+    assert [(y1, *piece) for y1, piece in pieces] == [(y0 + 4, y0, 4) for y0 in range(0, 60, 4)]
+    for frame in frames:
+        assert frame.asked == [(y0, y0 + 4) for y0 in range(0, 60, 4)]
+
+
+def test_a_frame_that_cannot_be_read_ends_it():
+    frames = [Watched(frame) for frame in cube(5, shape=(60, 70))]
+    frames[2] = dataclasses.replace(frames[2], fails_at=20)
+    with pytest.raises(OSError, match="the disk is gone"):
+        sigma_clipped_mean(frames, memory_bytes=combine.THREADS * 5 * 70 * 2 * 4)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])

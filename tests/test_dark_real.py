@@ -14,6 +14,7 @@ from calib_library import dark_compose, dark_model, header, judging
 from calib_library.frame import FrameType
 from calib_library.images import frame_file
 from calib_library.local_median import local_median
+from calib_library.robust import mad_sigma
 from tests.nights import shared
 from tests.records import master
 
@@ -42,7 +43,7 @@ def whole(frames) -> np.ndarray:
     starts = judging.strip_starts(frames.shape[1])
     strips = [[image[y : y + judging.STRIP_ROWS] for y in starts] for image in frames]
     levels = np.array([[judging.trimmed_mean(strip) for strip in one] for one in strips])
-    noise = float(np.median([judging.spread(strip) for one in strips for strip in one]))
+    noise = float(np.median([mad_sigma(strip) for one in strips for strip in one]))
     reasons = judging.judge_levels(levels, noise_adu=noise, rows=starts)
     return frames[[reason is None for reason in reasons]]
 

@@ -11,7 +11,7 @@ import pytest
 from calib_library import combine, dark_compose, dark_model, defects, kernels, local_median
 from calib_library.frame import FrameType
 from daemon import warmup
-from daemon.light import calibrate
+from daemon.light import calibrate, warp
 from daemon.stack import final
 from tests.records import KEY, master
 
@@ -26,10 +26,14 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
         combine._clip_floats,
         combine._decode,
         local_median._local_median,
+        defects._trimmed_moments,
         defects._count_exceeded,
         dark_compose._mix,
         final._combine_tile,
         calibrate._calibrate,
+        warp._mark_blocks,
+        warp._warp_rows,
+        warp._split_coverage,
     )
     warmup.kernels()
     warmup.later()
@@ -57,6 +61,10 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
             [warmup._terms(index, planes=planes) for index in range(5)],
             shape=(planes, *shape),
         )
+    defects.find_telegraph(rows * 4)
+    moved = warp.bad_pixels(bad, shape=image.shape)
+    assert moved[0].any()
+    warp.warp(image[np.newaxis], np.eye(3), shape=image.shape)
     ends = [master(k, FrameType.DARK, temperature_c=-14.0 + 4.0 * k) for k in (1, 2)]
     plan = dark_model.plan(ends, exposure_s=300.0, temperature_c=-8.0)
     reader = {k: lambda first, last: dark[first:last] for k in (1, 2)}

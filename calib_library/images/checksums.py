@@ -36,6 +36,11 @@ def ones_sum(raw: npt.NDArray[np.uint8], start: int = 0) -> int:
     whole = raw.size // 4 * 4
     total = start + int(raw[:whole].view(">u4").sum(dtype=np.uint64))
     total += int.from_bytes(raw[whole:].tobytes().ljust(4, b"\0"), "big")
+    return folded(total)
+
+
+def folded(total: int) -> int:
+    """A sum of words in 32 bits, what is carried out of them added at the low end."""
     while total > 0xFFFFFFFF:
         total = (total & 0xFFFFFFFF) + (total >> 32)
     return total

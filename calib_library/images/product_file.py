@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from calib_library.errors import ImageError
 from calib_library.fits_cards import CARD, format_card
 from calib_library.frame import Card
 from calib_library.images.astropy_fits import quiet
-from calib_library.images.checksums import ones_sum
+from calib_library.images.checksums import folded, ones_sum
 from calib_library.images.fits_headers import padded, read_hdus, structural
 from calib_library.images.frame_file import load, opened, reader_of
 from calib_library.images.row_reader import RowReader
@@ -123,6 +123,15 @@ def write_fits(
                 writer.write(plane)
 
 
+class Encoded(NamedTuple):
+    """Rows as they stand in a file."""
+
+    stored: npt.NDArray[np.uint8]
+    """Their bytes."""
+    total: int
+    """Of these bytes, as `ones_sum` has it."""
+
+
 class RowWriter:
     """Appends one image HDU to a file that `atomically` gave, from the first row to the last: for
     images that need not be in memory as a whole.
@@ -162,10 +171,24 @@ class RowWriter:
         rows = rows.reshape(-1, rows.shape[-1])
         step = max(1, 100_000 // max(1, rows.shape[1]))
         for y in range(0, len(rows), step):
-            stored = _encoded(rows[y : y + step], self._scale, self._pedestal)
-            if self._carry:
-                stored = np.concatenate([np.frombuffer(self._carry, np.uint8), stored])
-            self._append(stored)
+            self.append(self.encoded(rows[y : y + step]))
+
+    def encoded(self, rows: npt.NDArray[Any]) -> Encoded:
+        """Turn some rows, as for `write`, into what `append` takes. Any thread may do that."""
+        stored = _encoded(rows, self._scale, self._pedestal)
+        return Encoded(stored, ones_sum(stored))
+
+    def append(self, rows: Encoded) -> None:
+        """Append rows that were `encoded`."""
+        if self._carry or rows.stored.size % 4:
+            stored = np.concatenate([np.frombuffer(self._carry, np.uint8), rows.stored])
+            # Whole words of 4 bytes, for the sum; what is over is kept.
+            whole = stored.size // 4 * 4
+            self._carry = stored[whole:].tobytes()
+            rows = Encoded(stored[:whole], ones_sum(stored[:whole]))
+        self._total = folded(self._total + rows.total)
+        self._file.write(rows.stored.data)
+        self._written += rows.stored.size
 
     def __enter__(self) -> Self:
         return self
@@ -189,14 +212,6 @@ class RowWriter:
         self._file.seek(self._start)
         self._file.write(_padded_header(self._header, self._total))
         self._file.seek(end)
-
-    def _append(self, stored: npt.NDArray[np.uint8]) -> None:
-        """Write whole words of 4 bytes, for the sum; keep what is over."""
-        whole = stored.size // 4 * 4
-        self._carry = stored[whole:].tobytes()
-        self._total = ones_sum(stored[:whole], self._total)
-        self._file.write(stored[:whole].data)
-        self._written += whole
 
     def _header_of(self, cards: Sequence[Card]) -> bytes:
         if self._scale is not None:
