@@ -101,11 +101,11 @@ def _decoded(
     if not apart:
         return info, physical(info, stored_pixels(info, raw))
     stored = stored_pixels(info, raw).reshape(-1)
-    pixels = np.empty(stored.shape, info.storage)
+    pixels, native = np.empty(stored.shape, info.storage), stored.dtype.newbyteorder("=")
     # Each part is decoded while it is in the cache.
     for first in range(0, stored.size, PART_BYTES // stored.itemsize):
         part = slice(first, first + PART_BYTES // stored.itemsize)
-        pixels[part] = physical(info, stored[part].copy())
+        pixels[part] = physical(info, stored[part].astype(native))
     return info, pixels.reshape(info.shape)
 
 
