@@ -20,17 +20,17 @@ from typing import Any, ParamSpec, TypeVar
 
 from calib_library import __version__
 
-# numba brings seventy thousand objects, which stay. The collector of garbage need not look through
-# them again and again: it does so while they come, and when the program ends, and that takes as
-# long as a third of all that is imported.
+# numba brings seventy thousand objects, which stay: the collector of garbage need not look through
+# them again and again while they come.
+_collecting = gc.isenabled()
 gc.disable()
 import numba  # noqa: E402
 from numba import prange as prange  # noqa: E402, PLC0414
 from numba.core.caching import FunctionCache  # noqa: E402
 from numba.core.runtime.nrt import rtsys  # noqa: E402
 
-gc.freeze()
-gc.enable()
+if _collecting:
+    gc.enable()
 
 P = ParamSpec("P")
 R = TypeVar("R")

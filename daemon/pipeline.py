@@ -114,23 +114,37 @@ class Pipeline:
     def process(self, frame: Frame, *, now: dt.datetime) -> State:
         """Take a claimed frame to its end, and record it there. Returns the new state."""
         loaded = self._load(frame)
-        twin = self.ledger.with_content(loaded.sha256, other_than=frame.id)
-        if twin is not None:
-            raise FrameRejectedError(f"the same content as {twin.name} (frame {twin.id})")
-        try:
-            identity = self.identify(loaded.info, root=frame.root, mtime_ns=loaded.mtime_ns)
-        except HeaderError as error:
-            raise FrameRejectedError(str(error)) from error
-        explanation: Explanation = [explain.header(identity)]
-        identity = self._inspect(identity, loaded, explanation)
-        if identity.record.frame_type is FrameType.LIGHT:
+        explanation: Explanation = []
+        try:  # while the file is still being hashed
+            identity = self._recognised(frame, loaded, explanation)
+            is_light = identity.record.frame_type is FrameType.LIGHT
+            mark = rewritten.mark_of(loaded.pixels) if is_light else ""
+        finally:  # of a copy nothing else is said, whatever may be wrong with it
+            self._refuse_copy(frame, loaded)
+        if is_light:
             identity = self._with_gain(identity)
-            mark = rewritten.mark_of(loaded.pixels)
             old, same = self._stacked_before(frame, mark, identity.record)
             if old is not None and same:
                 return self._once(frame, loaded, identity, explanation, now, old=old, mark=mark)
             return self._light(frame, loaded, identity, explanation, now, old=old, mark=mark)
         return self._calibration_frame(frame, loaded, identity, explanation, now)
+
+    def _recognised(
+        self, frame: Frame, loaded: frame_file.Loaded, explanation: Explanation
+    ) -> Identity:
+        """What the header tells and the pixels agree to. Nothing is recorded."""
+        try:
+            identity = self.identify(loaded.info, root=frame.root, mtime_ns=loaded.mtime_ns)
+        except HeaderError as error:
+            raise FrameRejectedError(str(error)) from error
+        explanation.append(explain.header(identity))
+        return self._inspect(identity, loaded, explanation)
+
+    def _refuse_copy(self, frame: Frame, loaded: frame_file.Loaded) -> None:
+        """Wait for the file's hash; is another frame of this content counted already?"""
+        twin = self.ledger.with_content(loaded.sha256, other_than=frame.id)
+        if twin is not None:
+            raise FrameRejectedError(f"the same content as {twin.name} (frame {twin.id})")
 
     def _load(self, frame: Frame) -> frame_file.Loaded:
         try:
@@ -501,6 +515,7 @@ class Pipeline:
             sky_adu=sky.level_adu,
             read_noise_e=cosmic.read_noise(sky.sigma_adu, sky.level_adu, e_per_adu),
             saturation_adu=record.saturation_adu,
+            out=result.image,
         )
         return cleaned, result.mask, sky
 

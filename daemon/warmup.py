@@ -14,15 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import combine, dark_compose, defects
+from calib_library import combine, dark_compose, defects, header, inspect
 from calib_library import kernels as compiled
 from calib_library.dark_model import DarkPlan, Energies, Leg, Rule, Source
+from daemon import rewritten
 from daemon.light import background, calibrate, cosmic, debayer, quality, register, stars, warp
 from daemon.light.noise import neighbour_noise
 from daemon.stack import final, halve, live
@@ -144,6 +145,8 @@ def _frames(beat: Beat) -> None:
         )
         beat()
     neighbour_noise(raw, bayer=False)
+    inspect.examine(raw, header.parse((), shape=raw.shape, storage="uint16", path=PurePath("a")))
+    rewritten.mark_of(raw)
     beat()
     halve.image(*_image_and_mask())
     beat()
@@ -186,6 +189,7 @@ def _registration(beat: Beat) -> None:
     )  # fmt: skip
     beside = dataclasses.replace(found, x=found.x + 1.0)
     registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
+    quality.transparency(found, beside, registration.matrix)
     cells = background.cell_means(_frame().astype(np.float32))
     quality.background_plane(cells, cells, registration.matrix, 1.0, (SIDE_PX, SIDE_PX))
     beat()

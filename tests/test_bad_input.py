@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from daemon.errors import FrameRejectedError
+from daemon.pipeline import Pipeline
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import fits_bytes
 from tests.nights import Outcome, config_for, run
@@ -79,3 +81,30 @@ def test_the_same_content_is_counted_once(outcome):
     assert sorted(f.state for f in twins) == ["rejected", "stacked"]
     (loser,) = [f for f in twins if f.state == "rejected"]
     assert "the same content as" in loser.reason
+
+
+def test_of_a_copy_nothing_else_is_said(tmp_path, monkeypatch):
+    """Though its pixels are looked at before the file is hashed."""
+    plan = small_plan(
+        seed=6, shape=(384, 512), bias=0, darks=0, flats=0, flat_darks=0, lights=1, flip=False
+    )
+    (frame,) = frames(plan)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "good.fits").write_bytes(fits_bytes(frame))
+    run(config_for(tmp_path))
+
+    def all_is_wrong(*_args):
+        raise FrameRejectedError("all is wrong")
+
+    monkeypatch.setattr(Pipeline, "_inspect", all_is_wrong)
+    (folder / "copy.fits").write_bytes(fits_bytes(frame))
+    run(config_for(tmp_path))
+    outcome = Outcome(config_for(tmp_path))
+    assert outcome.frame("good").state == "stacked"
+    copy = outcome.frame("copy")
+    assert copy.state == "rejected"
+    assert copy.reason == f"the same content as good.fits (frame {outcome.frame('good').id})"
+    lines = [line for line in outcome.log.splitlines() if "copy.fits" in line]
+    assert len(lines) == 1
+    assert "all is wrong" not in lines[0]

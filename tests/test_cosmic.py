@@ -276,6 +276,41 @@ def test_same_mask_on_any_image(
     assert_same_as_whole_frame(image, **camera)
 
 
+@pytest.mark.parametrize("seed", [54, 55])
+def test_medians_are_known_from_counts(seed):
+    """Against medians that are worked out; half of the levels are values of the image."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(90, 110, (17, 19)).astype(np.float32)
+    gain = np.float32(1.3)
+    levels = medfilt3(image * gain)
+    middles, wide = medfilt5(image * gain), medfilt7(levels)
+    for level in (gain * np.arange(95, 105, 0.5, np.float32)).astype(np.float32):
+        for y in range(4, 13):
+            for x in range(4, 15):
+                reaches = cosmic._median25_reaches(image, y, x, gain, level)
+                assert reaches == (middles[y, x] >= level)
+                assert cosmic._median49_upto(image, y, x, gain, level) == (wide[y, x] <= level)
+
+
+@pytest.mark.parametrize("sky", [0.5, 3.0, 30.0])
+def test_same_mask_under_a_dark_sky(sky):
+    """Where the least values near say next to nothing of the noise."""
+    rng = np.random.default_rng(56)
+    image = rng.poisson(sky + rays(rng, 30)) + rng.normal(0, 1.2, SHAPE)
+    assert_same_as_whole_frame(image.astype(np.float32), e_per_adu=1.0, read_noise_e=1.2)
+
+
+def test_an_image_can_be_cleaned_in_its_own_memory():
+    rng = np.random.default_rng(57)
+    image = exposed(rng, rays(rng, 40), sky=300)
+    expected, rays_were = cosmic.clean(image, e_per_adu=1.0, **NOISE)
+    cleaned, mask = cosmic.clean(image, e_per_adu=1.0, out=image, **NOISE)
+    assert cleaned is image
+    np.testing.assert_array_equal(cleaned, expected)
+    np.testing.assert_array_equal(mask, rays_were)
+    assert mask.sum() > 50
+
+
 def test_holes_are_sky_while_rays_are_looked_for():
     rng = np.random.default_rng(61)
     image = exposed(rng, np.zeros(SHAPE), sky=300)

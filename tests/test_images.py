@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import re
+import threading
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -201,15 +202,6 @@ def test_a_reader_of_other_pixels_hashes_the_file(tmp_path):
             assert reader.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_given_buffer_holds_the_pixels(tmp_path):
-    path = tmp_path / "frame.fits"
-    fits.PrimaryHDU(noise()).writeto(path)
-    buffer = np.zeros(path.stat().st_size + 99, np.uint8)
-    loaded = load(path, buffer=buffer)
-    assert np.shares_memory(loaded.pixels, buffer)
-    assert np.array_equal(loaded.pixels, noise())
-
-
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real frames of ../shared are not here")
 def test_real_frames_read_as_astropy_reads_them():
@@ -377,7 +369,6 @@ def test_a_product_is_read_without_the_hash_that_nobody_asks_for(tmp_path):
 
 @pytest.mark.parametrize("part", [512, 2880, 1 << 20])
 def test_files_of_many_parts_are_hashed_as_stored_and_decoded_whole(tmp_path, monkeypatch, part):
-    """Each part is decoded in place, but not before it is hashed."""
     monkeypatch.setattr(hashing, "PART_BYTES", part)
     monkeypatch.setattr(frame_file, "PART_BYTES", part)
     path = put(tmp_path, whole(tmp_path))
@@ -385,6 +376,46 @@ def test_files_of_many_parts_are_hashed_as_stored_and_decoded_whole(tmp_path, mo
         loaded = load(path)
         assert np.array_equal(loaded.pixels, noise())
         assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+KINDS = {
+    "unsigned": np.arange(600, dtype=np.uint16).reshape(20, 30) * 100,
+    "signed": np.arange(-300, 300, dtype=np.int16).reshape(20, 30),
+    "bytes": np.arange(600).reshape(20, 30).astype(np.uint8),
+    "long": np.arange(600, dtype=np.int32).reshape(20, 30) - 5,
+    "float": np.linspace(-1, 1, 600, dtype=np.float32).reshape(20, 30),
+    "double": np.linspace(-1, 1, 600).reshape(20, 30),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_there_and_can_be_written_while_the_file_is_still_hashed(
+    tmp_path, monkeypatch, kind
+):
+    """The hash is of what was read, though it is made later than anything is done with the pixels,
+    and only who asks for it waits.
+    """
+    goes_on, sha256 = threading.Event(), hashlib.sha256
+
+    class Late:
+        """A SHA-256 that does not begin before it may."""
+
+        def __init__(self) -> None:
+            self._digest = sha256()
+            self.hexdigest = self._digest.hexdigest
+
+        def update(self, data):
+            assert goes_on.wait(60)
+            self._digest.update(data)
+
+    monkeypatch.setattr(hashing.hashlib, "sha256", Late)
+    path = tmp_path / "frame.fits"
+    fits.PrimaryHDU(KINDS[kind]).writeto(path)
+    loaded = load(path)
+    assert np.array_equal(loaded.pixels, KINDS[kind])
+    loaded.pixels[:] = 7
+    goes_on.set()
+    assert loaded.sha256 == sha256(path.read_bytes()).hexdigest()
 
 
 # --- files that are not images -------------------------------------------------------------------

@@ -262,7 +262,7 @@ def rays(*, library: str, watched: str, path: str) -> dict[str, Any]:
     clean = cosmic.clean
 
     def listening(image: Image, **options: Any) -> Any:  # noqa: ANN401 — whatever it takes
-        asked.update(options, image=image)
+        asked.update(options, image=image.copy())  # it is cleaned in its own memory
         return clean(image, **options)
 
     with opened(configuration(Path(library), Path(watched), memory_mb=1500)) as parts:
@@ -274,6 +274,7 @@ def rays(*, library: str, watched: str, path: str) -> dict[str, Any]:
         cosmic.clean = listening
         parts.pipeline.calibrated(loaded, identity.record, choice, clean=True)
     image = asked.pop("image")
+    asked.pop("out", None)
     seconds = []
     for _ in range(3):
         began = time.perf_counter()

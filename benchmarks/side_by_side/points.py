@@ -4,6 +4,7 @@ from types import ModuleType
 
 from calib_library import header, inspect
 from calib_library.images import frame_file
+from calib_library.images.hashing import Hashing
 from daemon import calibration, placing, selfcheck
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.stacks import Stacks
@@ -16,6 +17,7 @@ POINTS: tuple[tuple[ModuleType | type, str, str], ...] = (
     (frame_file, "probe", "probe"),
     (header, "parse", "header"),
     (frame_file, "load", "load and hash"),
+    (Hashing, "hexdigest", "load and hash"),  # what it is waited for
     (inspect, "examine", "inspect"),
     (calibration.Calibrator, "choose", "choose masters"),
     (calibration.Calibrator, "settle", "choose masters"),

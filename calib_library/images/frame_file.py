@@ -27,12 +27,19 @@ class Loaded:
     info: ImageInfo
     pixels: npt.NDArray[Any]
     """`info.shape`, native byte order, dtype `info.storage`, C-contiguous, writable."""
-    sha256: str
-    """Hexadecimal, of all the file's bytes."""
+    hashing: Hashing | None
+    """None where the hash was left out."""
     size: int
     """bytes."""
     mtime_ns: int
     inode: int
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal, of all the file's bytes; waited for where a thread is still at it. Empty
+        where it was left out.
+        """
+        return self.hashing.hexdigest() if self.hashing else ""
 
 
 def probe(path: Path) -> ImageInfo:
@@ -45,18 +52,12 @@ def probe(path: Path) -> ImageInfo:
         return examine(path, reader_of(file.fileno()), status.st_size)[0]
 
 
-def load(
-    path: Path,
-    *,
-    verify: bool = True,
-    hashed: bool = True,
-    buffer: npt.NDArray[np.uint8] | None = None,
-) -> Loaded:
+def load(path: Path, *, verify: bool = True, hashed: bool = True) -> Loaded:
     """Read a file from disk once: its hash, header and pixels come from the same bytes.
 
     `verify` checks DATASUM and CHECKSUM where they are present. Without `hashed` the hash is left
-    out (""). `buffer` (1-D uint8) is used for the bytes where it is large enough; the pixels are
-    then a view of it, so reuse it only when the pixels are no longer needed.
+    out. With it, a thread may still be hashing when the pixels are there: until it has done so the
+    file's bytes are in memory beside them.
 
     Raises as `probe`; IncompleteImageError also where a checksum does not hold or the file
     changed while it was read.
@@ -70,7 +71,7 @@ def load(
                 "one frame may have; move it out of the folder"
             )
         read_hdus(path, reader_of(file.fileno()), size)  # before anything is allocated for its size
-        raw = np.empty(size, np.uint8) if buffer is None or buffer.size < size else buffer[:size]
+        raw = np.empty(size, np.uint8)
         hashing = read_and_hash(file, raw) if hashed else None
         whole = hashing is not None if hashed else fill(file, raw.data)
         after = os.fstat(file.fileno())
@@ -78,15 +79,16 @@ def load(
         raise IncompleteImageError(
             f"{path.name}: changed while it was read; it will be read again once it rests"
         )
-    info, pixels = _decoded(path, raw, hashing, verify=verify)
-    digest = hashing.hexdigest() if hashing else ""
-    return Loaded(info, pixels, digest, size, status.st_mtime_ns, status.st_ino)
+    info, pixels = _decoded(path, raw, verify=verify, apart=hashed)
+    return Loaded(info, pixels, hashing, size, status.st_mtime_ns, status.st_ino)
 
 
 def _decoded(
-    path: Path, raw: npt.NDArray[np.uint8], hashing: Hashing | None, *, verify: bool
+    path: Path, raw: npt.NDArray[np.uint8], *, verify: bool, apart: bool
 ) -> tuple[ImageInfo, npt.NDArray[Any]]:
-    """The header and the physical pixels of a whole file; what is plain is decoded in place."""
+    """The header and the physical pixels of a whole file; decoded in place where that can be, or
+    `apart`, in memory of their own: while the bytes are being hashed they must stay what they are.
+    """
     view = raw.data
     info, hdus = examine(
         path, lambda offset, length: bytes(view[offset : offset + length]), raw.size
@@ -94,19 +96,16 @@ def _decoded(
     if verify:
         for hdu in hdus:
             check_sums(path, hdu, raw)
-    if not info.plain:
-        if hashing:
-            hashing.passed(raw.size)
-        values = decompress(info, raw) if info.compressed else stored_pixels(info, raw)
-        return info, physical(info, values)
+    if info.compressed:
+        return info, physical(info, decompress(info, raw))
+    if not apart:
+        return info, physical(info, stored_pixels(info, raw))
     stored = stored_pixels(info, raw).reshape(-1)
-    pixels = stored.view(info.storage)
-    # Each part is decoded while it is in the cache, behind the thread that hashes.
+    pixels, native = np.empty(stored.shape, info.storage), stored.dtype.newbyteorder("=")
+    # Each part is decoded while it is in the cache.
     for first in range(0, stored.size, PART_BYTES // stored.itemsize):
-        part = stored[first : first + PART_BYTES // stored.itemsize]
-        if hashing:
-            hashing.passed(info.data_offset + (first + part.size) * stored.itemsize)
-        physical(info, part)
+        part = slice(first, first + PART_BYTES // stored.itemsize)
+        pixels[part] = physical(info, stored[part].astype(native))
     return info, pixels.reshape(info.shape)
 
 
@@ -127,6 +126,7 @@ def load_any(path: Path) -> Loaded:
         hashing = read_and_hash(file, raw)
     if hashing is None:
         raise IncompleteImageError(f"{path.name}: became shorter while it was read")
+    hashing.hexdigest()  # the pixels may lie in the bytes
     image = xisf.read(path.name, raw)
     info = ImageInfo(
         path=path,
@@ -142,9 +142,7 @@ def load_any(path: Path) -> Loaded:
         stream_limit=0,
         plain=False,
     )
-    return Loaded(
-        info, image.pixels, hashing.hexdigest(), raw.size, status.st_mtime_ns, status.st_ino
-    )
+    return Loaded(info, image.pixels, hashing, raw.size, status.st_mtime_ns, status.st_ino)
 
 
 @contextlib.contextmanager

@@ -13,22 +13,18 @@ PART_BYTES = 2**20
 
 
 class Hashing:
-    """The SHA-256 of a file's bytes, made by a thread of its own: `parts` are its tasks, of
-    PART_BYTES each but the last.
+    """The SHA-256 of a file's bytes, made by a thread of its own: `parts` are its tasks, which hold
+    the bytes until they are done.
     """
 
     def __init__(self, digest: "hashlib._Hash", parts: Sequence[Future[None]]) -> None:
         self._digest = digest
         self._parts = parts
 
-    def passed(self, end: int) -> None:
-        """Wait until the bytes before `end` are hashed: from then on they may be overwritten."""
-        for part in self._parts[: -(-end // PART_BYTES)]:
-            part.result()
-
     def hexdigest(self) -> str:
-        """The file's, once all is hashed."""
-        self.passed(len(self._parts) * PART_BYTES)
+        """The file's, once all is hashed: from then on its bytes may be overwritten."""
+        for part in self._parts:
+            part.result()
         return self._digest.hexdigest()
 
 

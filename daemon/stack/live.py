@@ -463,9 +463,11 @@ def _add_band(
         a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
         for block in range(blocks):
             x0, x1 = warp.columns_of(way, block)
-            made[: y1 - y0, x0:x1] = warp.warp_block(
-                image[plane], way, tolerances[plane], y0, y1, block
-            )
+            part = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
+            # Not as a whole: numba compiles what it would say of arrays that differ in size.
+            for y in range(y1 - y0):
+                for x in range(x1 - x0):
+                    made[y, x0 + x] = part[y, x]
         for y in range(y0, y1):
             for block in range(blocks):
                 x0, x1 = warp.columns_of(way, block)
