@@ -1,9 +1,7 @@
-import dataclasses
-
 import numpy as np
 import pytest
 
-from daemon.light.background import Background, measure_background
+from daemon.light.background import measure_background
 from tests.star_fields import exposed, moffat, spread_out
 
 SHAPE = (320, 384)
@@ -99,11 +97,3 @@ def test_cosmic_rays_change_neither_the_level_nor_the_noise():
     after = measure_background(image)
     assert after.level_adu == pytest.approx(before.level_adu, abs=0.01 * 12)
     assert after.sigma_adu == pytest.approx(before.sigma_adu, rel=0.005)
-
-
-def test_json_gives_back_the_same_bits():
-    rng = np.random.default_rng(30)
-    background = measure_background(rng.normal(500, 12, SHAPE).astype(np.float32))
-    again = Background.from_json(background.to_json())
-    for part in dataclasses.fields(Background):
-        np.testing.assert_array_equal(getattr(again, part.name), getattr(background, part.name))

@@ -4,12 +4,9 @@
 pixel, to compare the sky of two frames. Cells divide the image evenly.
 """
 
-import base64
 import dataclasses
-import json
 import math
-import zlib
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,29 +42,6 @@ class Background:
     def at(self, x: F64, y: F64) -> F64:
         """Level (ADU) at px positions (n,), bilinear between the centres of the cells."""
         return bilinear_cells(self.cells, self.shape, x, y)
-
-    def to_json(self) -> str:
-        """Write the background as JSON, without loss."""
-        fields = {
-            "level_adu": self.level_adu,
-            "sigma_adu": self.sigma_adu,
-            "cell_px": self.cell_px,
-            "shape": self.shape,
-            "grid": self.cells.shape,
-            "cells": _pack(self.cells),
-            "noise": _pack(self.noise),
-        }
-        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote."""
-        fields: dict[str, Any] = json.loads(text)
-        grid = tuple(fields.pop("grid"))
-        fields["cells"] = _unpack(fields["cells"], grid)
-        fields["noise"] = _unpack(fields["noise"], grid)
-        fields["shape"] = tuple(fields["shape"])
-        return cls(**fields)
 
 
 def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Background:
@@ -139,15 +113,6 @@ def bilinear_cells(cells: F32, shape: tuple[int, int], x: F64, y: F64) -> F64:
     upper = cells[j, i] * (1 - p) + cells[j, i1] * p
     lower = cells[j1, i] * (1 - p) + cells[j1, i1] * p
     return np.asarray(upper * (1 - q) + lower * q, dtype=np.float64)
-
-
-def _pack(array: F32) -> str:
-    return base64.b64encode(zlib.compress(array.astype("<f4").tobytes())).decode("ascii")
-
-
-def _unpack(text: str, shape: tuple[int, ...]) -> F32:
-    raw = zlib.decompress(base64.b64decode(text))
-    return np.frombuffer(raw, dtype="<f4").astype(np.float32).reshape(shape)
 
 
 # Kernels. Each cell or row is worked out by itself, so the number of threads changes nothing.
