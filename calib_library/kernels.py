@@ -8,13 +8,17 @@ Kernels with `parallel=True` are called from one thread at a time: numba's porta
 not re-entrant. In the daemon that thread is the worker.
 """
 
+import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import gc
 import hashlib
+import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -124,3 +128,29 @@ def kernel(
         return compiled
 
     return compile_lazily
+
+
+def side_by_side(work: Callable[..., object], count: int, *arguments: object) -> None:
+    """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, as many as numba
+    has threads, and wait for all of them.
+
+    It does what a parallel loop in the kernel does. That would be compiled three times over, with
+    all that it calls: for the largest kernels it is not worth the first start of a small machine.
+    """
+    parts = max(1, min(numba.get_num_threads(), count))
+    ends = [count * part // parts for part in range(parts + 1)]
+    begun = [_threads().submit(work, *span, *arguments) for span in itertools.pairwise(ends[1:])]
+    try:
+        work(ends[0], ends[1], *arguments)
+    finally:
+        concurrent.futures.wait(begun)
+    for one in begun:
+        one.result()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, PROCESSORS - 1), "kernel")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of its parent's threads

@@ -45,7 +45,8 @@ def kernels(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda:
     `beat` is called now and then: the very first start may take a minute on a small machine. Ends
     early where `stopping` says so.
     """
-    _go_through((_stack, _stars, _colour, _cosmics, _frames, _registration), beat, stopping)
+    parts = _stack, _stars, _registration, _colour, _cosmics, _display, _background, _frames
+    _go_through(parts, beat, stopping)  # the longest first
 
 
 def later(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda: False) -> None:
@@ -170,12 +171,20 @@ def _cosmics(beat: Beat) -> None:
 
 
 def _stars(beat: Beat) -> None:
-    """Background and stars."""
+    """Stars, on a sky that is known."""
     (image,), mask = _image_and_mask()
-    sky = background.measure_background(image)
-    background.cell_means(image)
-    beat()
+    cells = np.full((3, 3), 1000.0, np.float32)
+    noise = np.full((3, 3), 10.0, np.float32)
+    sky = background.Background(1000.0, 10.0, cells, noise, 64, image.shape)
     stars.detect(image, mask=mask, background=sky, saturation_adu=None)
+    beat()
+
+
+def _background(beat: Beat) -> None:
+    """The sky, in both sorts of cells."""
+    (image,), _ = _image_and_mask()
+    background.measure_background(image)
+    background.cell_means(image)
     beat()
 
 
@@ -190,7 +199,7 @@ def _registration(beat: Beat) -> None:
     beside = dataclasses.replace(found, x=found.x + 1.0)
     registration = register.register(found, beside, shape=(SIDE_PX, SIDE_PX))
     quality.transparency(found, beside, registration.matrix)
-    cells = background.cell_means(_frame().astype(np.float32))
+    cells = np.ones(background.cell_grid((SIDE_PX, SIDE_PX)), np.float32)
     quality.background_plane(cells, cells, registration.matrix, 1.0, (SIDE_PX, SIDE_PX))
     beat()
 
@@ -202,9 +211,17 @@ def _stack(beat: Beat) -> live.LiveStack:
     for index in range(6):
         live.add(stack, image, np.eye(3), _terms(index, planes=1), mask=mask)
         beat()
+    return stack
+
+
+def _display(beat: Beat) -> None:
+    """A stack is shown: an empty one is as good."""
+    stack = live.LiveStack.empty((1, SIDE_PX, SIDE_PX))
+    terms = _terms(0, planes=1)
+    stack.terms[0], stack.sigmas[0], stack.sky = terms, (terms.sigma_adu,), (terms.sky_adu,)
+    stack.quantum, stack.weight_unit = 0.01, 1.0
     live.render(stack)
     beat()
-    return stack
 
 
 def _removal(beat: Beat) -> None:

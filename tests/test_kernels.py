@@ -64,3 +64,32 @@ def test_a_cache_that_cannot_be_locked_is_used_all_the_same(compiled, tmp_path, 
 
 def test_kernels_are_kept_in_that_cache():
     assert isinstance(kernels.kernel()(twice)._cache, kernels._SharedCache)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 100])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_parts_side_by_side_are_the_whole_once(count, threads):
+    done, before = [], numba.get_num_threads()
+    numba.set_num_threads(min(threads, kernels.PROCESSORS))
+    try:
+        kernels.side_by_side(lambda first, last, out: out.extend(range(first, last)), count, done)
+    finally:
+        numba.set_num_threads(before)
+    assert sorted(done) == list(range(count))
+
+
+@pytest.mark.parametrize("failing", [0, 99])
+def test_what_fails_in_one_part_is_raised_after_the_others(failing):
+    done = []
+
+    def work(first, last):
+        if first <= failing < last:
+            raise ValueError("this part")
+        done.extend(range(first, last))
+
+    with pytest.raises(ValueError, match="this part"):
+        kernels.side_by_side(work, 100)
+    missing = sorted({*range(100)} - {*done})
+    assert failing in missing
+    assert missing == list(range(missing[0], missing[-1] + 1))
+    assert len(missing) <= -(-100 // numba.get_num_threads())

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numba import prange
 
 from calib_library.combine import LANES, sort_lanes, sorting_network
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -100,9 +100,9 @@ def _significance(image: F32, flags: U8, level: F32, noise: F32, binning: int) -
     medians = np.empty(blocks, dtype=np.float32)
     cells = _widened(np.concatenate((level, noise)), image.shape[1], binning)
     network = _median_network((side // 2) ** 2)
-    _divide(
-        image, flags, cells[: len(level)], cells[len(level) :], samples, network, significance,
-        medians,
+    side_by_side(
+        _divide, len(medians), image, flags, cells[: len(level)], cells[len(level) :], samples,
+        network, significance, medians,
     )  # fmt: skip
     if medians.size == 0:
         medians = np.zeros((1, 1), dtype=np.float32)
@@ -233,17 +233,17 @@ def _any(marks: U8) -> bool:
     return bool(most > 0)
 
 
-@kernel(parallel=True)
+@kernel()
 def _divide(
-    image: F32, flags: U8, level: F32, noise: F32, samples: I64, network: I32, out: F32,
-    medians: F32,
+    begin: int, end: int, image: F32, flags: U8, level: F32, noise: F32, samples: I64,
+    network: I32, out: F32, medians: F32,
 ) -> None:  # fmt: skip
     """Significance, and medians of its blocks from the columns `samples` (side, bx) and as many
     rows of each; a row of blocks after the other, while it is near.
     """
     my = len(out)
     by = len(medians)
-    for j in prange(by):
+    for j in range(begin, end):
         first, last = j * my // by, (j + 1) * my // by
         for row in range(first, last):
             _divide_row(image, flags, level, noise, row, out)
@@ -305,7 +305,9 @@ def _medians_of_row(rows: F32, samples: I64, network: I32, medians: F32) -> None
                 for lane in range(last - first):
                     target[lane] = row[columns[lane]]
         sort_lanes(values, network)
-        medians[first:last] = values[side * side // 2, : last - first]
+        middle = values[side * side // 2]
+        for lane in range(last - first):
+            medians[first + lane] = middle[lane]
 
 
 @kernel(parallel=True)

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -109,7 +109,7 @@ def clean(
     strips = -(-len(given) // _STRIP)
     unclear = np.full((strips, _ROOM), -1, dtype=np.int64)
     crowded = np.zeros(strips, dtype=np.bool_)
-    _flag(cleaned, gain, noise * noise, limit, mask, unclear, crowded)
+    side_by_side(_flag, len(crowded), cleaned, gain, noise * noise, limit, mask, unclear, crowded)
     _ask_about_pixels(cleaned, gain, noise, limit, unclear[unclear >= 0], mask)
     _ask_about_strips(cleaned, gain, noise, limit, np.flatnonzero(crowded), mask)
     places = np.flatnonzero(mask)
@@ -223,8 +223,10 @@ def _fill(image: F32, value: np.float32, out: F32) -> int:
 # ---- flags: `image` in ADU; `gain` e-/ADU; `variance` the read noise's, e-² ---------------------
 
 
-@kernel(parallel=True)
+@kernel()
 def _flag(
+    begin_strip: int,
+    end_strip: int,
     image: F32,
     gain: np.float32,
     variance: np.float32,
@@ -233,13 +235,13 @@ def _flag(
     unclear: I64,
     crowded: Bool,
 ) -> None:
-    """Set in `mask` what begins in each strip, but at its unclear pixels, or where it is crowded.
+    """Set in `mask` what begins in some strips, but at unclear pixels, or in crowded ones.
 
     `unclear` (strips, room) takes flat indices from the left.
     """
     ny, nx = image.shape
     inner = nx - 2 * _BORDER
-    for strip in prange(len(crowded)):
+    for strip in range(begin_strip, end_strip):
         first = max(strip * _STRIP, _BORDER)
         last = min((strip + 1) * _STRIP, ny - _BORDER)
         if first >= last or inner <= 0:

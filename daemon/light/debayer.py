@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numba import prange
 
 from calib_library.defects import BAD
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -41,7 +41,7 @@ def debayer(mosaic: Image, pattern: str, *, out: Image | None = None) -> Image:
         out = np.empty(shape, dtype=np.float32)
     if out.shape != shape or out.dtype != np.float32:
         raise ValueError(f"out is {out.shape} {out.dtype}, {shape} float32 is needed")
-    _bilinear(mosaic, colours, out)
+    side_by_side(_bilinear, len(mosaic), mosaic, colours, out)
     return out
 
 
@@ -53,7 +53,7 @@ def luminance(mosaic: Image, pattern: str, *, grid: tuple[int, int]) -> tuple[Im
     colours = _checked(mosaic, pattern)
     grey = np.empty(mosaic.shape, dtype=np.float32)
     cells = np.empty((3, *grid), dtype=np.float32)
-    _measure(mosaic, colours, grey, cells)
+    side_by_side(_measure, cells.shape[1], mosaic, colours, grey, cells)
     return grey, cells
 
 
@@ -203,19 +203,20 @@ def _bilinear_row(
         other[x] = upright if is_green else quarter * diagonal
 
 
-@kernel(parallel=True)
-def _bilinear(mosaic: Image, colours: Colours, out: Image) -> None:
-    height, width = mosaic.shape
-    for y in prange(height):
-        rows = np.empty((3, width + 2), np.float32)
+@kernel()
+def _bilinear(begin: int, end: int, mosaic: Image, colours: Colours, out: Image) -> None:
+    rows = np.empty((3, mosaic.shape[1] + 2), np.float32)
+    for y in range(begin, end):
         _bilinear_row(mosaic, colours, y, rows, 0, out[0, y], out[1, y], out[2, y])
 
 
-@kernel(parallel=True)
-def _measure(mosaic: Image, colours: Colours, grey: Image, cells: Image) -> None:
+@kernel()
+def _measure(
+    begin: int, end: int, mosaic: Image, colours: Colours, grey: Image, cells: Image
+) -> None:
     height, width = mosaic.shape
     _, cy, cx = cells.shape
-    for j in prange(cy):
+    for j in range(begin, end):
         rows = np.empty((3, width + 2), np.float32)
         made = np.empty((3, width), np.float32)
         totals = np.zeros((3, width))

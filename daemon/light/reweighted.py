@@ -49,7 +49,9 @@ def _fit(design: F64, values: F64, rounds: int, least: int, median: float) -> tu
         if not _solve(normal, right):
             return answer, False
         change = np.abs(right - answer).max()
-        answer[:] = right
+        for a in range(numbers):
+            for c in range(columns):
+                answer[a, c] = right[a, c]
         if k == rounds - 1 or change <= _SETTLED * np.abs(answer).max():
             break
         for i in range(n):

@@ -8,7 +8,6 @@ value is judged by itself.
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
 from calib_library.kernels import kernel
 from daemon.stack import settle
@@ -128,14 +127,16 @@ def _beside_rejected(
     return False
 
 
-@kernel(parallel=True)
-def render_rows(
-    table: Matrix, typical: Matrix, skies: Numbers, quantum: float, weight_unit: float,
-    values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
-    mean: Image, weight_out: Image, variance: Image, coverage: Count,
+@kernel()
+def render_tiles(
+    begin: int, end: int, table: Matrix, typical: Matrix, skies: Numbers, quantum: float,
+    weight_unit: float, values: Image, frames: Count, total: Sums, weight: Weights, spread: Image,
+    settled: Count, mean: Image, weight_out: Image, variance: Image, coverage: Count,
 ) -> None:  # fmt: skip
-    """Fill mean, weight and variance (planes, ny, nx) and coverage (ny, nx); see `live.render`."""
-    for tile in prange((values.shape[2] + TILE_ROWS - 1) // TILE_ROWS):
+    """Fill the rows of some tiles of mean, weight and variance (planes, ny, nx) and coverage (ny,
+    nx); see `live.render`.
+    """
+    for tile in range(begin, end):
         for plane in range(values.shape[1]):
             _render_tile(
                 tile * TILE_ROWS, plane, table, typical[plane], skies[plane], quantum, weight_unit,
@@ -177,10 +178,10 @@ def _render_tile(
     for y in range(first, last):
         k = y - first + 2
         _widen(seeds[k - 1], seeds[k], seeds[k + 1], far[k], beside, alone)
-        sums[:] = total[plane, y]
-        weights[:] = weight[plane, y]
-        squares[:] = spread[plane, y]
-        counts[:] = settled[plane, y]
+        _take_settled(
+            total[plane, y], weight[plane, y], spread[plane, y], settled[plane, y],
+            sums, weights, squares, counts,
+        )  # fmt: skip
         for i in range(values.shape[0]):
             _admit(
                 values[i, plane, y], frames[i, plane, y], centres[k], shares, per_adu, alone,
@@ -194,6 +195,19 @@ def _render_tile(
             centres[k], sums, weights, squares, counts, typical, sky, quantum, weight_unit,
             mean[y], weight_out[y], variance[y], coverage[y],
         )  # fmt: skip
+
+
+@kernel()
+def _take_settled(
+    total: Sums, weight: Weights, spread: Image, settled: Count,
+    sums: Sums, weights: Numbers, squares: Numbers, counts: Numbers,
+) -> None:  # fmt: skip
+    for x in range(sums.size):
+        sums[x] = total[x]
+        weights[x] = weight[x]
+    for x in range(sums.size):
+        squares[x] = spread[x]
+        counts[x] = settled[x]
 
 
 @kernel()

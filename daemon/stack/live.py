@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon.light import warp
 from daemon.light.sweeps import BLOCK_COLUMNS, BLOCK_ROWS
 from daemon.stack import settle
-from daemon.stack.display import TILE_ROWS, centre_row, contrast_row, render_rows
+from daemon.stack.display import TILE_ROWS, centre_row, contrast_row, render_tiles
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -229,8 +229,9 @@ def add(
         stack.sky = _plane_skies(image, terms, stack.shape)
     stack.terms[terms.index] = terms
     stack.sigmas[terms.index] = sigmas
-    _add_rows(
-        image, way, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
+    side_by_side(
+        _add_bands, -(-stack.shape[1] // BLOCK_ROWS), image, way,
+        *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
         stack.quantum, stack.contrast_unit, stack.low, len(stack.terms) - 1, stack.values,
         stack.frames, stack.total, stack.weight, stack.spread, stack.settled, stack.contrast,
     )  # fmt: skip
@@ -289,10 +290,11 @@ def render(stack: LiveStack, *, into: StackImage | None = None) -> StackImage:
     if not stack.terms:
         return image
     table = _table(stack)
-    render_rows(
-        table, _typical(stack, table), np.array(stack.sky), stack.quantum, stack.weight_unit,
-        stack.values, stack.frames, stack.total, stack.weight, stack.spread, stack.settled,
-        image.mean, image.weight, image.variance, image.coverage,
+    side_by_side(
+        render_tiles, -(-stack.shape[1] // TILE_ROWS), table, _typical(stack, table),
+        np.array(stack.sky), stack.quantum, stack.weight_unit, stack.values, stack.frames,
+        stack.total, stack.weight, stack.spread, stack.settled, image.mean, image.weight,
+        image.variance, image.coverage,
     )  # fmt: skip
     return image
 
@@ -420,74 +422,66 @@ def _refresh_contrast(stack: LiveStack) -> None:
     stack.contrast_due = frames + min(max(frames // 2, 1), 32)
 
 
-@kernel(parallel=True)
-def _add_rows(
-    image: Image, way: warp.Way, number: int, scale: float, planes: Matrix, tolerances: Image,
-    table: Matrix, skies: Matrix, quantum: float, contrast_unit: float, low: int, most: int,
-    values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
-    contrast: Count,
-) -> None:  # fmt: skip
-    """Band by band. A parallel loop is slow to compile, so it has nothing in it but a call."""
-    shares = table[:, 0].astype(np.float32)
-    variances = np.empty(len(planes), np.float32)
-    for plane in range(len(planes)):
-        variances[plane] = table[:, 4 + plane][shares > 0].min()
-    for band in prange((values.shape[2] + BLOCK_ROWS - 1) // BLOCK_ROWS):
-        _add_band(
-            band * BLOCK_ROWS, image, way, number, scale, planes, tolerances, table, shares,
-            variances, skies, quantum, contrast_unit, low, most, values, frames, total, weight,
-            spread, settled, contrast,
-        )  # fmt: skip
-
-
 @kernel()
-def _add_band(
-    y0: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
-    tolerances: Image, table: Matrix, shares: Image, variances: Image, skies: Matrix,
-    quantum: float, contrast_unit: float, low: int, most: int, values: Image, frames: Count,
-    total: Sums, weight: Weights, spread: Image, settled: Count, contrast: Count,
+def _add_bands(
+    first: int, last: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
+    tolerances: Image, table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
+    low: int, most: int, values: Image, frames: Count, total: Sums, weight: Weights, spread: Image,
+    settled: Count, contrast: Count,
 ) -> None:  # fmt: skip
-    """A frame's registered pixels, which are in the cache, enter by whole rows: the state is larger
-    than any cache, and memory is fastest where it is read on and on.
+    """Some bands of BLOCK_ROWS rows. A frame's registered pixels, which are in the cache, enter by
+    whole rows: the state is larger than any cache, and memory is fastest where it is read on and
+    on.
     """
     depth, plane_count, height, width = values.shape
     blocks = (width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
     frame = np.uint16(number)
-    y1 = min(y0 + BLOCK_ROWS, height)
+    shares = table[:, 0].astype(np.float32)
+    variances = np.empty(plane_count, np.float32)
+    for plane in range(plane_count):
+        variances[plane] = table[:, 4 + plane][shares > 0].min()
     made = np.empty((BLOCK_ROWS, width), np.float32)
     fresh, out = np.empty(width, np.float32), np.empty(width, np.float32)
     away, share = np.empty(width, np.float32), np.empty(width, np.float32)
     who = np.empty(width, np.uint16)
     far = np.zeros((width + 7) // 8 * 8, np.uint8)
-    for plane in range(plane_count):
-        a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
-        for block in range(blocks):
-            x0, x1 = warp.columns_of(way, block)
-            part = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
-            # Not as a whole: numba compiles what it would say of arrays that differ in size.
-            for y in range(y1 - y0):
-                for x in range(x1 - x0):
-                    made[y, x0 + x] = part[y, x]
-        for y in range(y0, y1):
+    for band in range(first, last):
+        y0 = band * BLOCK_ROWS
+        y1 = min(y0 + BLOCK_ROWS, height)
+        for plane in range(plane_count):
+            a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
             for block in range(blocks):
                 x0, x1 = warp.columns_of(way, block)
-                settle.scale_row(
-                    made[y - y0, x0:x1], scale, a + by * y + bx * x0, bx, way.steps, fresh[x0:x1]
+                part = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
+                # Not as a whole: numba compiles what it would say of arrays that differ in size.
+                for y in range(y1 - y0):
+                    for x in range(x1 - x0):
+                        made[y, x0 + x] = part[y, x]
+            for y in range(y0, y1):
+                for block in range(blocks):
+                    x0, x1 = warp.columns_of(way, block)
+                    settle.scale_row(
+                        made[y - y0, x0:x1],
+                        scale,
+                        a + by * y + bx * x0,
+                        bx,
+                        way.steps,
+                        fresh[x0:x1],
+                    )
+                sums, weights = total[plane, y], weight[plane, y]
+                squares, counts = spread[plane, y], settled[plane, y]
+                settle.fill(values, frames, plane, y, most, frame, fresh, out)
+                if most < depth:
+                    continue
+                settle.push(values, frames, plane, y, low, frame, fresh, out, who)
+                settle.measure(
+                    out, who, sums, weights, quantum, shares, variances[plane], away, share, far
                 )
-            sums, weights = total[plane, y], weight[plane, y]
-            squares, counts = spread[plane, y], settled[plane, y]
-            settle.fill(values, frames, plane, y, most, frame, fresh, out)
-            if most < depth:
-                continue
-            settle.push(values, frames, plane, y, low, frame, fresh, out, who)
-            settle.measure(
-                out, who, sums, weights, quantum, shares, variances[plane], away, share, far
-            )
-            settle.judge(
-                out, who, table, plane, skies[plane], contrast_unit, depth, weights, squares,
-                counts, contrast[plane, y], away, share, far,
-            )  # fmt: skip
-            settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
+                settle.judge(
+                    out, who, table, plane, skies[plane], contrast_unit, depth, weights, squares,
+                    counts, contrast[plane, y], away, share, far,
+                )  # fmt: skip
+                settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
 
 
 @kernel(parallel=True)
