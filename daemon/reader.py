@@ -34,7 +34,7 @@ class Reader:
             self._files.pop(path).cancel()
         for path in following:
             if path not in self._files:
-                self._files[path] = self._pool.submit(frame_file.load, path)
+                self._files[path] = self._pool.submit(frame_file.load, path, awaited=False)
 
     def load(self, path: Path) -> frame_file.Loaded:
         """The file's content, read ahead or now. Raises what `frame_file.load` raises.

@@ -52,12 +52,13 @@ def probe(path: Path) -> ImageInfo:
         return examine(path, reader_of(file.fileno()), status.st_size)[0]
 
 
-def load(path: Path, *, verify: bool = True, hashed: bool = True) -> Loaded:
+def load(path: Path, *, verify: bool = True, hashed: bool = True, awaited: bool = True) -> Loaded:
     """Read a file from disk once: its hash, header and pixels come from the same bytes.
 
     `verify` checks DATASUM and CHECKSUM where they are present. Without `hashed` the hash is left
     out. With it, a thread may still be hashing when the pixels are there: until it has done so the
-    file's bytes are in memory beside them.
+    file's bytes are in memory beside them. Where the pixels are not `awaited`, they are decoded in
+    place once the hash is there, which saves that memory.
 
     Raises as `probe`; IncompleteImageError also where a checksum does not hold or the file
     changed while it was read.
@@ -79,7 +80,9 @@ def load(path: Path, *, verify: bool = True, hashed: bool = True) -> Loaded:
         raise IncompleteImageError(
             f"{path.name}: changed while it was read; it will be read again once it rests"
         )
-    info, pixels = _decoded(path, raw, verify=verify, apart=hashed)
+    if hashing and not awaited:
+        hashing.hexdigest()
+    info, pixels = _decoded(path, raw, verify=verify, apart=hashed and awaited)
     return Loaded(info, pixels, hashing, size, status.st_mtime_ns, status.st_ino)
 
 
