@@ -136,6 +136,7 @@ def side_by_side(work: Callable[..., object], count: int, *arguments: object) ->
 
     It does what a parallel loop in the kernel does. That would be compiled three times over, with
     all that it calls: for the largest kernels it is not worth the first start of a small machine.
+    What a part raises is raised here, once all have ended.
     """
     parts = max(1, min(numba.get_num_threads(), count))
     ends = [count * part // parts for part in range(parts + 1)]
