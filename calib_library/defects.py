@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from calib_library.combine import Rows, alike, through_tiles, tile_height
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import kernel, prange
+from calib_library.kernels import kernel, side_by_side
 from calib_library.local_median import REACH, local_median
 
 Floats = npt.NDArray[np.float32]
@@ -76,7 +76,10 @@ def exceeded(
     for rows, around in _surroundings(dark, bayer=bayer):
         beside = nothing if doubt is None else doubt[rows]
         part = np.ascontiguousarray(dark[rows])
-        _count_exceeded(part, around, beside, np.float32(doubt_scale), thresholds, counts[rows])
+        side_by_side(
+            _count_exceeded, len(part), part, around, beside, np.float32(doubt_scale), thresholds,
+            counts[rows],
+        )  # fmt: skip
     return counts
 
 
@@ -248,8 +251,10 @@ def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> 
             variance[y, x] = max(0.0, rest) / (kept - 1)
 
 
-@kernel(parallel=True)
+@kernel()
 def _count_exceeded(
+    first: int,
+    last: int,
     image: Floats,
     around: Floats,
     doubt: Floats,
@@ -257,7 +262,7 @@ def _count_exceeded(
     thresholds: npt.NDArray[np.float32],
     out: npt.NDArray[np.uint8],
 ) -> None:
-    for y in prange(image.shape[0]):
+    for y in range(first, last):
         _count_row(image[y], around[y], doubt[y : y + 1], doubt_scale, thresholds, out[y])
 
 
@@ -325,15 +330,21 @@ def _good_mean(
     return 0.0, 0
 
 
-@kernel(parallel=True)
 def repair_pixels(image: Floats, mask: npt.NDArray[np.uint8], step: int) -> int:
     """Repair `image` in place where `mask` has bit 1; return how many had no good neighbour.
 
     Only bad pixels are written and only good ones read, so that the order does not matter.
     """
-    ny, nx = image.shape
+    return sum(side_by_side(_repair_rows, len(image), image, mask, step))
+
+
+@kernel()
+def _repair_rows(
+    begin: int, end: int, image: Floats, mask: npt.NDArray[np.uint8], step: int
+) -> int:
+    nx = image.shape[1]
     lost = 0
-    for y in prange(ny):
+    for y in range(begin, end):
         for first in range(0, nx, _LOOKED_THROUGH):
             last = min(first + _LOOKED_THROUGH, nx)
             if not _all_flags(mask[y, first:last]) & BAD:

@@ -130,23 +130,20 @@ def kernel(
     return compile_lazily
 
 
-def side_by_side(work: Callable[..., object], count: int, *arguments: object) -> None:
+def side_by_side(work: Callable[..., R], count: int, *arguments: object) -> list[R]:
     """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, as many as numba
-    has threads, and wait for all of them.
+    has threads, and wait for all of them. Returns what the parts return, in order.
 
-    It does what a parallel loop in the kernel does. That would be compiled three times over, with
-    all that it calls: for the largest kernels it is not worth the first start of a small machine.
-    What a part raises is raised here, once all have ended.
+    What a part raises is raised here, once all have ended. A part must not call this in its turn.
     """
     parts = max(1, min(numba.get_num_threads(), count))
     ends = [count * part // parts for part in range(parts + 1)]
     begun = [_threads().submit(work, *span, *arguments) for span in itertools.pairwise(ends[1:])]
     try:
-        work(ends[0], ends[1], *arguments)
+        first = work(ends[0], ends[1], *arguments)
     finally:
         concurrent.futures.wait(begun)
-    for one in begun:
-        one.result()
+    return [first, *(one.result() for one in begun)]
 
 
 @functools.cache
