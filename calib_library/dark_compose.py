@@ -20,7 +20,7 @@ from calib_library.dark_model import (
     DarkPlan,
     dark_current,
 )
-from calib_library.kernels import kernel, prange
+from calib_library.kernels import kernel, side_by_side
 from calib_library.local_median import local_median
 from calib_library.robust import mad_sigma
 
@@ -133,7 +133,9 @@ def compose(
         tile = here if with_error else np.s_[:0]
         marks = here if light else np.s_[:0]
         part = np.zeros((last - first, _BINS), np.int64)
-        _mix(
+        side_by_side(
+            _mix,
+            last - first,
             values,
             smooth,
             hot,
@@ -212,8 +214,10 @@ def _tiles(
         yield first, last, values, smooth
 
 
-@kernel(parallel=True)
+@kernel()
 def _mix(
+    begin: int,
+    end: int,
     values: Floats,
     smooth: Floats,
     hot: Floats,
@@ -230,7 +234,7 @@ def _mix(
     counts: npt.NDArray[np.int64],
 ) -> None:
     """Fill rows of the dark; of the error, the doubt and the counts where asked for."""
-    for y in prange(values.shape[1]):
+    for y in range(begin, end):
         _mix_row(
             y, values, smooth, hot, bulk, legs, floors, relative, relative_log, noise, adu_per_e,
             dark, error, doubt, counts,

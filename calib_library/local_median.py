@@ -8,7 +8,7 @@ comparisons. No step branches on a value, so that the compiler makes vector inst
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.kernels import kernel, prange
+from calib_library.kernels import kernel, side_by_side
 
 Floats = npt.NDArray[np.float32]
 Five = tuple[np.float32, np.float32, np.float32, np.float32, np.float32]
@@ -25,13 +25,14 @@ def local_median(image: Floats, *, bayer: bool = False) -> Floats:
     as the highest. `image` is not changed.
     """
     out = np.empty(image.shape, np.float32)
-    _local_median(np.ascontiguousarray(image, np.float32), 2 if bayer else 1, out)
+    pixels = np.ascontiguousarray(image, np.float32)
+    side_by_side(_local_median, -(-len(out) // _ROWS), pixels, 2 if bayer else 1, out)
     return out
 
 
-@kernel(parallel=True)
-def _local_median(image: Floats, step: int, out: Floats) -> None:
-    for band in prange((len(out) + _ROWS - 1) // _ROWS):
+@kernel()
+def _local_median(begin: int, end: int, image: Floats, step: int, out: Floats) -> None:
+    for band in range(begin, end):
         _median_rows(image, step, band * _ROWS, out)
 
 
