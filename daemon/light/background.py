@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon.light import clipped
 from daemon.light.clipped import SETS, Network
 
@@ -64,9 +63,10 @@ def measure_background(image: npt.NDArray[Any], *, cell_px: int = 64) -> Backgro
         for side, parts in zip(pixels.shape, grid, strict=True)
     )
     network = clipped.network(rows * columns)
-    _measure_levels(pixels, step, network, cells)
+    groups = -(-cells.size // SETS)
+    side_by_side(_measure_levels, groups, pixels, step, network, cells)
     level = _fill_unseen(cells)
-    _measure_noise(pixels, step, network, cells, noise)
+    side_by_side(_measure_noise, groups, pixels, step, network, cells, noise)
     sigma = _fill_unseen(noise)
     return Background(level, sigma, cells, noise, cell_px, (ny, nx))
 
@@ -90,7 +90,7 @@ def cell_means(image: F32) -> F32:
     """
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     cells = np.empty(cell_grid(pixels.shape), dtype=np.float32)
-    _mean_cells(pixels, cells)
+    side_by_side(_mean_cells, len(cells), pixels, cells)
     return cells
 
 
@@ -118,10 +118,12 @@ def bilinear_cells(cells: F32, shape: tuple[int, int], x: F64, y: F64) -> F64:
 # Kernels. Each cell or row is worked out by itself, so the number of threads changes nothing.
 
 
-@kernel(parallel=True)
-def _measure_levels(image: F32, step: int, network: Network, cells: F32) -> None:
+@kernel()
+def _measure_levels(
+    begin: int, end: int, image: F32, step: int, network: Network, cells: F32
+) -> None:
     """Clipped median of each cell, from every `step`-th row and column; `network` sorts as many."""
-    for group in prange((cells.size + SETS - 1) // SETS):
+    for group in range(begin, end):
         _levels_of_some(image, step, network, group * SETS, cells)
 
 
@@ -154,8 +156,10 @@ def _levels_of_some(image: F32, step: int, network: Network, first: int, cells: 
         cells[cell // cx, cell % cx] = level
 
 
-@kernel(parallel=True)
-def _measure_noise(image: F32, step: int, network: Network, cells: F32, noise: F32) -> None:
+@kernel()
+def _measure_noise(
+    begin: int, end: int, image: F32, step: int, network: Network, cells: F32, noise: F32
+) -> None:
     """Noise of each cell, from second differences of pixels three columns apart.
 
     To those a slope adds nothing, even one that changes across the cell, as a nebula's; and over
@@ -164,7 +168,7 @@ def _measure_noise(image: F32, step: int, network: Network, cells: F32, noise: F
     not above the level (bilinear from `cells`). Those have noise of their own, so that the choice
     does not depend on the difference.
     """
-    for group in prange((cells.size + SETS - 1) // SETS):
+    for group in range(begin, end):
         _noise_of_some(image, step, network, group * SETS, cells, noise)
 
 
@@ -238,10 +242,10 @@ def _between(cells: F32, nx: int, left: int, right: int, step: int, out: F64) ->
         out[k] = cells[i] + (u - i) * (cells[min(i + 1, cx - 1)] - cells[i])
 
 
-@kernel(parallel=True)
-def _mean_cells(image: F32, cells: F32) -> None:
+@kernel()
+def _mean_cells(begin: int, end: int, image: F32, cells: F32) -> None:
     """Mean of each cell, which divide the image evenly."""
-    for j in prange(len(cells)):
+    for j in range(begin, end):
         _mean_row(image, j, cells)
 
 

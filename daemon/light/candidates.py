@@ -15,7 +15,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
 from calib_library.combine import LANES, sort_lanes, sorting_network
 from calib_library.kernels import kernel, side_by_side
@@ -39,7 +38,6 @@ _SIDE_PX = 2 * _REACH_PX + 3  # of the window for that, with a rim
 _SEGMENT_PX = 64  # columns that are looked through at once for what is rare
 _STRIP_PX = 16  # rows that are worked through together, while they are near
 _HUGE = np.float32(1e30)  # what is not below is infinite, NaN or no measurement; sums are below
-_BATCH = 32  # candidates that share their working memory
 
 
 def find(
@@ -59,7 +57,7 @@ def find(
     sigma = max(_noise(significance, residual), 0.1)
     smoothed, peaks = _peaks(significance, residual, _THRESHOLD_SIGMA * sigma)
     found = np.empty((len(peaks), 6))
-    _footprints(significance, smoothed, peaks, sigma, found)
+    side_by_side(_footprints, len(peaks), significance, smoothed, peaks, sigma, found)
     found = found[found[:, _LONG] < _LONGEST]
     x, y, _, width, _, _ = found[_highest(found, most)].T
     centre = (binning - 1) / 2
@@ -132,7 +130,8 @@ def _widened(cells: F32, nx: int, binning: int) -> F32:
     u = np.clip(u, 0.0, cx - 1.0)
     left = np.minimum(u.astype(np.intp), max(cx - 2, 0))
     out = np.empty((len(cells), nx // binning), dtype=np.float32)
-    _interpolate(cells, left, (u - left).astype(np.float32), out)
+    share = (u - left).astype(np.float32)
+    side_by_side(_interpolate, len(out), cells, left, share, out)
     return out
 
 
@@ -146,7 +145,7 @@ def _noise(significance: F32, residual: F32) -> float:
         return 0.375
     step = max(1, math.isqrt(ny * nx // 100_000))
     rows = np.empty((len(range(1, ny - 1, step)), nx), dtype=np.float32)
-    _smooth_some(significance, residual, step, rows)
+    side_by_side(_smooth_some, len(rows), significance, residual, step, rows)
     # Sorted first: a fraction of the time of finding four ranks.
     low, middle = np.quantile(np.sort(rows[:, 1:-1:step], axis=None), (0.1587, 0.5))
     return float(middle - low)  # the lower side: stars are on the other
@@ -162,7 +161,9 @@ def _peaks(significance: F32, residual: F32, threshold: float) -> tuple[F32, I32
     # Of neighbours but one is a maximum. What is not written to takes no memory.
     places = np.empty((strips, _STRIP_PX // 2 * (nx // 2 + 1)), dtype=np.int32)
     counts = np.empty(strips, dtype=np.int64)
-    _smooth_and_mark(significance, residual, threshold, smoothed, counts, places)
+    side_by_side(
+        _smooth_and_mark, strips, significance, residual, threshold, smoothed, counts, places
+    )
     return smoothed, np.concatenate([row[:n] for row, n in zip(places, counts, strict=True)])
 
 
@@ -170,11 +171,11 @@ def _peaks(significance: F32, residual: F32, threshold: float) -> tuple[F32, I32
 # nothing.
 
 
-@kernel(parallel=True)
-def _interpolate(cells: F32, left: I64, share: F32, out: F32) -> None:
+@kernel()
+def _interpolate(first: int, last: int, cells: F32, left: I64, share: F32, out: F32) -> None:
     """Each row of `cells` at the columns left + share."""
     cx = cells.shape[1]
-    for row in prange(len(cells)):
+    for row in range(first, last):
         for col in range(len(left)):
             i = left[col]
             a = cells[row, i]
@@ -310,27 +311,28 @@ def _medians_of_row(rows: F32, samples: I64, network: I32, medians: F32) -> None
             medians[first + lane] = middle[lane]
 
 
-@kernel(parallel=True)
-def _smooth_some(image: F32, residual: F32, step: int, out: F32) -> None:
+@kernel()
+def _smooth_some(first: int, last: int, image: F32, residual: F32, step: int, out: F32) -> None:
     """Every `step`-th row, from the second one on, smoothed."""
-    for k in prange(len(out)):
-        column = np.empty(image.shape[1], np.float32)
+    column = np.empty(image.shape[1], np.float32)
+    for k in range(first, last):
         _smooth_row(image, residual, 1 + k * step, column, out[k])
 
 
-@kernel(parallel=True)
+@kernel()
 def _smooth_and_mark(
-    image: F32, residual: F32, threshold: float, out: F32, counts: I64, places: I32
-) -> None:
+    begin: int, end: int, image: F32, residual: F32, threshold: float, out: F32, counts: I64,
+    places: I32,
+) -> None:  # fmt: skip
     """Smooth; and of each strip of rows find the places of its local maxima above `threshold`, and
     their number. Of equal neighbours the first is the maximum.
     """
     ny, nx = image.shape
     limit = np.float32(threshold)
-    for strip in prange(len(counts)):
+    column = np.empty(nx, np.float32)
+    rim = np.empty((2, nx), np.float32)  # the neighbours' nearest rows
+    for strip in range(begin, end):
         first, last = strip * _STRIP_PX, min((strip + 1) * _STRIP_PX, ny)
-        column = np.empty(nx, np.float32)
-        rim = np.empty((2, nx), np.float32)  # the neighbours' nearest rows
         if first > 0:
             _smooth_row(image, residual, first - 1, column, rim[0])
         if last < ny:
@@ -437,57 +439,58 @@ def _follow(image: F32, nx: int, peak: int, level: float, seen: U8, queue: I64) 
     return count if alone else 0
 
 
-@kernel(parallel=True)
-def _footprints(raw: F32, image: F32, peaks: I32, sigma: float, out: F64) -> None:
+@kernel()
+def _footprints(
+    begin: int, end: int, raw: F32, image: F32, peaks: I32, sigma: float, out: F64
+) -> None:
     """Of each peak: x, y, height, width (Gaussian σ, px), elongation (infinite where it does not
     stand by itself), height before smoothing.
     """
     nx = image.shape[1]
     flat = image.reshape(-1)
-    for batch in prange((len(peaks) + _BATCH - 1) // _BATCH):
-        window = np.ones((_SIDE_PX, _SIDE_PX), np.uint8)
-        window[1:-1, 1:-1] = 0
-        seen = window.reshape(-1)
-        queue = np.empty(len(seen), np.int64)
-        for k in range(batch * _BATCH, min((batch + 1) * _BATCH, len(peaks))):
-            row, col = peaks[k] // nx, peaks[k] % nx
-            peak = float(image[row, col])
-            level = min(_HEIGHT * peak, peak - _DEPTH_SIGMA * sigma)
-            count = _follow(flat, nx, int(peaks[k]), level, seen, queue)
-            if count == 0:
-                out[k] = np.inf
-                continue
-            s = sx = sy = sxx = syy = sxy = 0.0
-            for place in queue[:count]:
-                dy, dx = place // _SIDE_PX - _REACH_PX - 1, place % _SIDE_PX - _REACH_PX - 1
-                light = image[row + dy, col + dx] - level
-                s += light
-                sx += light * dx
-                sy += light * dy
-                sxx += light * dx * dx
-                syy += light * dy * dy
-                sxy += light * dx * dy
-            mx, my = sx / s, sy / s
-            # The pixel's own extent keeps a row of pixels from having no width.
-            cxx, cyy, cxy = (
-                sxx / s - mx * mx + 1 / 12,
-                syy / s - my * my + 1 / 12,
-                sxy / s - mx * my,
-            )
-            half, split = 0.5 * (cxx + cyy), np.sqrt(0.25 * (cxx - cyy) ** 2 + cxy * cxy)
-            # The volume of a Gaussian above a part f of its height is 2πσ² (1 − f + f ln f) of it.
-            f = max(level / peak, 0.05)
-            variance = s / (2.0 * np.pi * peak * (1.0 - f + f * np.log(f))) - _SMOOTHING_PX2
-            highest = np.float32(-np.inf)
-            total = 0.0
-            for dy in range(-1, 2):
-                for dx in range(-1, 2):
-                    value = raw[row + dy, col + dx]
-                    highest = max(highest, value)
-                    total += (2 - abs(dx)) * (2 - abs(dy)) * value
-            out[k, 0] = col + mx
-            out[k, 1] = row + my
-            out[k, 2] = peak
-            out[k, 3] = np.sqrt(max(variance, 0.09))
-            out[k, 4] = np.sqrt((half + split) / max(half - split, 1e-3))
-            out[k, 5] = highest - (total / 16.0 - peak)
+    window = np.ones((_SIDE_PX, _SIDE_PX), np.uint8)
+    window[1:-1, 1:-1] = 0
+    seen = window.reshape(-1)
+    queue = np.empty(len(seen), np.int64)
+    for k in range(begin, end):
+        row, col = peaks[k] // nx, peaks[k] % nx
+        peak = float(image[row, col])
+        level = min(_HEIGHT * peak, peak - _DEPTH_SIGMA * sigma)
+        count = _follow(flat, nx, int(peaks[k]), level, seen, queue)
+        if count == 0:
+            out[k] = np.inf
+            continue
+        s = sx = sy = sxx = syy = sxy = 0.0
+        for place in queue[:count]:
+            dy, dx = place // _SIDE_PX - _REACH_PX - 1, place % _SIDE_PX - _REACH_PX - 1
+            light = image[row + dy, col + dx] - level
+            s += light
+            sx += light * dx
+            sy += light * dy
+            sxx += light * dx * dx
+            syy += light * dy * dy
+            sxy += light * dx * dy
+        mx, my = sx / s, sy / s
+        # The pixel's own extent keeps a row of pixels from having no width.
+        cxx, cyy, cxy = (
+            sxx / s - mx * mx + 1 / 12,
+            syy / s - my * my + 1 / 12,
+            sxy / s - mx * my,
+        )
+        half, split = 0.5 * (cxx + cyy), np.sqrt(0.25 * (cxx - cyy) ** 2 + cxy * cxy)
+        # The volume of a Gaussian above a part f of its height is 2πσ² (1 − f + f ln f) of it.
+        f = max(level / peak, 0.05)
+        variance = s / (2.0 * np.pi * peak * (1.0 - f + f * np.log(f))) - _SMOOTHING_PX2
+        highest = np.float32(-np.inf)
+        total = 0.0
+        for dy in range(-1, 2):
+            for dx in range(-1, 2):
+                value = raw[row + dy, col + dx]
+                highest = max(highest, value)
+                total += (2 - abs(dx)) * (2 - abs(dy)) * value
+        out[k, 0] = col + mx
+        out[k, 1] = row + my
+        out[k, 2] = peak
+        out[k, 3] = np.sqrt(max(variance, 0.09))
+        out[k, 4] = np.sqrt((half + split) / max(half - split, 1e-3))
+        out[k, 5] = highest - (total / 16.0 - peak)

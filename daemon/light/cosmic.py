@@ -31,7 +31,6 @@ import math
 import astroscrappy
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
 from calib_library.kernels import kernel, side_by_side
 
@@ -104,7 +103,7 @@ def clean(
     limit = np.float32(_UNLIMITED_E if saturation_adu is None else saturation_adu * e_per_adu)
 
     cleaned = np.empty_like(given) if out is None else out
-    holes = 0 if cleaned is given else _fill(given, sky, cleaned)
+    counts = [0] if cleaned is given else side_by_side(_fill, len(given), given, sky, cleaned)
     mask = np.zeros(given.shape, dtype=np.bool_)
     strips = -(-len(given) // _STRIP)
     unclear = np.full((strips, _ROOM), -1, dtype=np.int64)
@@ -113,8 +112,10 @@ def clean(
     _ask_about_pixels(cleaned, gain, noise, limit, unclear[unclear >= 0], mask)
     _ask_about_strips(cleaned, gain, noise, limit, np.flatnonzero(crowded), mask)
     places = np.flatnonzero(mask)
-    cleaned.ravel()[places] = _repaired(cleaned, mask, places, gain, limit, sky)
-    if holes:
+    values = np.empty(len(places), dtype=np.float32)
+    side_by_side(_repair, len(places), cleaned, mask, places, gain, limit, sky, values)
+    cleaned.ravel()[places] = values
+    if any(counts):
         empty = ~np.isfinite(given)
         mask[empty] = False
         cleaned[empty] = given[empty]
@@ -207,12 +208,12 @@ def _ask_about_strips(
             mask[y0:y1] |= found[y0 - low : y1 - low]
 
 
-@kernel(parallel=True)
-def _fill(image: F32, value: np.float32, out: F32) -> int:
+@kernel()
+def _fill(first: int, last: int, image: F32, value: np.float32, out: F32) -> int:
     """Copy, with `value` where `image` is not finite; returns how many there were."""
-    ny, nx = image.shape
+    nx = image.shape[1]
     holes = 0
-    for y in prange(ny):
+    for y in range(first, last):
         for x in range(nx):
             finite = abs(image[y, x]) < np.inf
             out[y, x] = image[y, x] if finite else value
@@ -612,18 +613,22 @@ def _is_saturated(image: F32, y: int, x: int, gain: np.float32, saturation_e: np
     return bool(level > np.float32(np.float64(saturation_e) / 10.0))
 
 
-@kernel(parallel=True)
-def _repaired(
+@kernel()
+def _repair(
+    first: int,
+    last: int,
     image: F32,
     mask: Bool,
     places: npt.NDArray[np.intp],
     gain: np.float32,
     saturation_e: np.float32,
     sky: np.float32,
-) -> F32:
-    """Means of the good neighbours of some pixels (flat indices), or `sky` where none is good."""
-    values = np.empty(len(places), np.float32)
-    for n in prange(len(places)):
+    values: F32,
+) -> None:
+    """Write to `values` (n,) the means of the good neighbours of some pixels (flat indices), or
+    `sky` where none is good.
+    """
+    for n in range(first, last):
         y, x = divmod(places[n], image.shape[1])
         total = _ZERO
         count = 0
@@ -633,7 +638,6 @@ def _repaired(
                     total += gain * image[j, i]
                     count += 1
         values[n] = total / np.float32(count) / gain if count else sky
-    return values
 
 
 # ---- medians ------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ cells row by row.
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
 from calib_library.defects import BAD
 from calib_library.kernels import kernel, side_by_side
@@ -70,7 +69,7 @@ def superpixels(mosaic: Image, mask: Mask, pattern: str, *, edge: int = 2) -> tu
         raise ValueError(f"a mask of {mask.shape} for {mosaic.shape}, blocks of {edge}")
     planes = np.empty((3, mosaic.shape[0] // edge, mosaic.shape[1] // edge), dtype=np.float32)
     bits = np.empty(planes.shape, dtype=np.uint8)
-    _superpixels(mosaic, mask, colours, edge, planes, bits)
+    side_by_side(_superpixels, planes.shape[1], mosaic, mask, colours, edge, planes, bits)
     return planes, bits
 
 
@@ -97,12 +96,13 @@ def _checked(mosaic: Image, pattern: str) -> Colours:
     return np.array([_COLOURS[letter] for letter in pattern], dtype=np.int64).reshape(2, 2)
 
 
-@kernel(parallel=True)
+@kernel()
 def _superpixels(
-    mosaic: Image, mask: Mask, colours: Colours, edge: int, planes: Image, bits: Mask
-) -> None:
-    _, height, width = planes.shape
-    for y in prange(height):
+    first: int, last: int, mosaic: Image, mask: Mask, colours: Colours, edge: int, planes: Image,
+    bits: Mask,
+) -> None:  # fmt: skip
+    width = planes.shape[2]
+    for y in range(first, last):
         # Of the good pixels and of all, which stand in where too few are good.
         sums = np.zeros((3, width), np.float32)
         everything = np.zeros((3, width), np.float32)

@@ -22,9 +22,8 @@ from typing import Any
 import astroalign
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon.light import distortion, pairing, reweighted
 from daemon.light.stars import StarList
 
@@ -46,7 +45,6 @@ _CHANCE_LOG = -22.0  # ln of how improbable the verified stars must be by chance
 _CHANCE_HINTED_LOG = -16.0
 _UPGRADE = 0.95  # a richer model must lower the held-out residual by 5 %
 _TRUSTED_PX = 0.5  # a polynomial's error must stay below this throughout the overlap
-_CHUNKS = 4
 _NEAR = math.radians(3.0)  # of 0° and 180°
 
 _FREE = {"similarity": 3, "affine": 4, "homography": 5}
@@ -238,7 +236,10 @@ def _vote(fields: _Fields, angles: F64, cell: float, reach: float) -> list[tuple
     """Rotations with their most voted shift, most votes first."""
     centre = (np.array(fields.shape[::-1]) - 1) / 2
     votes = np.zeros((len(angles), 3))
-    _count_votes(fields.frame - centre, fields.target - centre, angles, cell, reach, votes)
+    side_by_side(
+        _count_votes, len(angles), fields.frame - centre, fields.target - centre, angles, cell,
+        reach, votes,
+    )  # fmt: skip
     proposals = []
     for k in np.argsort(-votes[:, 0], kind="stable")[:_TRIED]:
         if votes[k, 0] >= 3:
@@ -610,24 +611,25 @@ def _most_voted(
     return most, dx / max(most, 1), dy / max(most, 1)
 
 
-@kernel(parallel=True)
-def _count_votes(frame: F64, target: F64, angles: F64, cell: float, reach: float, out: F64) -> None:
-    """For each angle: most votes in one cell, and the mean shift of those votes (x, y), px.
+@kernel()
+def _count_votes(
+    first: int, last: int, frame: F64, target: F64, angles: F64, cell: float, reach: float, out: F64
+) -> None:
+    """For some of the angles: most votes in one cell, and the mean shift of those votes (x, y), px.
 
     Shifts of `reach` px or more in x or y have no vote.
     """
     half = 0.5 * cell
     side = int(2.0 * reach / half) + 3
-    for chunk in prange(_CHUNKS):
-        counts = np.zeros(side * side, np.int16)
-        units = np.empty(len(frame) * len(target), np.int32)
-        pairs = np.empty(len(frame) * len(target), np.int32)
-        moved = np.empty_like(frame)
-        for k in range(chunk, len(angles), _CHUNKS):
-            cos, sin = np.cos(angles[k]), np.sin(angles[k])
-            for i in range(len(frame)):
-                moved[i, 0] = cos * frame[i, 0] - sin * frame[i, 1]
-                moved[i, 1] = sin * frame[i, 0] + cos * frame[i, 1]
-            out[k, 0], out[k, 1], out[k, 2] = _most_voted(
-                moved, target, reach, half, counts, units, pairs
-            )
+    counts = np.zeros(side * side, np.int16)
+    units = np.empty(len(frame) * len(target), np.int32)
+    pairs = np.empty(len(frame) * len(target), np.int32)
+    moved = np.empty_like(frame)
+    for k in range(first, last):
+        cos, sin = np.cos(angles[k]), np.sin(angles[k])
+        for i in range(len(frame)):
+            moved[i, 0] = cos * frame[i, 0] - sin * frame[i, 1]
+            moved[i, 1] = sin * frame[i, 0] + cos * frame[i, 1]
+        out[k, 0], out[k, 1], out[k, 2] = _most_voted(
+            moved, target, reach, half, counts, units, pairs
+        )
