@@ -2,12 +2,12 @@
 
 Adaptive moments match an elliptical Gaussian weight to each star (Bernstein & Jarvis 2002, AJ 123,
 583, section 3). Positions are px, x the column and y the row, centres of pixels at integers. Each
-star is worked out by itself, so the number of threads changes nothing.
+star is worked out by itself, so the number of threads changes nothing: the kernels take stars begin
+… end.
 """
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
 from calib_library.kernels import kernel
 from daemon.light import clipped
@@ -23,15 +23,15 @@ X, Y, FWHM, ELONGATION, PEAK, SATURATED, OK = range(7)
 _LEAST_WEIGHT = 0.7  # px², variance of the narrowest weight
 
 
-@kernel(parallel=True)
+@kernel()
 def ring_sky(
-    image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int, network: Network,
-    fallback: F64, out: F64,
+    begin: int, end: int, image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int,
+    network: Network, fallback: F64, out: F64,
 ) -> None:  # fmt: skip
     """Clipped median of the ring inner ≤ r ≤ outer (px) round each star, from every `step`-th row
-    and column, ADU; `network` sorts as many values.
+    and column, ADU; `network` sorts as many values. Groups begin … end of `SETS` stars.
     """
-    for group in prange((len(xs) + SETS - 1) // SETS):
+    for group in range(begin, end):
         first = group * SETS
         _rings_of_some(
             image, xs[first : first + SETS], ys[first : first + SETS], inner, outer,
@@ -79,8 +79,10 @@ def _ring(image: F32, x: float, y: float, inner: float, outer: float, step: int,
     return count
 
 
-@kernel(parallel=True)
+@kernel()
 def adaptive(
+    begin: int,
+    end: int,
     image: F32,
     flags: U8,
     xs: F64,
@@ -96,7 +98,7 @@ def adaptive(
     weighted light, which is where weight and star agree.
     """
     ny, nx = image.shape
-    for star in prange(len(xs)):
+    for star in range(begin, end):
         x, y, sky = xs[star], ys[star], skies[star]
         # m: covariance of the star; w: of the weight, which is the star's but for a least width,
         # below which the sum over pixels no longer stands for the integral.
@@ -216,12 +218,14 @@ def _unweight(
     return nxx, nyy, nxy, min((nxx + nyy) / (cxx + cyy), 4.0)
 
 
-@kernel(parallel=True)
-def aperture_flux(image: F32, xs: F64, ys: F64, skies: F64, radius: float, out: F64) -> None:
+@kernel()
+def aperture_flux(
+    begin: int, end: int, image: F32, xs: F64, ys: F64, skies: F64, radius: float, out: F64
+) -> None:
     """Sum of light − sky within `radius` px; pixels at the rim count by a linear ramp."""
     ny, nx = image.shape
     reach = radius + 0.5
-    for star in prange(len(xs)):
+    for star in range(begin, end):
         x, y = xs[star], ys[star]
         total = 0.0
         for row in range(max(int(np.ceil(y - reach)), 0), min(int(y + reach) + 1, ny)):
@@ -233,14 +237,14 @@ def aperture_flux(image: F32, xs: F64, ys: F64, skies: F64, radius: float, out: 
         out[star] = total
 
 
-@kernel(parallel=True)
-def linear_fluxes(image: F32, xs: F64, ys: F64, radii: F64, out: F64) -> None:
+@kernel()
+def linear_fluxes(begin: int, end: int, image: F32, xs: F64, ys: F64, radii: F64, out: F64) -> None:
     """Light within each of `radii` over the mean of the ring from 4/3 to 9/5 of it, (n, radii); 0
     where the frame cuts it off.
 
     Neighbours in aperture and ring add the same to it in every frame, whatever the seeing.
     """
-    for star in prange(len(xs)):
+    for star in range(begin, end):
         for k in range(len(radii)):
             out[star, k] = _linear_flux(image, xs[star], ys[star], radii[k])
 

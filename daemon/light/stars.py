@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy.ndimage import median_filter
 from scipy.spatial import cKDTree
 
+from calib_library.kernels import side_by_side
 from daemon.light import candidates, clipped, moments
 from daemon.light.background import Background, measure_background
 
@@ -146,7 +147,7 @@ def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: f
     guess = FWHM_PER_SIGMA * float(np.median(width))
     first = np.empty((len(x), 7))
     local = _local_sky(pixels, sky, x, y, guess, sparse=3)
-    moments.adaptive(pixels, flags, x, y, width, local, saturation, first)
+    side_by_side(moments.adaptive, len(x), pixels, flags, x, y, width, local, saturation, first)
     fwhm = _typical_fwhm(first)
     if fwhm is None:
         return _empty()
@@ -155,10 +156,12 @@ def _measure(pixels: F32, flags: U8, sky: Background, chosen: F64, saturation: f
     local = _local_sky(pixels, sky, x, y, fwhm)
     second = np.empty((len(x), 7))
     width = np.ascontiguousarray(first[:, moments.FWHM] / FWHM_PER_SIGMA)
-    moments.adaptive(pixels, flags, x, y, width, local, saturation, second)
+    side_by_side(moments.adaptive, len(x), pixels, flags, x, y, width, local, saturation, second)
     radius = max(_APERTURE_FWHM * fwhm, 2.5)
     flux = np.empty(len(x))
-    moments.aperture_flux(
+    side_by_side(
+        moments.aperture_flux,
+        len(x),
         pixels,
         np.ascontiguousarray(second[:, moments.X]),
         np.ascontiguousarray(second[:, moments.Y]),
@@ -186,7 +189,10 @@ def _local_sky(
     # Each pixel's square of `step` px, put together, lies within half its diagonal of the ring.
     most = math.pi * ((outer / step + 0.71) ** 2 - max(inner / step - 0.71, 0.0) ** 2)
     network = clipped.network(math.ceil(most) + 1)
-    moments.ring_sky(pixels, x, y, inner, outer, step, network, sky.at(x, y), local)
+    side_by_side(
+        moments.ring_sky, -(-len(x) // clipped.SETS), pixels, x, y, inner, outer, step, network,
+        sky.at(x, y), local,
+    )  # fmt: skip
     return local
 
 
@@ -194,7 +200,7 @@ def _shared(pixels: F32, stars: StarList) -> F64:
     """(n, 2) ADU, fluxes in the apertures that other frames have as well."""
     fluxes = np.empty((len(stars), 2))
     radii = np.array([stars.radius_px, math.sqrt(2) * stars.radius_px])
-    moments.linear_fluxes(pixels, stars.x, stars.y, radii, fluxes)
+    side_by_side(moments.linear_fluxes, len(stars), pixels, stars.x, stars.y, radii, fluxes)
     return np.round(fluxes, 2)
 
 
