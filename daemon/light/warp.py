@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon.light import distortion as distortions
 from daemon.light.lanczos import (
     BAD,
@@ -111,7 +110,7 @@ def warp(
         noise_adu=noise_adu, out=out,
     )  # fmt: skip
     coverage = np.empty(shape, dtype=np.uint8)
-    _split_coverage(out, coverage)
+    side_by_side(_split_coverage, len(coverage), out, coverage)
     return out, coverage
 
 
@@ -141,7 +140,8 @@ def warp_rows(
         raise ValueError(f"out is {out.shape} {out.dtype}, {shape} float32 is needed")
     if noise_adu is None:
         noise_adu = pixel_noise(image)
-    _warp_rows(image, way, np.float32(CLAMP_SIGMA * noise_adu), rows[0], out)
+    tolerance = np.float32(CLAMP_SIGMA * noise_adu)
+    side_by_side(_warp_rows, -(-shape[1] // BLOCK_ROWS), image, way, tolerance, rows[0], out)
     return out
 
 
@@ -202,24 +202,24 @@ def bad_pixels(mask: Mask | None, *, shape: tuple[int, int]) -> tuple[Mask, Mask
         raise ValueError(f"the mask is {mask.shape} {mask.dtype}, {shape} uint8 is needed")
     mask = np.ascontiguousarray(mask)
     first = np.zeros(shape[0] + 1, dtype=np.int32)
-    _list_bad(mask, first, nowhere)
+    side_by_side(_list_bad, len(mask), mask, first, nowhere)
     np.cumsum(first, out=first)
     if not first[-1]:
         return none, none, nowhere, nowhere
     columns = np.empty(first[-1], dtype=np.int32)
-    _list_bad(mask, first, columns)
+    side_by_side(_list_bad, len(mask), mask, first, columns)
     near = np.zeros((-(-shape[0] // BLOCK), -(-shape[1] // BLOCK)), dtype=np.uint8)
     _mark_blocks(first, columns, near)
     return mask, near, first, columns
 
 
-@kernel(parallel=True)
-def _list_bad(mask: Mask, first: Place, columns: Place) -> None:
+@kernel()
+def _list_bad(top: int, bottom: int, mask: Mask, first: Place, columns: Place) -> None:
     """Write the number of bad pixels of row y to first[y + 1], or, with `columns`, their columns
     from there on. Most pixels are good, and looked at by the chunk.
     """
-    height, width = mask.shape
-    for y in prange(height):
+    width = mask.shape[1]
+    for y in range(top, bottom):
         row = mask[y]
         number = 0
         for begin in range(0, width, CHUNK):
@@ -263,10 +263,12 @@ def _check_image(image: Image) -> None:
         )
 
 
-@kernel(parallel=True)
-def _warp_rows(image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image) -> None:
+@kernel()
+def _warp_rows(
+    first: int, last: int, image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image
+) -> None:
     planes, height, width = out.shape
-    for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
+    for band in range(first, last):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
         for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
@@ -279,11 +281,11 @@ def _warp_rows(image: Image, way: Way, tolerance: np.float32, first_row: int, ou
                     out[plane, y, x0:x1] = made[y - y0]
 
 
-@kernel(parallel=True)
-def _split_coverage(image: Image, coverage: Mask) -> None:
+@kernel()
+def _split_coverage(first: int, last: int, image: Image, coverage: Mask) -> None:
     """Turn NaN into value 0 and coverage 0, in place."""
-    planes, height, width = image.shape
-    for y in prange(height):
+    planes, _, width = image.shape
+    for y in range(first, last):
         for x in range(width):
             covered = True
             for plane in range(planes):
