@@ -21,7 +21,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
 from calib_library.kernels import kernel, side_by_side
 from daemon.light import warp
@@ -260,10 +259,11 @@ def remove(
     if stack.terms.get(terms.index) != terms:
         raise ValueError(f"frame {terms.index} is not in the stack with these terms")
     way = _way(stack, image, matrix, distortion, mask)
-    _remove_rows(
-        image, way, *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
-        stack.quantum, stack.contrast_unit, stack.values, stack.frames, stack.total,
-        stack.weight, stack.spread, stack.settled, stack.contrast,
+    side_by_side(
+        _remove_bands, -(-stack.shape[1] // BLOCK_ROWS), image, way,
+        *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky), stack.quantum,
+        stack.contrast_unit, stack.values, stack.frames, stack.total, stack.weight, stack.spread,
+        stack.settled, stack.contrast,
     )  # fmt: skip
     del stack.terms[terms.index], stack.sigmas[terms.index]
 
@@ -414,9 +414,9 @@ def _refresh_contrast(stack: LiveStack) -> None:
     frames are averaged; and by the number of frames alone, so that replaying gives the same bits
     whenever the stack was looked at. The first time is before anything is settled.
     """
-    _contrast_rows(
-        stack.quantum, stack.contrast_unit, stack.values, stack.frames, stack.total, stack.weight,
-        stack.settled, stack.contrast,
+    side_by_side(
+        _contrast_tiles, -(-stack.shape[1] // TILE_ROWS), stack.quantum, stack.contrast_unit,
+        stack.values, stack.frames, stack.total, stack.weight, stack.settled, stack.contrast,
     )  # fmt: skip
     frames = len(stack.terms)
     stack.contrast_due = frames + min(max(frames // 2, 1), 32)
@@ -484,20 +484,20 @@ def _add_bands(
                 settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
 
 
-@kernel(parallel=True)
-def _remove_rows(
-    image: Image, way: warp.Way, number: int, scale: float, planes: Matrix, tolerances: Image,
-    table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
+@kernel()
+def _remove_bands(
+    first: int, last: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
+    tolerances: Image, table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
     values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
     contrast: Count,
 ) -> None:  # fmt: skip
     depth, plane_count, height, width = values.shape
     share = int(table[number, 0])
     per_adu = 1.0 / quantum
-    for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
+    scratch = np.empty(BLOCK_COLUMNS, np.float32)
+    for band in range(first, last):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
-        scratch = np.empty(BLOCK_COLUMNS, np.float32)
         for plane in range(plane_count):
             a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
             for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
@@ -559,17 +559,17 @@ def _delete_waiting(values: Image, frames: Count, plane: int, y: int, x: int, nu
     return found
 
 
-@kernel(parallel=True)
-def _contrast_rows(
-    quantum: float, contrast_unit: float, values: Image, frames: Count, total: Sums,
-    weight: Weights, settled: Count, contrast: Count,
+@kernel()
+def _contrast_tiles(
+    begin: int, end: int, quantum: float, contrast_unit: float, values: Image, frames: Count,
+    total: Sums, weight: Weights, settled: Count, contrast: Count,
 ) -> None:  # fmt: skip
     _, plane_count, height, width = values.shape
-    for tile in prange((height + TILE_ROWS - 1) // TILE_ROWS):
+    centres = np.empty((TILE_ROWS + 2, width), np.float32)
+    row = np.empty(width, np.float32)
+    for tile in range(begin, end):
         first = tile * TILE_ROWS
         last = min(first + TILE_ROWS, height)
-        centres = np.empty((TILE_ROWS + 2, width), np.float32)
-        row = np.empty(width, np.float32)
         for plane in range(plane_count):
             for y in range(first - 1, last + 1):
                 inside = min(max(y, 0), height - 1)
