@@ -29,7 +29,7 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
         defects._trimmed_moments,
         defects._count_exceeded,
         dark_compose._mix,
-        final._combine_tile,
+        final._combine_strips,
         calibrate._calibrate,
         warp._mark_blocks,
         warp._warp_rows,

@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
 from calib_library.combine import LANES, sort_lanes, sorting_network
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon.stack.display import MODEL_FREEDOM
 from daemon.stack.live import SEEING_FLOOR, FrameTerms, StackImage, steepness
 from daemon.stack.settle import CENTRE_VARIANCE, CONTRAST_SHARE, EMPIRICAL_FROM
@@ -52,6 +51,8 @@ RING = 16
 """Rows of a strip that are kept: more than HALO + 1, and a power of two."""
 STRIP = 256
 """px, width of a strip with its halo."""
+CORE = STRIP - 2 * HALO
+"""px, width of a strip without it."""
 WORD = 32
 """Frames in a word of bits."""
 
@@ -148,12 +149,14 @@ def combine_into(
         rejected = np.zeros((planes, last - first, words, width), np.uint32)
         for plane in range(planes):
             table = _table(terms, sigmas[:, plane])
-            _combine_tile(
-                values, plane, y0, first - y0, last - y0, places[plane], table,
-                table.astype(np.float32), _typical(table), np.float32(skies[plane]), network,
-                image.mean[plane, first:last], image.weight[plane, first:last],
-                image.variance[plane, first:last], image.coverage[first:last], rejected[plane],
-                tallies,
+            tallies += sum(
+                side_by_side(
+                    _combine_strips, -(-width // CORE), values, plane, y0, first - y0, last - y0,
+                    places[plane], table, table.astype(np.float32), _typical(table),
+                    np.float32(skies[plane]), network, image.mean[plane, first:last],
+                    image.weight[plane, first:last], image.variance[plane, first:last],
+                    image.coverage[first:last], rejected[plane],
+                )
             )  # fmt: skip
         if on_rejected is not None:
             for position in range(number):
@@ -268,24 +271,22 @@ def _new_strip(number: int) -> _Strip:
     )
 
 
-@kernel(parallel=True)
-def _combine_tile(
-    values: Image, plane: int, y0: int, first: int, last: int, places: Numbers, table: Numbers,
-    gates: Image, typical: Numbers, sky: np.float32, network: npt.NDArray[np.int32],
-    mean: Image, weight: Image, variance: Image, coverage: Count, rejected: Bits,
-    tallies: npt.NDArray[np.int64],
-) -> None:  # fmt: skip
-    """Combine rows first … last of one plane of a tile (n, planes, rows, nx) whose first row is
-    row y0 of the image. Results are the rows of the tile that are finished; `tallies` (n, 2) is
-    added to: values left out and values that there were.
+@kernel()
+def _combine_strips(
+    begin: int, end: int, values: Image, plane: int, y0: int, first: int, last: int,
+    places: Numbers, table: Numbers, gates: Image, typical: Numbers, sky: np.float32,
+    network: npt.NDArray[np.int32], mean: Image, weight: Image, variance: Image, coverage: Count,
+    rejected: Bits,
+) -> npt.NDArray[np.int64]:  # fmt: skip
+    """Combine rows first … last of some strips of one plane of a tile (n, planes, rows, nx) whose
+    first row is row y0 of the image. Results are the rows of the tile that are finished. Returns
+    (n, 2), how many values were left out and how many there were.
     """
     number, _, height, width = values.shape
-    core = STRIP - 2 * HALO
-    strips = (width + core - 1) // core
-    parts = np.zeros((strips, number, 2), np.int64)
-    for index in prange(strips):
-        left = index * core
-        right = min(left + core, width)
+    tally = np.zeros((number, 2), np.int64)
+    for index in range(begin, end):
+        left = index * CORE
+        right = min(left + CORE, width)
         x0, x1 = max(left - HALO, 0), min(right + HALO, width)
         strip = _new_strip(number)
         for step in range(height + HALO):
@@ -307,9 +308,9 @@ def _combine_tile(
                     strip, y, left - x0, table, typical, sky, mean[y - first, left:right],
                     weight[y - first, left:right], variance[y - first, left:right],
                     coverage[y - first, left:right], rejected[y - first, :, left:right],
-                    parts[index],
+                    tally,
                 )  # fmt: skip
-    tallies += parts.sum(axis=0)
+    return tally
 
 
 @kernel()

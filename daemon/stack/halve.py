@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import prange
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon.light import debayer, warp
 from daemon.light.distortion import UNIT_PX, monomials
 from daemon.light.lanczos import BAD
@@ -94,7 +93,7 @@ def image(whole: Image, mask: Mask, edge: int = 2) -> tuple[Image, Mask]:
     planes, height, width = whole.shape
     small = np.empty((planes, height // edge, width // edge), np.float32)
     bits = np.empty(small.shape[1:], np.uint8)
-    _shrink(whole, mask, edge, small, bits)
+    side_by_side(_shrink, len(bits), whole, mask, edge, small, bits)
     return small, bits
 
 
@@ -134,11 +133,13 @@ def terms(whole: FrameTerms, edge: int = 2) -> FrameTerms:
     )
 
 
-@kernel(parallel=True)
-def _shrink(whole: Image, mask: Mask, edge: int, small: Image, bits: Mask) -> None:
-    planes, height, width = small.shape
+@kernel()
+def _shrink(
+    first: int, last: int, whole: Image, mask: Mask, edge: int, small: Image, bits: Mask
+) -> None:
+    planes, _, width = small.shape
     number = edge * edge
-    for y in prange(height):
+    for y in range(first, last):
         for x in range(width):
             every = np.uint8(0)
             good = 0
