@@ -18,13 +18,12 @@ import astroscrappy
 import numpy as np
 import numpy.typing as npt
 from answer import serve
-from numba import prange
 from points import POINTS
 from stages import Seconds, Stages, added, clocks, medians, since, without
 
 from calib_library import schema
 from calib_library.images import frame_file, product_file
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon import masters, warmup
 from daemon.config import Config, parse
 from daemon.errors import FrameQuarantinedError, FrameRejectedError
@@ -358,19 +357,20 @@ def finish(*, folder: str, output: str) -> dict[str, Any]:
             stored = out.view(np.uint32)
             files[position].seek(infos[position].data_offset + 4 * nx * y0)
             files[position].readinto(memoryview(stored).cast("B"))
-            _native(stored.reshape(-1, nx))
+            lines = stored.reshape(-1, nx)
+            side_by_side(_native, len(lines), lines)
 
         made = final.combine_into(fill, terms, shape=(1, ny, nx))
     product_file.write_fits(Path(output), made.image.mean[0], (), scale="adu")
     return {"frames": len(paths), "rejected": [float(share) for share in made.rejected]}
 
 
-@kernel(parallel=True)
-def _native(bits: npt.NDArray[np.uint32]) -> None:
+@kernel()
+def _native(first: int, last: int, bits: npt.NDArray[np.uint32]) -> None:
     """Turn rows of big-endian float32, seen as uint32 (rows, nx), round in place; what is 0, and so
     not covered, becomes NaN.
     """
-    for row in prange(bits.shape[0]):
+    for row in range(first, last):
         line = bits[row]
         for i in range(line.size):
             b = line[i]
