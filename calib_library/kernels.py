@@ -4,8 +4,8 @@ Kernels are compiled by numba, cached on disk (`cache_folder`), release the inte
 divide by zero as numpy does. Floating-point operations are never reordered
 (`fastmath` is off), so that a result does not depend on the number of threads.
 
-Kernels with `parallel=True` are called from one thread at a time: numba's portable thread pool is
-not re-entrant. In the daemon that thread is the worker.
+What is worth several threads is called by `side_by_side`. numba's own parallel loops are not used:
+it compiles each three times over, with all that it calls.
 """
 
 import concurrent.futures
@@ -29,7 +29,6 @@ from calib_library import __version__
 _collecting = gc.isenabled()
 gc.disable()
 import numba  # noqa: E402
-from numba import prange as prange  # noqa: E402, PLC0414
 from numba.core.caching import FunctionCache  # noqa: E402
 from numba.core.runtime.nrt import rtsys  # noqa: E402
 
@@ -107,9 +106,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def kernel(
-    *, parallel: bool = False, inline: bool = False
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def kernel(*, inline: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a function of arrays and numbers; the first call with new types compiles.
 
     `inline=True` is for small device functions that are called once a pixel.
@@ -118,9 +115,9 @@ def kernel(
     def compile_lazily(function: Callable[P, R]) -> Callable[P, R]:
         compiled: Callable[P, R] = numba.njit(
             nogil=True,
-            parallel=parallel,
             error_model="numpy",
             inline="always" if inline else "never",
+            no_cfunc_wrapper=True,  # for calls from C: a tenth of the time to compile
         )(function)
         # As numba's `cache=True` does it, with a cache of its own.
         cache = _SharedCache(function)  # type: ignore[no-untyped-call]
