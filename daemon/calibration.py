@@ -434,10 +434,16 @@ class Calibrator:
         )
 
     def apply(
-        self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
+        self,
+        pixels: npt.NDArray[np.generic],
+        record: FrameRecord,
+        calibration: Calibration,
+        *,
+        noise: calibrate.Noise | None = None,
     ) -> calibrate.Calibrated:
         """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired;
-        without the overscan, and trimmed to the useful part of the sensor.
+        without the overscan, and trimmed to the useful part of the sensor. With a variance where
+        there is a `noise`.
         """
         bayer = record.key.bayer_pattern is not None
         noise_adu = calibration.noise_adu
@@ -453,6 +459,7 @@ class Calibrator:
             bad=arrays.bad,
             bad_above=arrays.bad_above,
             bayer=bayer,
+            noise=noise,
             saturation_adu=record.saturation_adu,
         )
 
