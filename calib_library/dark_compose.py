@@ -25,6 +25,7 @@ from calib_library.local_median import local_median
 from calib_library.robust import mad_sigma
 
 Floats = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
 ReadRows = Callable[[int, int], Floats]
 """(first, last) → rows first … last − 1 of a master, (last − first, nx) float32 ADU."""
 
@@ -40,7 +41,8 @@ LEAST_PIXELS = 50
 
 TILE_ROWS = 128
 _STEPS_PER_SIGMA = 100
-_BINS = 2 * _STEPS_PER_SIGMA  # of error / σ_L; the last holds all that is larger
+BINS = 2 * _STEPS_PER_SIGMA
+"""Of error over the light's noise; the last holds all that is larger."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,22 +54,26 @@ class LightNoise:
     e_per_adu: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Composed:
-    """A dark, and what is known of its error. Images are (ny, nx)."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Judgement:
+    """How wrong a dark may be, as seen from a light."""
 
-    dark: Floats
-    """ADU, pedestal included."""
-    error: Floats | None
-    """ADU, 1 σ: what the model may be wrong by at each pixel. The masters' own noise is not in
-    it."""
-    doubt: Floats | None
-    """ADU²: lights whose noise (without the pixel's own dark current) has a smaller variance are
-    harmed, because the error exceeds half the noise. Such a pixel counts nothing."""
-    share_harmful: float
-    """The fraction of such pixels; 0 where there was no light to judge by."""
-    error_sigmas: float
-    """Error over the light's noise at the 99.5th percentile; 0 where there was no light."""
+    errors: Counts
+    """(bins,), as `Composed.errors`, of all its pixels."""
+
+    @property
+    def share_harmful(self) -> float:
+        """The fraction of pixels whose light is harmed; 0 where there was none."""
+        total = int(self.errors.sum())
+        over = int(self.errors[round(HARMFUL * _STEPS_PER_SIGMA) :].sum())
+        return over / total if total else 0.0
+
+    @property
+    def error_sigmas(self) -> float:
+        """Error over the light's noise at the 99.5th percentile; 0 where there was no light."""
+        total = int(self.errors.sum())
+        place = int(np.searchsorted(np.cumsum(self.errors), 0.995 * total)) if total else 0
+        return place / _STEPS_PER_SIGMA
 
     @property
     def refused(self) -> str | None:
@@ -88,6 +94,28 @@ class Composed:
             f"The dark may be wrong by {self.error_sigmas:.2f} σ of the light in its hot pixels: "
             "take darks nearer to the lights' temperature."
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Composed:
+    """A dark, or some rows of one, and what is known of its error. Images are (ny, nx)."""
+
+    dark: Floats
+    """ADU, pedestal included."""
+    error: Floats | None
+    """ADU, 1 σ: what the model may be wrong by at each pixel. The masters' own noise is not in
+    it."""
+    doubt: Floats | None
+    """ADU²: lights whose noise (without the pixel's own dark current) has a smaller variance are
+    harmed, because the error exceeds half the noise. Such a pixel counts nothing."""
+    errors: Counts
+    """(ny, bins), how many pixels of each row may be wrong by so many hundredths of the light's
+    noise, the last bin's by more; zeros where there was no light to judge by."""
+
+    @property
+    def judgement(self) -> Judgement:
+        """Of all its rows."""
+        return Judgement(self.errors.sum(axis=0))
 
 
 def compose(
@@ -125,14 +153,13 @@ def compose(
     dark = np.empty(size, np.float32)
     error = np.empty(size if with_error else (0, 0), np.float32)
     doubt = np.empty(size if light else (0, 0), np.float32)
-    counts = np.zeros(_BINS, np.int64)
+    errors = np.zeros((size[0], BINS), np.int64)
     for first, last, values, smooth in _tiles(
         [rows[s.master_id] for s in sources], (begin, end), shape, bayer=bayer
     ):
         here = np.s_[first - begin : last - begin]
         tile = here if with_error else np.s_[:0]
         marks = here if light else np.s_[:0]
-        part = np.zeros((last - first, _BINS), np.int64)
         side_by_side(
             _mix,
             last - first,
@@ -149,18 +176,13 @@ def compose(
             dark[here],
             error[tile],
             doubt[marks],
-            part,
+            errors[here],
         )
-        counts += part.sum(axis=0)
-    total = int(counts.sum())
-    over = int(counts[round(HARMFUL * _STEPS_PER_SIGMA) :].sum())
-    place = int(np.searchsorted(np.cumsum(counts), 0.995 * total)) if total else 0
     return Composed(
         dark=dark,
         error=error if with_error else None,
         doubt=doubt if light else None,
-        share_harmful=over / total if total else 0.0,
-        error_sigmas=place / _STEPS_PER_SIGMA,
+        errors=errors,
     )
 
 
@@ -231,7 +253,7 @@ def _mix(
     dark: Floats,
     error: Floats,
     doubt: Floats,
-    counts: npt.NDArray[np.int64],
+    counts: Counts,
 ) -> None:
     """Fill rows of the dark; of the error, the doubt and the counts where asked for."""
     for y in range(begin, end):
@@ -246,7 +268,7 @@ def _mix_row(
     y: int, values: Floats, smooth: Floats, hot: Floats, bulk: Floats,
     legs: npt.NDArray[np.float64], floors: Floats, relative: np.float32, relative_log: np.float32,
     noise: np.float32, adu_per_e: np.float32, dark: Floats, error: Floats, doubt: Floats,
-    counts: npt.NDArray[np.int64],
+    counts: Counts,
 ) -> None:  # fmt: skip
     """One row, step by step in loops that the compiler turns into vector instructions."""
     masters, _, nx = values.shape
@@ -281,13 +303,13 @@ def _mix_row(
 @kernel()
 def _doubt_row(
     signal: Floats, wrong: Floats, noise: np.float32, adu_per_e: np.float32, doubt: Floats,
-    counts: npt.NDArray[np.int64],
+    counts: Counts,
 ) -> None:  # fmt: skip
     """What the error of one row does to lights: how often which share of their noise it is, and
     which lights it harms.
     """
     places = np.empty(signal.size, np.int32)
-    last, nothing = np.float32(_BINS - 1), np.float32(0.0)
+    last, nothing = np.float32(BINS - 1), np.float32(0.0)
     for x in range(signal.size):
         own = max(nothing, signal[x]) * adu_per_e
         steps = np.float32(_STEPS_PER_SIGMA) * wrong[x] / np.sqrt(noise * noise + own)

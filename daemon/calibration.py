@@ -15,12 +15,11 @@ from calib_library import compare, defects, flat, master_file, match, overscan
 from calib_library.catalogue import agenda, by_hand, candidates, registry
 from calib_library.catalogue.by_hand import Choice
 from calib_library.catalogue.records import CalibrationSet
-from calib_library.dark_compose import Composed
 from calib_library.dark_model import DarkPlan
 from calib_library.frame import CalibrationKey, FrameRecord, FrameType
 from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord
-from daemon.darkroom import DarkChoice, DarkRoom, key_of
+from daemon.darkroom import HOT_THRESHOLDS_ADU, STEPS_PER_OCTAVE, DarkChoice, DarkRoom, key_of
 from daemon.ledger.ledger import Explanation
 from daemon.light import calibrate
 from daemon.light.noise import neighbour_noise
@@ -41,12 +40,6 @@ REFUSED_FLAT = "refused flat"
 """Among the recorded masters: the flat that this light was not divided by …"""
 REFUSED_SKY_FLAT = "refused sky flat"
 """… and the one whose large scale it had."""
-
-STEPS_PER_OCTAVE = 2
-"""The threshold for hot pixels moves in steps of √2 …"""
-HOT_THRESHOLDS_ADU = (2.0 ** (np.arange(64) / STEPS_PER_OCTAVE)).astype(np.float32)
-"""… from 1 ADU on. A pixel is marked with the number of those that it exceeds, once for all
-frames."""
 
 DEAD = 255
 """The mark of a pixel that is bad for any frame."""
@@ -441,10 +434,16 @@ class Calibrator:
         )
 
     def apply(
-        self, pixels: npt.NDArray[np.generic], record: FrameRecord, calibration: Calibration
+        self,
+        pixels: npt.NDArray[np.generic],
+        record: FrameRecord,
+        calibration: Calibration,
+        *,
+        noise: calibrate.Noise | None = None,
     ) -> calibrate.Calibrated:
         """Raw (ny, nx) pixels → float32 ADU, dark-subtracted, flat-fielded, bad pixels repaired;
-        without the overscan, and trimmed to the useful part of the sensor.
+        without the overscan, and trimmed to the useful part of the sensor. With a variance where
+        there is a `noise`.
         """
         bayer = record.key.bayer_pattern is not None
         noise_adu = calibration.noise_adu
@@ -460,17 +459,21 @@ class Calibrator:
             bad=arrays.bad,
             bad_above=arrays.bad_above,
             bayer=bayer,
+            noise=noise,
             saturation_adu=record.saturation_adu,
         )
 
     def arrays(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Arrays:
         """What `apply` applies to a frame whose noise is `neighbour_noise` of its sampled rows."""
         bayer = record.key.bayer_pattern is not None
-        # The plane first: where a dark must be composed for it, the same composition gives both.
+        # The plane first: where a dark must be made for it, both are made at once.
         bad = self._bad(record, calibration)
         subtract, flat_field = calibration.subtracted, calibration.flat
+        dark = self._image(subtract, record) if subtract else None
+        # Whether or not this light's judgement led to what is kept now.
+        self._darkroom.forget()
         return Arrays(
-            dark=self._image(subtract, record) if subtract else None,
+            dark=dark,
             flat=self._flat(flat_field, calibration.sky_flat, bayer=bayer) if flat_field else None,
             bad=bad,
             bad_above=_hot_step(noise_adu, record),
@@ -496,11 +499,8 @@ class Calibrator:
         if self._darks.has(_dark_kept_as(model)) and self._masks.has(bad_key):
             return self.arrays(noise_adu, record, calibration).rows(first, last)
         bayer = record.key.bayer_pattern is not None
-        # What a pixel is compared with lies up to 4 rows away.
-        top, bottom = max(first - 4, 0), min(last + 4, record.key.height)
-        inner = slice(first - top, last - top)
-        made = self._darkroom.compose_rows(model, record, top, bottom)
-        bad = _marked(made, record)[inner]
+        made = self._darkroom.make_rows(model, record, first, last)
+        bad = made.bad
         nx = record.key.width
         jumping = self._jumping(calibration.dark)
         low, high = np.searchsorted(jumping, (first * nx, last * nx))
@@ -509,12 +509,12 @@ class Calibrator:
         if calibration.flat:
             flats = calibration.flat, calibration.sky_flat
             flat_field = self._flat(*flats, bayer=bayer)[first:last]
-        return Arrays(made.dark[inner], flat_field, bad, _hot_step(noise_adu, record))
+        return Arrays(made.dark, flat_field, bad, _hot_step(noise_adu, record))
 
     def _image(self, subtract: DarkPlan | MasterRecord, record: FrameRecord) -> Image:
         def make() -> Image:
             if isinstance(subtract, DarkPlan):
-                return _cropped(self._darkroom.compose(subtract, 1.0, record).dark, record.key)
+                return _cropped(self._darkroom.make(subtract, record).dark, record.key)
             return self._load(subtract)
 
         return self._darks.get(_dark_kept_as(subtract), make)
@@ -557,11 +557,9 @@ class Calibrator:
         self, record: FrameRecord, dark: MasterRecord, subtract: DarkPlan | MasterRecord
     ) -> Mask:
         if isinstance(subtract, DarkPlan):
-            made = self._darkroom.compose(subtract, 1.0, record)
+            made = self._darkroom.make(subtract, record)
             self._darks.get(_dark_kept_as(subtract), lambda: _cropped(made.dark, record.key))
-            bad = _cropped(_marked(made, record), record.key)
-            # Of the composition only the dark is needed further.
-            self._darkroom.forget()
+            bad = _cropped(made.bad, record.key)
         else:
             bayer = record.key.bayer_pattern is not None
             bad = defects.exceeded(self._image(subtract, record), HOT_THRESHOLDS_ADU, bayer=bayer)
@@ -576,21 +574,6 @@ class Calibrator:
         """The telegraph pixels (n,) that the frames of a dark showed: flat indices, ascending."""
         found = registry.telegraph(self._library, dark.id)
         return np.empty(0, np.int64) if found is None else defects.unpack_pixels(found)
-
-
-def _marked(made: Composed, record: FrameRecord) -> Mask:
-    """The number of HOT_THRESHOLDS_ADU that each pixel (ny, nx) of a composed dark exceeds: by its
-    own signal, or because the dark is in doubt for lights whose noise such a signal would double.
-    """
-    assert made.doubt is not None
-    return defects.exceeded(
-        made.dark,
-        HOT_THRESHOLDS_ADU,
-        bayer=record.key.bayer_pattern is not None,
-        doubt=made.doubt,
-        # As a signal of D ADU doubles the noise of a light of variance D / (3 gain).
-        doubt_scale=3.0 * (record.e_per_adu or 1.0),
-    )
 
 
 def _dark_kept_as(subtract: DarkPlan | MasterRecord) -> tuple[str, int]:

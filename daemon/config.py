@@ -225,6 +225,8 @@ class LightsConfig(_Section):
 
     keep_calibrated: bool = False
     """Keep each calibrated light as a file of its own."""
+    keep_variance: bool = False
+    """… with the variance of each pixel beside it, where the gain is known."""
     clean_cosmics: Literal["auto", "always", "never"] = "auto"
     """`auto`: single frames and stacks of fewer than 8."""
 

@@ -78,6 +78,10 @@ only_older = false
 # Keep each calibrated light as a file of its own (they need as much disk as the raw frames, twice).
 keep_calibrated = false
 
+# With them the variance of each pixel (ADU squared, extension VARIANCE), for photometry: twice the
+# disk again. The camera's gain must be known, from the header or from flats and biases.
+keep_variance = false
+
 # Remove cosmic rays before stacking: "auto" for single frames and stacks of fewer than 8 (larger
 # ones reject them anyway), "always", "never".
 clean_cosmics = "auto"

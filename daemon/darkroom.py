@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from calib_library import dark_model, dark_temperature
+from calib_library import dark_model, dark_temperature, defects
 from calib_library.catalogue import candidates
-from calib_library.dark_compose import Composed, LightNoise
+from calib_library.dark_compose import BINS, Counts, Judgement, LightNoise
 from calib_library.dark_model import DarkPlan
 from calib_library.darks import Darks
 from calib_library.errors import NoMatchingMasterError
@@ -29,6 +29,31 @@ from calib_library.match import MasterRecord
 
 ERROR_STEPS_C = (0.02, 0.05, dark_temperature.FIT_ERROR_C)
 """The error of a fitted temperature is one of these, °C: the next larger."""
+
+STEPS_PER_OCTAVE = 2
+"""The threshold for hot pixels moves in steps of √2 …"""
+HOT_THRESHOLDS_ADU = (2.0 ** (np.arange(64) / STEPS_PER_OCTAVE)).astype(np.float32)
+"""… from 1 ADU on. A pixel is marked with the number of those that it exceeds, once for all
+frames."""
+
+_BAND_ROWS = 504
+"""A dark is made and its pixels are marked by so many rows, even: with their surroundings four
+tiles of `dark_compose`."""
+_AROUND_ROWS = 4
+"""What a pixel is compared with lies up to so many rows away."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A dark as lights need it, or some rows of one."""
+
+    dark: npt.NDArray[np.float32]
+    """(ny, nx) ADU, pedestal included."""
+    bad: npt.NDArray[np.uint8]
+    """(ny, nx), how many of HOT_THRESHOLDS_ADU each pixel exceeds: by its own signal, or because
+    the dark is in doubt for lights whose noise such a signal would double."""
+    errors: Counts
+    """(bins,): what a `dark_compose.Judgement` is made of."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +116,7 @@ class DarkRoom:
         self._tolerance_c = temperature_tolerance_c
         self._darks = Darks(root, library.master)
         self._verdicts: dict[tuple[str, int], _Verdict] = {}
-        self._last: tuple[str, Composed] | None = None
+        self._last: tuple[str, Made] | None = None
 
     def choose(
         self, record: FrameRecord, *, fitted_c: float | None = None, forced: bool = False
@@ -152,25 +177,52 @@ class DarkRoom:
             forced=choice.forced,
         )
 
-    def compose(self, model: DarkPlan, noise_adu: float, record: FrameRecord) -> Composed:
+    def make(self, model: DarkPlan, record: FrameRecord, *, noise_adu: float = 1.0) -> Made:
         """The dark of a plan, judged by a light of such noise. The last one is kept until
         `forget`.
         """
         key = key_of(model)
         if self._last is None or self._last[0] != key:
             self._last = None  # so that two are not in memory at once
-            light = LightNoise(noise_adu, record.e_per_adu or 1.0)
-            self._last = key, self._darks.compose(model, light=light, with_error=False)
+            shape = ny, _ = record.key.height, record.key.width
+            made = Made(
+                np.empty(shape, np.float32), np.empty(shape, np.uint8), np.zeros(BINS, np.int64)
+            )
+            for first in range(0, ny, _BAND_ROWS):
+                here = slice(first, min(first + _BAND_ROWS, ny))
+                band = self.make_rows(model, record, here.start, here.stop, noise_adu=noise_adu)
+                made.dark[here], made.bad[here] = band.dark, band.bad
+                np.add(made.errors, band.errors, out=made.errors)
+            self._last = key, made
         return self._last[1]
 
     def forget(self) -> None:
         """Let go of the last dark; whoever needs it keeps it."""
         self._last = None
 
-    def compose_rows(self, model: DarkPlan, record: FrameRecord, first: int, last: int) -> Composed:
+    def make_rows(
+        self,
+        model: DarkPlan,
+        record: FrameRecord,
+        first: int,
+        last: int,
+        *,
+        noise_adu: float = 1.0,
+    ) -> Made:
         """Rows first (even) … last − 1 of the same, to the same bits; nothing is kept."""
-        light = LightNoise(1.0, record.e_per_adu or 1.0)
-        return self._darks.compose(model, light=light, with_error=False, span=(first, last))
+        light = LightNoise(noise_adu, record.e_per_adu or 1.0)
+        top, bottom = max(first - _AROUND_ROWS, 0), min(last + _AROUND_ROWS, record.key.height)
+        made = self._darks.compose(model, light=light, with_error=False, span=(top, bottom))
+        bad = defects.exceeded(
+            made.dark,
+            HOT_THRESHOLDS_ADU,
+            bayer=record.key.bayer_pattern is not None,
+            doubt=made.doubt,
+            # As a signal of D ADU doubles the noise of a light of variance D / (3 gain).
+            doubt_scale=3.0 * (record.e_per_adu or 1.0),
+        )
+        here = slice(first - top, last - top)
+        return Made(made.dark[here], bad[here], made.errors[here].sum(axis=0))
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -282,8 +334,9 @@ class DarkRoom:
             if len(self._verdicts) > 256:
                 self._verdicts.clear()
             self.forget()
-            made = self.compose(model, 2.0 ** (step / 2.0), record)
-            self._verdicts[key] = _Verdict(made.error_sigmas, made.warning, made.refused)
+            made = self.make(model, record, noise_adu=2.0 ** (step / 2.0))
+            judged = Judgement(made.errors)
+            self._verdicts[key] = _Verdict(judged.error_sigmas, judged.warning, judged.refused)
         return self._verdicts[key]
 
 

@@ -13,7 +13,7 @@ from calib_library.catalogue.records import BuiltMaster, CalibrationSet, FiledFr
 from calib_library.errors import LibraryError
 from calib_library.frame import FrameType
 from calib_library.images.row_reader import RowReader
-from daemon import storage
+from daemon import memory, storage
 from daemon.explain import describe
 from daemon.ledger.stacks import Member
 from daemon.pipeline import Pipeline
@@ -35,6 +35,8 @@ def build_due(pipeline: Pipeline, *, now: dt.datetime, quiet_s: float, beat: Bea
     built = 0
     for one in due:
         built += _build(pipeline, one, now=now, beat=beat)
+    if built:
+        memory.give_back()
     return built
 
 

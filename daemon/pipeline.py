@@ -19,10 +19,10 @@ from calib_library import header, inspect
 from calib_library.catalogue import cameras, filing
 from calib_library.errors import HeaderError, ImageError, IncompleteImageError
 from calib_library.frame import FrameRecord, FrameType
-from calib_library.images import frame_file, product_file
+from calib_library.images import frame_file
 from calib_library.images.structure import ImageInfo
 from calib_library.library import CalibrationLibrary
-from daemon import explain, placing, rewritten
+from daemon import explain, kept, placing, rewritten
 from daemon.calibration import Calibration, Calibrator, useful_pixels
 from daemon.config import Config, WatchConfig
 from daemon.errors import FrameDeferredError, FrameQuarantinedError, FrameRejectedError
@@ -36,7 +36,6 @@ from daemon.log import StatusLog
 from daemon.placing import Light
 from daemon.reader import Reader
 from daemon.selfcheck import SelfCheck
-from daemon.stack import product
 from daemon.stack.store import LiveStacks
 
 Image = npt.NDArray[np.float32]
@@ -319,7 +318,7 @@ class Pipeline:
 
         # Before the commit: after it, a death would leave the frame without this file for good.
         if self.config.lights.keep_calibrated:
-            self._keep(frame, identity, light)
+            kept.write(self.config, self.calibrator, frame, identity, light, loaded.pixels)
         # The live image first: if it fails, nothing is recorded and the frame is tried again. If
         # the commit fails, the image is forgotten and made again from the members.
         with self.live.adding(stack, members) as image:
@@ -446,28 +445,6 @@ class Pipeline:
             sources={**record.sources, "e_per_adu": "the camera as it was measured"},
         )
         return dataclasses.replace(identity, record=record)
-
-    def _keep(self, frame: Frame, identity: Identity, light: Light) -> None:
-        """Write the calibrated light as a file of its own, replacing what an earlier calibration
-        of it left there.
-        """
-        record = identity.record
-        folder = Path("calibrated") / identity.night / product.safe(identity.target)
-        folder /= product.safe(record.filter or "nofilter")
-        path = self.config.library.path / folder / f"{product.safe(frame.path.stem)}_c.fits"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = light.image
-        if light.pattern is not None:
-            image = debayer.debayer(light.image, light.pattern)
-        product_file.write_fits(
-            path,
-            image,
-            product.calibrated_cards(record, light.calibration.ids(), frame.name),
-            scale=self.config.stack.scale,
-            pedestal_adu=product.pedestal_for(
-                image if image.ndim == 3 else image[np.newaxis], light.mask >= 0
-            ),
-        )
 
     # -- parts that a replay and a rebuild share --------------------------------------------
 

@@ -20,6 +20,7 @@ from calib_library.images.row_reader import RowReader
 from calib_library.library import CalibrationLibrary
 from calib_library.match import MasterRecord
 from calib_library.sensor_record import DarkCurrent, Measured, Sensor, SensorRecord
+from daemon import memory
 from daemon.pipeline import Pipeline
 
 Beat = Callable[[str], None]
@@ -44,6 +45,7 @@ def measure_next(pipeline: Pipeline, *, now: dt.datetime, beat: Beat) -> bool:
     before = [one for one in cameras.sensors(library, key, row_order) if one.sensor is not None]
     made = measure(library, key, row_order, before=before[0] if before else None, now=now)
     cameras.add_sensor(library, made)
+    memory.give_back()
     name = _name(key)
     if made.sensor is None:
         pipeline.log.info("SENSOR", f"{name}: could not be measured: {made.refused}")

@@ -12,7 +12,7 @@ import traceback
 from calib_library import schema
 from calib_library.frame import FrameType
 from calib_library.images import frame_file
-from daemon import heal, masters, orders, reader, remake, retention, sensors, warmup
+from daemon import heal, masters, memory, orders, reader, remake, retention, sensors, warmup
 from daemon.config import Config
 from daemon.errors import (
     FrameDeferredError,
@@ -24,7 +24,7 @@ from daemon.intake.intake import Arrival
 from daemon.ledger.ledger import Explanation, Frame, Identity
 from daemon.ledger.states import State
 from daemon.log import StatusLog
-from daemon.parts import Parts, compose
+from daemon.parts import SMALL_MB, Parts, compose
 from daemon.pipeline import night_of
 from daemon.storage import Storage, Trouble
 
@@ -142,6 +142,8 @@ class Worker(threading.Thread):
         heal.heal(self._parts)
         heal.sweep(self._parts)
         self.started.set()
+        if self._config.stack.memory_mb < SMALL_MB:
+            memory.keep_little()
         self._beat("preparing the kernels")
         warmup.kernels(lambda: self._beat("preparing the kernels"), stopping=self._stopping.is_set)
         self._started_at = time.monotonic()

@@ -317,8 +317,8 @@ def test_composing_in_tiles_is_what_numpy_gives_at_once(bayer):
     np.testing.assert_allclose(made.error[clear], error[clear], rtol=1e-3, atol=1e-3)
     ratio = error / np.sqrt(sensor.light.noise_adu**2 + np.maximum(hot, 0) / 0.8)
     assert np.mean((harmful(made, sensor.light) != (ratio > 0.5))[clear]) < 1e-4
-    assert made.share_harmful == pytest.approx(np.mean(ratio > 0.5), abs=2e-4)
-    assert made.error_sigmas == pytest.approx(np.quantile(ratio, 0.995), abs=0.011)
+    assert made.judgement.share_harmful == pytest.approx(np.mean(ratio > 0.5), abs=2e-4)
+    assert made.judgement.error_sigmas == pytest.approx(np.quantile(ratio, 0.995), abs=0.011)
 
 
 def test_a_single_master_is_given_as_it_is():
@@ -344,7 +344,7 @@ def test_any_number_of_threads_gives_the_same_bits():
         numba.set_num_threads(before)
     for name in ("dark", "error", "doubt"):
         np.testing.assert_array_equal(getattr(made[0], name), getattr(made[1], name))
-    assert made[0].share_harmful == made[1].share_harmful
+    assert made[0].judgement.share_harmful == made[1].judgement.share_harmful
 
 
 def test_pixels_that_are_not_finite_are_harmful():
@@ -385,7 +385,8 @@ def test_too_many_wrong_pixels_are_refused_and_some_are_warned_of():
 
     def judged(image):
         rows = {1: lambda first, last: image[first:last]}
-        return dark_compose.compose(plan, rows, shape=image.shape, bayer=False, light=light)
+        made = dark_compose.compose(plan, rows, shape=image.shape, bayer=False, light=light)
+        return made.judgement
 
     even = np.full((200, 200), 500.0, np.float32)
     for share, refused in ((0.02, True), (0.006, False)):

@@ -9,16 +9,17 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
-from calib_library import darks, master_file
+from calib_library import darks, defects, master_file
 from calib_library.catalogue import by_hand, filing, registry
 from calib_library.catalogue.records import BuiltMaster, Input
+from calib_library.dark_compose import Judgement, LightNoise
 from calib_library.dark_model import Rule
 from calib_library.errors import LibraryError, NoMatchingMasterError
 from calib_library.frame import FrameType
 from calib_library.images import product_file
 from calib_library.library import CalibrationLibrary
 from daemon.calibration import Calibrator, _Kept, masters_in
-from daemon.darkroom import DarkChoice
+from daemon.darkroom import HOT_THRESHOLDS_ADU, DarkChoice, DarkRoom
 from daemon.simulator.night import frames, small_plan
 from daemon.simulator.writer import write_frame
 from daemon.stack import product
@@ -36,7 +37,9 @@ class Shelf:
 
     def __init__(self, root, sensor, ends):
         self.root, self.sensor = root, sensor
-        self.key = dataclasses.replace(KEY, bayer_pattern=sensor.camera.bayer_pattern)
+        ny, nx = sensor.camera.shape
+        pattern = sensor.camera.bayer_pattern
+        self.key = dataclasses.replace(KEY, width=nx, height=ny, bayer_pattern=pattern)
         self.library = CalibrationLibrary.open(root)
         for exposure_s, temperature_c in ends:
             self.add(exposure_s, temperature_c)
@@ -358,6 +361,33 @@ def test_pixels_of_doubtful_dark_are_marked_bad(tmp_path):
         calibrated = calibrator.apply(raw, told, settled)
         wrong = np.abs(made.sensor.wrong(raw.astype(np.float32) - calibrated.image, -10.0))
         assert wrong[calibrated.mask == 0].max() < 3.0
+
+
+@pytest.mark.parametrize("bayer_pattern", [None, "RGGB"])
+def test_a_dark_made_in_bands_is_that_made_at_once(tmp_path, bayer_pattern):
+    """More rows than two bands have: its pixels, which are bad, and how wrong it may be."""
+    shape = (1150, 80)
+    sensor = Sensor.make(shape, hot_rate_e_s=2.0, bayer_pattern=bayer_pattern)
+    bayer = bayer_pattern is not None
+    made = Shelf(tmp_path, sensor, [(300, -14.0), (300, -6.0)])
+    with made.library as library:
+        _, told = made.light(-9.0)
+        room = DarkRoom(library, root=tmp_path, temperature_tolerance_c=0.5)
+        model = room.choose(told).model
+        assert len(model.sources) == 2
+        light = LightNoise(7.0, 0.8)
+        whole = darks.Darks(tmp_path, library.master).compose(model, light=light)
+        found = room.make(model, told, noise_adu=7.0)
+        np.testing.assert_array_equal(found.dark, whole.dark)
+        marks = defects.exceeded(
+            whole.dark, HOT_THRESHOLDS_ADU, bayer=bayer, doubt=whole.doubt, doubt_scale=2.4
+        )
+        assert np.unique(marks).size > 5
+        np.testing.assert_array_equal(found.bad, marks)
+        judged = Judgement(found.errors)
+        assert found.errors.sum() == whole.dark.size
+        assert judged.share_harmful == whole.judgement.share_harmful > 0
+        assert judged.error_sigmas == whole.judgement.error_sigmas > 0
 
 
 def test_a_light_without_a_temperature_takes_what_it_always_took(two):

@@ -44,6 +44,28 @@ def debayer(mosaic: Image, pattern: str, *, out: Image | None = None) -> Image:
     return out
 
 
+def variance(mosaic: Image, pattern: str) -> Image:
+    """The variances of `debayer`'s planes, (3, ny, nx) f32, from those of the mosaic's pixels, (ny,
+    nx) f32 in the square of their units: the mean of n pixels has 1/n of their mean variance.
+
+    Infinite where one of them is, and in the outermost rows and columns, which need values beyond
+    the border. Raises as `debayer`.
+    """
+    planes = debayer(mosaic, pattern)
+    for k, letter in enumerate(pattern):
+        y, x = divmod(k, 2)
+        own = _COLOURS[letter]
+        for plane in range(3):
+            if plane == own:
+                continue
+            # Green: four beside any red or blue. Of red and blue: four across, else two beside.
+            beside = own == _COLOURS["G"]
+            planes[plane, y::2, x::2] /= np.float32(2.0 if beside else 4.0)
+    planes[:, (0, -1)] = np.inf
+    planes[:, :, (0, -1)] = np.inf
+    return planes
+
+
 def luminance(mosaic: Image, pattern: str, *, grid: tuple[int, int]) -> tuple[Image, Image]:
     """What `debayer` would give, without keeping it: (R + 2 G + B)/4, in which every pixel of a
     mosaic weighs the same, (ny, nx) f32 ADU; and the mean of each colour in each cell of a `grid`
