@@ -295,7 +295,8 @@ def _mix_row(
         dark[y, x] = values[0, y, x] if masters == 1 else level[x] + signal[x]
         wrong[x] = abs(signal[x]) * wrong[x]
     if error.shape[0] > 0:
-        error[y] = wrong
+        for x in range(nx):
+            error[y, x] = wrong[x]
     if doubt.shape[0] > 0:
         _doubt_row(signal, wrong, noise, adu_per_e, doubt[y], counts[y])
 

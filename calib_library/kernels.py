@@ -5,7 +5,8 @@ divide by zero as numpy does. Floating-point operations are never reordered
 (`fastmath` is off), so that a result does not depend on the number of threads.
 
 What is worth several threads is called by `side_by_side`. numba's own parallel loops are not used:
-it compiles each three times over, with all that it calls.
+it compiles each three times over, with all that it calls. Nor is an array assigned to a slice of
+another: it compiles what it would say if they differed in size, for more than a second.
 """
 
 import concurrent.futures
@@ -113,7 +114,7 @@ def kernel(*, inline: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]
     """
 
     def compile_lazily(function: Callable[P, R]) -> Callable[P, R]:
-        compiled: Callable[P, R] = numba.njit(
+        compiled: Callable[P, R] = numba.njit(  # type: ignore[call-overload]
             nogil=True,
             error_model="numpy",
             inline="always" if inline else "never",

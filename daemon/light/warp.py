@@ -278,7 +278,8 @@ def _warp_rows(
                     image[plane], way, tolerance, first_row + y0, first_row + y1, block
                 )
                 for y in range(y0, y1):
-                    out[plane, y, x0:x1] = made[y - y0]
+                    for x in range(x0, x1):
+                        out[plane, y, x] = made[y - y0, x - x0]
 
 
 @kernel()
