@@ -179,7 +179,8 @@ def _continue_row(source: Image, row: Image) -> None:
     colour.
     """
     width = source.size
-    row[1 : width + 1] = source
+    for x in range(width):
+        row[x + 1] = source[x]
     row[0] = 2 * source[1] - source[3]
     row[width + 1] = 2 * source[width - 2] - source[width - 4]
 
@@ -229,7 +230,8 @@ def _bilinear_row(
 def _bilinear(begin: int, end: int, mosaic: Image, colours: Colours, out: Image) -> None:
     rows = np.empty((3, mosaic.shape[1] + 2), np.float32)
     for y in range(begin, end):
-        _bilinear_row(mosaic, colours, y, rows, 0, out[0, y], out[1, y], out[2, y])
+        held = 2 if y > begin else 0
+        _bilinear_row(mosaic, colours, y, rows, held, out[0, y], out[1, y], out[2, y])
 
 
 @kernel()
