@@ -48,11 +48,13 @@ def _fit(design: F64, values: F64, rounds: int, least: int, median: float) -> tu
         _sum_up(design, values, weights, normal, right)
         if not _solve(normal, right):
             return answer, False
-        change = np.abs(right - answer).max()
+        change = largest = 0.0
         for a in range(numbers):
             for c in range(columns):
+                change = max(change, abs(right[a, c] - answer[a, c]))
+                largest = max(largest, abs(right[a, c]))
                 answer[a, c] = right[a, c]
-        if k == rounds - 1 or change <= _SETTLED * np.abs(answer).max():
+        if k == rounds - 1 or change <= _SETTLED * largest:
             break
         for i in range(n):
             square = 0.0
