@@ -161,7 +161,7 @@ def _render_tile(
     beside, alone = np.empty(width, np.bool_), np.empty(width, np.bool_)
     sums, share = np.empty(width, np.int64), np.empty(width)
     weights, squares, counts = np.empty(width), np.empty(width), np.empty(width)
-    limit = np.float32(LESS * GATE_SIGMA * GATE_SIGMA * _smallest(table[:, 4 + plane]))
+    limit = np.float32(LESS * GATE_SIGMA * GATE_SIGMA * smallest(table[:, 4 + plane]))
     shares, per_adu = table[:, 0].copy(), 1.0 / quantum
     for y in range(first - 2, last + 2):
         k, inside = y - first + 2, min(max(y, 0), height - 1)
@@ -211,7 +211,7 @@ def _take_settled(
 
 
 @kernel()
-def _smallest(variances: Numbers) -> float:
+def smallest(variances: Numbers) -> float:
     """The smallest that is not 0: numbers without a frame have 0."""
     smallest = np.inf
     for variance in variances:

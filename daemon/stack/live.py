@@ -26,7 +26,7 @@ from calib_library.kernels import kernel, side_by_side
 from daemon.light import warp
 from daemon.light.sweeps import BLOCK_COLUMNS, BLOCK_ROWS
 from daemon.stack import settle
-from daemon.stack.display import TILE_ROWS, centre_row, contrast_row, render_tiles
+from daemon.stack.display import TILE_ROWS, centre_row, contrast_row, render_tiles, smallest
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
@@ -439,7 +439,7 @@ def _add_bands(
     shares = table[:, 0].astype(np.float32)
     variances = np.empty(plane_count, np.float32)
     for plane in range(plane_count):
-        variances[plane] = table[:, 4 + plane][shares > 0].min()
+        variances[plane] = smallest(table[:, 4 + plane])
     made = np.empty((BLOCK_ROWS, width), np.float32)
     fresh, out = np.empty(width, np.float32), np.empty(width, np.float32)
     away, share = np.empty(width, np.float32), np.empty(width, np.float32)
@@ -453,7 +453,6 @@ def _add_bands(
             for block in range(blocks):
                 x0, x1 = warp.columns_of(way, block)
                 part = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
-                # Not as a whole: numba compiles what it would say of arrays that differ in size.
                 for y in range(y1 - y0):
                     for x in range(x1 - x0):
                         made[y, x0 + x] = part[y, x]
