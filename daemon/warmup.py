@@ -49,13 +49,13 @@ def kernels(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda:
     `beat` is called now and then: the very first start may take a minute on a small machine. Ends
     early where `stopping` says so.
     """
-    parts = _stack, _stars, _registration, _colour, _cosmics, _display, _background, _frames
+    parts = _stack, _stars, _cosmics, _display, _frames, _registration, _colour
     _go_through(parts, beat, stopping)  # the longest first
 
 
 def later(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda: False) -> None:
     """Prepare what only masters and the end of the night need, when nothing else is to be done."""
-    _go_through((_removal, _final, _masters), beat, stopping)
+    _go_through((_final, _masters, _darks, _removal), beat, stopping)
 
 
 def _go_through(parts: Sequence[Part], beat: Beat, stopping: Callable[[], bool]) -> None:
@@ -147,7 +147,7 @@ def _free_bytes() -> int:
 
 
 def _frames(beat: Beat) -> None:
-    """Calibration, in grey and in colour; half the size."""
+    """Calibration, in grey and in colour; bad pixels; half the size."""
     raw = _frame()
     dark = np.zeros(raw.shape, np.float32)
     bad = np.zeros(raw.shape, np.uint8)
@@ -160,7 +160,9 @@ def _frames(beat: Beat) -> None:
     inspect.examine(raw, header.parse((), shape=raw.shape, storage="uint16", path=PurePath("a")))
     rewritten.mark_of(raw)
     beat()
-    halve.image(*_image_and_mask())
+    image, mask = _image_and_mask()
+    halve.image(image, mask)
+    warp.bad_pixels(mask, shape=mask.shape)
     beat()
 
 
@@ -182,20 +184,13 @@ def _cosmics(beat: Beat) -> None:
 
 
 def _stars(beat: Beat) -> None:
-    """Stars, on a sky that is known."""
+    """The sky, in both sorts of cells, and the stars."""
     (image,), mask = _image_and_mask()
-    cells = np.full((3, 3), 1000.0, np.float32)
-    noise = np.full((3, 3), 10.0, np.float32)
-    sky = background.Background(1000.0, 10.0, cells, noise, 64, image.shape)
-    stars.detect(image, mask=mask, background=sky, saturation_adu=None)
-    beat()
-
-
-def _background(beat: Beat) -> None:
-    """The sky, in both sorts of cells."""
-    (image,), _ = _image_and_mask()
-    background.measure_background(image)
     background.cell_means(image)
+    beat()
+    sky = background.measure_background(image)
+    beat()
+    stars.detect(image, mask=mask, background=sky, saturation_adu=None)
     beat()
 
 
@@ -216,11 +211,13 @@ def _registration(beat: Beat) -> None:
 
 
 def _stack(beat: Beat) -> live.LiveStack:
-    """A growing stack, of so many frames that values are settled and the contrast is measured."""
-    image, mask = _image_and_mask()
+    """A growing stack, of so many frames that values are settled and the contrast is measured;
+    without bad pixels, whose places `_frames` looks for.
+    """
+    image, _ = _image_and_mask()
     stack = live.LiveStack.empty(image.shape, high=3, low=2)
     for index in range(6):
-        live.add(stack, image, np.eye(3), _terms(index, planes=1), mask=mask)
+        live.add(stack, image, np.eye(3), _terms(index, planes=1))
         beat()
     return stack
 
@@ -237,13 +234,13 @@ def _display(beat: Beat) -> None:
 
 def _removal(beat: Beat) -> None:
     """A frame is taken out of its stack again."""
-    image, mask = _image_and_mask()
-    live.remove(_stack(beat), image, np.eye(3), _terms(0, planes=1), mask=mask)
+    image, _ = _image_and_mask()
+    live.remove(_stack(beat), image, np.eye(3), _terms(0, planes=1))
     beat()
 
 
 def _masters(beat: Beat) -> None:
-    """Combining, hot and telegraph pixels, composed darks."""
+    """Combining; telegraph pixels."""
     counts = combine.ArrayRows(_frame())
     combine.sigma_clipped_mean([counts] * 3)
     beat()
@@ -251,6 +248,10 @@ def _masters(beat: Beat) -> None:
     beat()
     defects.find_telegraph([counts] * defects.TELEGRAPH_FRAMES)
     beat()
+
+
+def _darks(beat: Beat) -> None:
+    """Hot pixels; composed darks."""
     image = _frame().astype(np.float32)
     defects.exceeded(image, np.array([1.0], np.float32))
     cold, warm = (Source(k, "", 1.0, -10.0 + 5.0 * k, 1) for k in range(2))
