@@ -37,10 +37,7 @@ class Noise:
     e_per_adu: float
     """The sensor's gain."""
     read_noise_e: float
-    dark_variance: Floats | None = None
-    """(ny, nx) ADU², of what is subtracted."""
-    flat_variance: Floats | None = None
-    """(ny, nx), of the normalised flat."""
+    """All that does not grow with the light."""
 
 
 def calibrate(
@@ -68,21 +65,13 @@ def calibrate(
     Raw pixels of `saturation_adu` or more are marked. Bad pixels are replaced from neighbours of
     the same colour (`bayer`), as `defects.repair_pixels` does, and stay marked.
 
-    With `noise` there is a variance, ADU², of what the sensor and the masters add:
-    (max(raw - overscan - dark, 0) / gain + read noise² + dark's variance + image² × flat's
-    variance) / flat², the read noise in ADU. The shot noise of the dark charge is not in it, for a
-    dark does not tell how much of it is charge.
+    With `noise` there is a variance, ADU²: (max(raw - overscan - dark, 0) / gain + read noise²) /
+    flat², the read noise in ADU.
 
     `out` and `mask_out` are overwritten and returned where given; nothing else is mutated. `out`
     must not be one of the inputs. Raises IncompatibleFramesError where shapes differ.
     """
-    maps = [("dark", dark), ("flat", flat), ("bad-pixel map", bad)]
-    if noise is not None:
-        maps += [
-            ("dark's variance", noise.dark_variance),
-            ("flat's variance", noise.flat_variance),
-        ]
-    for name, array in maps:
+    for name, array in (("dark", dark), ("flat", flat), ("bad-pixel map", bad)):
         if array is not None and array.shape != raw.shape:
             raise IncompatibleFramesError(
                 f"the {name} has {_size(array.shape)} px and the light {_size(raw.shape)}"
@@ -105,8 +94,6 @@ def calibrate(
         np.float32(np.inf if saturation_adu is None else saturation_adu),
         np.float32(1.0 / noise.e_per_adu if noise else 0.0),
         np.float32((noise.read_noise_e / noise.e_per_adu) ** 2 if noise else 0.0),
-        _or_nothing(noise.dark_variance if noise else None),
-        _or_nothing(noise.flat_variance if noise else None),
         image,
         mask,
         _or_nothing(variance),
@@ -142,8 +129,7 @@ def _calibrate(
     first: int, last: int, raw: npt.NDArray[Any], overscan: Floats, has_overscan: bool,  # noqa: FBT001
     dark: Floats, flat: Floats, bad: npt.NDArray[np.uint8], bad_above: int,
     saturation: np.float32, adu_per_e: np.float32, read_variance: np.float32,
-    dark_variance: Floats, flat_variance: Floats, image: Floats, mask: npt.NDArray[np.uint8],
-    variance: Floats,
+    image: Floats, mask: npt.NDArray[np.uint8], variance: Floats,
 ) -> None:  # fmt: skip
     """Fill `image`, `mask` and `variance`; a (0, 0) array stands for one that is not there.
 
@@ -158,12 +144,8 @@ def _calibrate(
             _subtract(row, dark[y])
         if variance.shape[0] > 0:
             _charge_noise(row, adu_per_e, read_variance, variance[y])
-            if dark_variance.shape[0] > 0:
-                _add(variance[y], dark_variance[y])
         if flat.shape[0] > 0:
             _divide(row, flat[y], marks)
-            if flat_variance.shape[0] > 0 and variance.shape[0] > 0:
-                _add_products(variance[y], row, flat_variance[y])
             if variance.shape[0] > 0:
                 _divide_twice(variance[y], flat[y])
         if bad.shape[0] > 0:
@@ -190,12 +172,6 @@ def _subtract(row: Floats, less: Floats) -> None:
 
 
 @kernel()
-def _add(row: Floats, more: Floats) -> None:
-    for x in range(row.size):
-        row[x] += more[x]
-
-
-@kernel()
 def _charge_noise(
     row: Floats, adu_per_e: np.float32, read_variance: np.float32, spread: Floats
 ) -> None:
@@ -209,12 +185,6 @@ def _divide(row: Floats, flat: Floats, marks: npt.NDArray[np.uint8]) -> None:
         lit = flat[x] > np.float32(FLAT_FLOOR)
         row[x] /= flat[x] if lit else np.float32(1.0)
         marks[x] |= 0 if lit else BAD
-
-
-@kernel()
-def _add_products(spread: Floats, row: Floats, variance: Floats) -> None:
-    for x in range(row.size):
-        spread[x] += row[x] * row[x] * variance[x]
 
 
 @kernel()
