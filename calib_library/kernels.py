@@ -4,9 +4,11 @@ Kernels are compiled by numba, cached on disk (`cache_folder`), release the inte
 divide by zero as numpy does. Floating-point operations are never reordered
 (`fastmath` is off), so that a result does not depend on the number of threads.
 
-What is worth several threads is called by `side_by_side`. numba's own parallel loops are not used:
-it compiles each three times over, with all that it calls. Nor is an array assigned to a slice of
-another: it compiles what it would say if they differed in size, for more than a second.
+What is worth several threads is called by `side_by_side`. A parallel loop of numba's is compiled
+three times over, with all that it calls: `parallel=True` is for what is slower otherwise (numba
+takes the arrays of such a loop for separate ones) and rarely needed. Those kernels are called from
+one thread at a time: numba's portable thread pool is not re-entrant. Nor is an array assigned to a
+slice of another: numba compiles what it would say if they differed in size, for more than a second.
 """
 
 import concurrent.futures
@@ -107,7 +109,9 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def kernel(*, inline: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def kernel(
+    *, parallel: bool = False, inline: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a function of arrays and numbers; the first call with new types compiles.
 
     `inline=True` is for small device functions that are called once a pixel.
@@ -116,6 +120,7 @@ def kernel(*, inline: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]
     def compile_lazily(function: Callable[P, R]) -> Callable[P, R]:
         compiled: Callable[P, R] = numba.njit(  # type: ignore[call-overload]
             nogil=True,
+            parallel=parallel,
             error_model="numpy",
             inline="always" if inline else "never",
             no_cfunc_wrapper=True,  # for calls from C: a tenth of the time to compile

@@ -278,8 +278,9 @@ def _warp_rows(
                     image[plane], way, tolerance, first_row + y0, first_row + y1, block
                 )
                 for y in range(y0, y1):
-                    for x in range(x0, x1):
-                        out[plane, y, x] = made[y - y0, x - x0]
+                    source, target = made[y - y0], out[plane, y, x0:x1]
+                    for x in range(target.size):
+                        target[x] = source[x]
 
 
 @kernel()

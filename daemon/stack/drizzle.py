@@ -22,8 +22,9 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from numba import prange
 
-from calib_library.kernels import kernel, side_by_side
+from calib_library.kernels import kernel
 from daemon.light import distortion as distortions
 from daemon.stack.live import FrameTerms
 
@@ -130,14 +131,9 @@ def add(
     if pattern is not None:
         colours[:] = np.array([_COLOURS[letter] for letter in pattern]).reshape(2, 2)
     points = lattice(matrix, distortion, shape=samples.shape, first_row=first_row)
-    reach = np.empty((len(samples), 2))
-    side_by_side(_reach, len(samples), points, samples.shape[1], reach)
-    side_by_side(
-        _drop_groups,
-        -(-grid.total.shape[1] // GROUP),
+    _drop_rows(
         np.ascontiguousarray(samples),
         points,
-        reach,
         np.empty((0, 0), np.uint8) if mask is None else np.ascontiguousarray(mask),
         np.empty((0, 0, 0), np.bool_) if rejected is None else np.ascontiguousarray(rejected),
         rejected_from,
@@ -192,37 +188,38 @@ def _place(points: Matrix, x: float, y: float) -> tuple[float, float]:
 
 
 @kernel()
-def _reach(begin: int, end: int, points: Matrix, width: int, out: Matrix) -> None:
-    """`out` (ny, 2): the lowest and the highest v of the pixels of rows begin … end."""
-    for y in range(begin, end):
-        low, high = np.inf, -np.inf
-        for edge in (-0.5, 0.5):
-            for k in range(points.shape[1] - 2):
-                x = min(float(CELL * k), width - 0.5) if k > 0 else -0.5
-                _, v = _place(points, x, y + edge)
-                # NaN, a place that cannot be told, compares false: nothing is dropped there.
-                low = v if v < low else low  # noqa: FURB136
-                high = v if v > high else high  # noqa: FURB136
-        out[y, 0], out[y, 1] = low, high
+def _reach(points: Matrix, y: int, width: int, out: Matrix) -> None:
+    """`out`: the lowest and the highest v of the pixels of row y."""
+    out[0], out[1] = np.inf, -np.inf
+    for edge in (-0.5, 0.5):
+        for k in range(points.shape[1] - 2):
+            x = min(float(CELL * k), width - 0.5) if k > 0 else -0.5
+            _, v = _place(points, x, y + edge)
+            # NaN, a place that cannot be told, compares false: nothing is dropped there.
+            out[0] = v if v < out[0] else out[0]  # noqa: FURB136
+            out[1] = v if v > out[1] else out[1]  # noqa: FURB136
 
 
-@kernel()
-def _drop_groups(
-    begin: int, end: int, samples: Image, points: Matrix, reach: Matrix, mask: Mask,
-    rejected: Bool, rejected_from: int, colours: Colours, planes: Matrix, variances: Matrix,
-    per_adu: float, scale: float, share: float, pixfrac: float, slack: float, first: int,
-    total: Matrix, weight: Matrix, noise: Matrix, photons: Matrix,
+@kernel(parallel=True)
+def _drop_rows(
+    samples: Image, points: Matrix, mask: Mask, rejected: Bool, rejected_from: int,
+    colours: Colours, planes: Matrix, variances: Matrix, per_adu: float, scale: float,
+    share: float, pixfrac: float, slack: float, first: int, total: Matrix, weight: Matrix,
+    noise: Matrix, photons: Matrix,
 ) -> None:  # fmt: skip
-    """Every thread takes groups of rows of the grid and all drops that reach them, in the frame's
-    order, so that each sum is built in the same order whoever builds it.
+    """Every thread takes rows of the grid and all drops that reach them, in the frame's order, so
+    that each sum is built in the same order whoever builds it.
     """
     height, width = samples.shape
     rows = total.shape[1]
-    corners = np.empty((4, 2))
-    for group in range(begin, end):
+    reach = np.empty((height, 2))
+    for y in prange(height):
+        _reach(points, y, width, reach[y])
+    for group in prange((rows + GROUP - 1) // GROUP):
         top = group * GROUP
         bottom = min(top + GROUP, rows)
         low, high = first + top - slack, first + bottom + slack
+        corners = np.empty((4, 2))
         near = True
         for y in range(height):
             if reach[y, 1] < low or reach[y, 0] > high:
