@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from calib_library.combine import Rows, alike, through_tiles, tile_height
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import kernel, prange
+from calib_library.kernels import kernel, prange, side_by_side
 from calib_library.local_median import REACH, local_median
 
 Floats = npt.NDArray[np.float32]
@@ -325,15 +325,28 @@ def _good_mean(
     return 0.0, 0
 
 
-@kernel(parallel=True)
 def repair_pixels(image: Floats, mask: npt.NDArray[np.uint8], step: int) -> int:
-    """Repair `image` in place where `mask` has bit 1; return how many had no good neighbour.
+    """Repair `image` in place where `mask` has bit 1; return how many had no good neighbour."""
+    lost = np.zeros(len(image), np.int64)
+    side_by_side(_repair_rows, len(image), image, mask, step, lost)
+    return int(lost.sum())
+
+
+@kernel()
+def _repair_rows(
+    begin: int,
+    end: int,
+    image: Floats,
+    mask: npt.NDArray[np.uint8],
+    step: int,
+    lost: npt.NDArray[np.int64],
+) -> None:
+    """Repair rows begin … end; `lost` (ny,) is added to.
 
     Only bad pixels are written and only good ones read, so that the order does not matter.
     """
-    ny, nx = image.shape
-    lost = 0
-    for y in prange(ny):
+    nx = image.shape[1]
+    for y in range(begin, end):
         for first in range(0, nx, _LOOKED_THROUGH):
             last = min(first + _LOOKED_THROUGH, nx)
             if not _all_flags(mask[y, first:last]) & BAD:
@@ -343,8 +356,7 @@ def repair_pixels(image: Floats, mask: npt.NDArray[np.uint8], step: int) -> int:
                     value, count = _good_mean(image, mask, y, x, step)
                     image[y, x] = value
                     if count == 0:
-                        lost += 1
-    return lost
+                        lost[y] += 1
 
 
 @kernel()

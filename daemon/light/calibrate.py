@@ -5,13 +5,12 @@ ADU; its variance where that is wanted.
 import dataclasses
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from calib_library.defects import BAD, FLAT_FLOOR, repair_pixels
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 
 Floats = npt.NDArray[np.float32]
 
@@ -93,7 +92,9 @@ def calibrate(
     image = np.empty(raw.shape, np.float32) if out is None else out
     mask = np.empty(raw.shape, np.uint8) if mask_out is None else mask_out
     variance = None if noise is None else np.empty(raw.shape, np.float32)
-    _calibrate(
+    side_by_side(
+        _calibrate,
+        len(raw),
         np.ascontiguousarray(raw),
         _levels(overscan_adu, raw.shape),
         overscan_adu is not None,
@@ -136,18 +137,20 @@ def _size(shape: tuple[int, ...]) -> str:
     return " × ".join(str(length) for length in reversed(shape))
 
 
-@kernel(parallel=True)
+@kernel()
 def _calibrate(
+    begin: int, end: int,
     raw: npt.NDArray[Any], overscan: Floats, has_overscan: bool, dark: Floats, flat: Floats,  # noqa: FBT001
     bad: npt.NDArray[np.uint8], bad_above: int, saturation: np.float32, adu_per_e: np.float32,
     read_variance: np.float32, dark_variance: Floats, flat_variance: Floats, image: Floats,
     mask: npt.NDArray[np.uint8], variance: Floats,
 ) -> None:  # fmt: skip
-    """Fill `image`, `mask` and `variance`; a (0, 0) array stands for one that is not there.
+    """Fill rows begin … end of `image`, `mask` and `variance`; a (0, 0) array stands for one that
+    is not there.
 
     Row by row, each step over a row that is still in the first cache: one pass over memory.
     """
-    for y in numba.prange(raw.shape[0]):
+    for y in range(begin, end):
         row, marks = image[y], mask[y]
         _take(raw[y], saturation, row, marks)
         if has_overscan:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from calib_library.kernels import kernel
+from calib_library.kernels import kernel, side_by_side
 from daemon.light import distortion as distortions
 from daemon.light.lanczos import (
     BAD,
@@ -141,7 +141,9 @@ def warp_rows(
         raise ValueError(f"out is {out.shape} {out.dtype}, {shape} float32 is needed")
     if noise_adu is None:
         noise_adu = pixel_noise(image)
-    _warp_rows(image, way, np.float32(CLAMP_SIGMA * noise_adu), rows[0], out)
+    tolerance = np.float32(CLAMP_SIGMA * noise_adu)
+    bands = -(-shape[1] // BLOCK_ROWS)
+    side_by_side(_warp_bands, bands, image, way, tolerance, rows[0], out)
     return out
 
 
@@ -202,31 +204,31 @@ def bad_pixels(mask: Mask | None, *, shape: tuple[int, int]) -> tuple[Mask, Mask
         raise ValueError(f"the mask is {mask.shape} {mask.dtype}, {shape} uint8 is needed")
     mask = np.ascontiguousarray(mask)
     first = np.zeros(shape[0] + 1, dtype=np.int32)
-    _list_bad(mask, first, nowhere)
+    side_by_side(_list_bad, len(mask), mask, first, nowhere)
     np.cumsum(first, out=first)
     if not first[-1]:
         return none, none, nowhere, nowhere
     columns = np.empty(first[-1], dtype=np.int32)
-    _list_bad(mask, first, columns)
+    side_by_side(_list_bad, len(mask), mask, first, columns)
     near = np.zeros((-(-shape[0] // BLOCK), -(-shape[1] // BLOCK)), dtype=np.uint8)
     _mark_blocks(first, columns, near)
     return mask, near, first, columns
 
 
-@kernel(parallel=True)
-def _list_bad(mask: Mask, first: Place, columns: Place) -> None:
-    """Write the number of bad pixels of row y to first[y + 1], or, with `columns`, their columns
-    from there on. Most pixels are good, and looked at by the chunk.
+@kernel()
+def _list_bad(begin: int, end: int, mask: Mask, first: Place, columns: Place) -> None:
+    """Of rows begin … end, write the number of bad pixels of row y to first[y + 1], or, with
+    `columns`, their columns from there on. Most pixels are good, and looked at by the chunk.
     """
-    height, width = mask.shape
-    for y in prange(height):
+    width = mask.shape[1]
+    for y in range(begin, end):
         row = mask[y]
         number = 0
-        for begin in range(0, width, CHUNK):
-            end = min(begin + CHUNK, width)
-            if not _flags(row[begin:end]) & BAD:
+        for left in range(0, width, CHUNK):
+            right = min(left + CHUNK, width)
+            if not _flags(row[left:right]) & BAD:
                 continue
-            for x in range(begin, end):
+            for x in range(left, right):
                 if row[x] & BAD:
                     if columns.size:
                         columns[first[y] + number] = x
@@ -263,10 +265,13 @@ def _check_image(image: Image) -> None:
         )
 
 
-@kernel(parallel=True)
-def _warp_rows(image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image) -> None:
+@kernel()
+def _warp_bands(
+    begin: int, end: int, image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image
+) -> None:
+    """Fill bands begin … end of `out`, of BLOCK_ROWS rows each; it begins at `first_row`."""
     planes, height, width = out.shape
-    for band in prange((height + BLOCK_ROWS - 1) // BLOCK_ROWS):
+    for band in range(begin, end):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
         for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
