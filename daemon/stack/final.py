@@ -17,6 +17,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -155,10 +156,12 @@ def combine_into(
     spans = tiles(shape, number, memory_bytes)
     buffer = np.empty(number * planes * max(y1 - y0 for y0, y1, *_ in spans) * width, np.float32)
     with ThreadPoolExecutor(THREADS, "final", initializer=work_alone) as pool:
-        for y0, y1, first, last in spans:
+        ahead: list[RowFiller] = []
+        for (y0, y1, first, last), following in zip_longest(spans, spans[1:]):
             extent = (number, planes, y1 - y0, width)
             values = buffer[: np.prod(extent)].reshape(extent)
-            _fill(pool, rows, y0, y1, values)
+            others = (rows(position, y0, y1) for position in range(len(ahead), number))
+            _fill(pool, chain(ahead, others), values)
             rejected = np.zeros((planes, last - first, words, width), np.uint32)
             for plane in range(planes):
                 table = _table(terms, sigmas[:, plane])
@@ -169,7 +172,12 @@ def combine_into(
                     image.variance[plane, first:last], image.coverage[first:last], rejected[plane],
                     tallies,
                 )  # fmt: skip
-                _wait_for(pool.map(work, range(strips)))
+                combined = pool.map(work, range(strips))
+                if plane == planes - 1 and following is not None:
+                    # What the next tile begins with is looked up meanwhile.
+                    few = range(min(2 * THREADS, number))
+                    ahead = [rows(position, *following[:2]) for position in few]
+                _wait_for(combined)
             if on_rejected is not None:
                 for position in range(number):
                     word, bit = divmod(position, WORD)
@@ -180,11 +188,11 @@ def combine_into(
     return Final(image=image, rejected=left_out / np.maximum(there, 1.0))
 
 
-def _fill(pool: ThreadPoolExecutor, rows: RowFillers, y0: int, y1: int, values: Image) -> None:
-    """Fill a tile (n, planes, y1 − y0, nx) with rows y0 … y1 of all frames."""
+def _fill(pool: ThreadPoolExecutor, fillers: Iterable[RowFiller], values: Image) -> None:
+    """Fill a tile (n, planes, rows, nx), each frame's rows by their filler."""
     begun: collections.deque[Future[None]] = collections.deque()
-    for position, out in enumerate(values):
-        begun.append(pool.submit(rows(position, y0, y1), out))
+    for filler, out in zip(fillers, values, strict=True):
+        begun.append(pool.submit(filler, out))
         if len(begun) > 2 * THREADS:
             begun.popleft().result()
     _wait_for(one.result() for one in begun)
