@@ -92,9 +92,10 @@ def combine(
 
     rows: gives each frame's rows on the reference grid; asked tile by tile, for every frame in
     the order of `terms`, with 8 rows of overlap. terms: one for each frame, as for the live stack.
-    shape: (planes, ny, nx). memory_bytes: for the tiles; the result does not depend on it. skies:
-    ADU, the sky's level in each plane of the stack; None measures it on the first frame. sigmas:
-    (n, planes) ADU, noise of one pixel after scaling; None takes that of the terms for each plane.
+    shape: (planes, ny, nx). memory_bytes: for the tiles and for what the threads that fill them
+    need of their own; the result does not depend on it. skies: ADU, the sky's level in each plane
+    of the stack; None measures it on the first frame. sigmas: (n, planes) ADU, noise of one pixel
+    after scaling; None takes that of the terms for each plane.
     progress is called with the share done, 0 … 1.
 
     Raises ValueError without frames, or where `rows` gives a wrong shape.
@@ -199,7 +200,7 @@ def _fill(pool: ThreadPoolExecutor, fillers: Iterable[RowFiller], values: Image)
 
 
 def _wait_for(results: Iterable[object]) -> None:
-    """Until all are there; what one of them raises is raised here, and none is begun any more."""
+    """Until all are there; what one of them raises is raised here."""
     collections.deque(results, maxlen=0)
 
 
