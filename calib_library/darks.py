@@ -141,6 +141,9 @@ class Darks:
         cannot be read.
         """
         ids = [source.master_id for source in made.sources]
+        # Only logarithms ask for a master's noise.
+        pairs = [(leg.near, leg.other) for leg in made.legs if leg.log]
+        by_log = {one.master_id for pair in pairs for one in pair if one}
         with self._open(ids) as rows:
             shape, bayer = self._shape(ids[0])
             return dark_compose.compose(
@@ -150,7 +153,7 @@ class Darks:
                 bayer=bayer,
                 light=light,
                 with_error=with_error,
-                noises={i: self._facts(i).noise for i in ids},
+                noises={i: self._facts(i).noise for i in by_log},
                 span=span,
             )
 

@@ -149,6 +149,13 @@ def side_by_side(work: Callable[..., R], count: int, *arguments: object) -> list
     return [first, *(one.result() for one in begun)]
 
 
+def work_alone() -> None:
+    """Have what this thread calls `side_by_side`, and parallel loops, run in it alone: for threads
+    of which each has frames of its own to work on.
+    """
+    numba.set_num_threads(1)
+
+
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, PROCESSORS - 1), "kernel")

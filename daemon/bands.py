@@ -1,17 +1,19 @@
 """Bands of calibrated frames, made again from their raw files: for work that goes over a stack in
 tiles and must not keep frames in memory.
 
-For some rows of the stack, each frame gives the rows that lie under them. A thread reads the next
-band while the present one is worked on.
+For some rows of the stack, each frame gives the rows that lie under them. What is applied to a band
+is looked up by the thread that owns the library; after that any thread can make it.
 """
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,9 @@ from calib_library.images.row_reader import RowReader
 from daemon.calibration import (
     Arrays,
     Calibration,
+    Calibrator,
     applied_sections,
+    hot_step,
     sampled_rows,
     useful_correction,
 )
@@ -38,6 +42,8 @@ from daemon.pipeline import Pipeline
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]
+Request = tuple[int, int, int]
+"""(position of a frame, first row, one past the last)."""
 
 MARGIN_ROWS = 16
 """Rows of a frame beyond those that lie under a tile: 3 for the kernel, 6 for the repair of bad
@@ -177,28 +183,46 @@ def band_of(source: Source, y0: int, y1: int, width: int) -> tuple[int, int]:
     return (first, last) if first < last else (0, 0)
 
 
-class Bands:
-    """Bands of the frames, calibrated; their bytes are read ahead by a thread in the `order`
-    (position, first row, one past the last) in which they will be asked for.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Band:
+    """Rows first … last of a frame, and what makes them of its raw file."""
 
-    The arrays that are given out are overwritten by the next call.
+    source: Source
+    first: int
+    last: int
+    arrays: Arrays
+    """What is applied to these rows."""
+    raw: Future[npt.NDArray[Any]] | None
+    """Their raw pixels, where they are read ahead."""
+
+
+class Bands:
+    """Bands of the frames, calibrated. `tiles`: for each tile that is gone through, in turn, the
+    bands that will be asked for. With `read_ahead` a thread reads their bytes in that order.
+
+    `at` is for the thread that made this. What it gives may be made by any thread, several at a
+    time where nothing is read ahead; the arrays that a thread gets are overwritten by its next.
     """
 
     def __init__(
-        self, pipeline: Pipeline, sources: Sequence[Source], order: Sequence[tuple[int, int, int]]
+        self,
+        pipeline: Pipeline,
+        sources: Sequence[Source],
+        tiles: Sequence[Sequence[Request]],
+        *,
+        read_ahead: bool,
     ) -> None:
-        self._calibrator = pipeline.calibrator
         self._sources = sources
-        plans = (source.calibration.subtracted for source in sources)
-        self._darks = len({key_of(plan) for plan in plans if isinstance(plan, DarkPlan)})
+        self._masters = _Masters(pipeline.calibrator, sources, tiles)
+        order = itertools.chain.from_iterable(tiles) if read_ahead else ()
         self._coming = iter([one for one in order if one[1] < one[2]])
-        self._ahead: collections.deque[tuple[tuple[int, int, int], Future[npt.NDArray[Any]]]] = (
+        self._ahead: collections.deque[tuple[Request, Future[npt.NDArray[Any]]]] = (
             collections.deque()
         )
         self._pool = ThreadPoolExecutor(1, "band-reader")
         self._buffers = [Scratch() for _ in range(AHEAD + 2)]
         self._turn = 0
-        self._image, self._mask, self._planes = Scratch(), Scratch(), Scratch()
+        self._room = _Room()
 
     def __enter__(self) -> Self:
         self._read_ahead()
@@ -212,23 +236,29 @@ class Bands:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def calibrated(self, position: int, first: int, last: int) -> tuple[Image, Mask]:
-        """(planes, last − first, nx) ADU and the mask of rows first … last of a frame. Raises
-        LostFrameError.
+    def at(self, position: int, first: int, last: int) -> Band:
+        """Rows first … last of a frame, to be made. Raises LibraryError where a master cannot be
+        read.
         """
-        mosaic, mask = self.mosaic(position, first, last)
-        pattern = self._sources[position].record.key.bayer_pattern
+        arrays = self._masters.arrays(position, first, last)
+        raw = self._read_before((position, first, last))
+        return Band(self._sources[position], first, last, arrays, raw)
+
+    def calibrated(self, band: Band) -> tuple[Image, Mask]:
+        """(planes, last − first, nx) ADU and the mask of these rows. Raises LostFrameError."""
+        mosaic, mask = self.mosaic(band)
+        pattern = band.source.record.key.bayer_pattern
         if pattern is None:
             return mosaic[np.newaxis], mask
-        planes = self._planes.array((3, *mosaic.shape), np.float32)
+        planes = self._room.planes.array((3, *mosaic.shape), np.float32)
         return debayer.debayer(mosaic, pattern, out=planes), mask
 
-    def mosaic(self, position: int, first: int, last: int) -> tuple[Image, Mask]:
+    def mosaic(self, band: Band) -> tuple[Image, Mask]:
         """The same before the colours are told apart, (last − first, nx)."""
-        source = self._sources[position]
-        raw = self._raw((position, first, last))[:, source.useful[1]]
+        source, first, last, part = band.source, band.first, band.last, band.arrays
+        rows = band.raw.result() if band.raw else _read(source, first, last, self._room.raw)
+        raw = rows[:, source.useful[1]]
         levels = source.overscan_adu
-        part = self._arrays(source, first, last)
         result = calibrate.calibrate(
             raw,
             overscan_adu=levels[first:last] if levels is not None and len(levels) > 1 else levels,
@@ -237,23 +267,14 @@ class Bands:
             bad=part.bad,
             bad_above=part.bad_above,
             bayer=source.record.key.bayer_pattern is not None,
-            out=self._image.array(raw.shape, np.float32),
-            mask_out=self._mask.array(raw.shape, np.uint8),
+            out=self._room.image.array(raw.shape, np.float32),
+            mask_out=self._room.mask.array(raw.shape, np.uint8),
         )
         width = source.shape[1]
         places, values = source.rays
         low, high = np.searchsorted(places, (first * width, last * width))
         result.image.reshape(-1)[places[low:high] - first * width] = values[low:high]
         return result.image, result.mask
-
-    def _arrays(self, source: Source, first: int, last: int) -> Arrays:
-        """What is applied to some rows of a frame. The darks of a few temperatures are kept whole;
-        of many, only the rows are made.
-        """
-        frame = source.noise_adu, source.record, source.calibration
-        if self._darks > self._calibrator.kept_darks:
-            return self._calibrator.band(*frame, first, last)
-        return self._calibrator.arrays(*frame).rows(first, last)
 
     def plane_sigmas(self, position: int, planes: int) -> list[float]:
         """ADU after scaling, the noise in each plane, as the growing stack takes it: a plane that
@@ -265,7 +286,7 @@ class Bands:
             return [terms.sigma_adu]
         measured = []
         for first, last in _strips(source.shape[0]):
-            image, _ = self.calibrated(position, first, last)
+            image, _ = self.calibrated(self.at(position, first, last))
             measured.append([warp.pixel_noise(plane[np.newaxis]) for plane in image])
         own = terms.scale * np.median(measured, axis=0)
         return [max(terms.sigma_adu, float(sigma)) for sigma in own]
@@ -280,7 +301,7 @@ class Bands:
             return [terms.sigma_adu]
         measured = []
         for first, last in _strips(source.shape[0]):
-            mosaic, _ = self.mosaic(position, first, last)
+            mosaic, _ = self.mosaic(self.at(position, first, last))
             sites = [mosaic[np.newaxis, k // 2 :: 2, k % 2 :: 2] for k in range(4)]
             found = [warp.pixel_noise(site) for site in sites]
             measured.append(
@@ -288,33 +309,122 @@ class Bands:
             )
         return [float(sigma) for sigma in terms.scale * np.median(measured, axis=0)]
 
-    def _raw(self, request: tuple[int, int, int]) -> npt.NDArray[Any]:
+    def _read_before(self, request: Request) -> Future[npt.NDArray[Any]] | None:
+        """What is read ahead of a band; None where it is not its turn."""
         if not self._ahead or self._ahead[0][0] != request:
-            return self._read(request, Scratch())
+            return None
         _, future = self._ahead.popleft()
         self._read_ahead()
-        return future.result()
+        return future
 
     def _read_ahead(self) -> None:
         while len(self._ahead) < AHEAD and (request := next(self._coming, None)) is not None:
+            position, first, last = request
             buffer = self._buffers[self._turn % len(self._buffers)]
             self._turn += 1
-            self._ahead.append((request, self._pool.submit(self._read, request, buffer)))
+            reading = self._pool.submit(_read, self._sources[position], first, last, buffer)
+            self._ahead.append((request, reading))
 
-    def _read(self, request: tuple[int, int, int], buffer: "Scratch") -> npt.NDArray[Any]:
-        """Raw pixels of some rows, in the reader's thread."""
-        position, first, last = request
-        source = self._sources[position]
-        try:
-            if _version(source.frame.path) != source.version:
-                raise LostFrameError(source, "has changed since it was stacked")
-            with RowReader(source.frame.path) as reader:
-                top = source.useful[0].start
-                shape = (last - first, reader.shape[1])
-                out = buffer.array(shape, ">i2") if reader.plain else None
-                return _native(reader, reader.rows(top + first, top + last, out))
-        except (ImageError, OSError) as error:
-            raise LostFrameError(source, f"cannot be read again: {error}") from error
+
+def _read(source: Source, first: int, last: int, buffer: "Scratch") -> npt.NDArray[Any]:
+    """Raw pixels of rows first … last of a frame, in `buffer`. Raises LostFrameError."""
+    try:
+        if _version(source.frame.path) != source.version:
+            raise LostFrameError(source, "has changed since it was stacked")
+        with RowReader(source.frame.path) as reader:
+            top = source.useful[0].start
+            shape = (last - first, reader.shape[1])
+            out = buffer.array(shape, ">i2") if reader.plain else None
+            return _native(reader, reader.rows(top + first, top + last, out))
+    except (ImageError, OSError) as error:
+        raise LostFrameError(source, f"cannot be read again: {error}") from error
+
+
+class _Alike(NamedTuple):
+    """What frames share whose darks have the same pixels, the bad ones too."""
+
+    plan: str | None
+    """None for a master that is subtracted as it is."""
+    dark: int | None
+    e_per_adu: float | None
+
+
+def _alike(source: Source) -> _Alike:
+    calibration = source.calibration
+    plan, dark = calibration.subtracted, calibration.dark
+    return _Alike(
+        key_of(plan) if isinstance(plan, DarkPlan) else None,
+        dark.id if dark else None,
+        source.record.e_per_adu,
+    )
+
+
+class _Masters:
+    """What is applied to bands. The darks of a few temperatures are kept whole; of many, only the
+    rows are made that lie under a tile, once for all of its frames that need the same.
+    """
+
+    def __init__(
+        self, calibrator: Calibrator, sources: Sequence[Source], tiles: Sequence[Sequence[Request]]
+    ) -> None:
+        self._calibrator = calibrator
+        self._sources = sources
+        self._alike = [_alike(source) for source in sources]
+        self._many = len({one.plan for one in self._alike if one.plan}) > calibrator.kept_darks
+        self._spans = dict(self._shared(tiles)) if self._many else {}
+        self._made: collections.OrderedDict[tuple[_Alike, int, int], Arrays] = (
+            collections.OrderedDict()
+        )
+
+    def arrays(self, position: int, first: int, last: int) -> Arrays:
+        """Of rows first … last of a frame."""
+        source, alike = self._sources[position], self._alike[position]
+        frame = source.noise_adu, source.record, source.calibration
+        if not self._many or alike.plan is None:
+            return self._calibrator.arrays(*frame).rows(first, last)
+        top, bottom = self._spans.get((position, first, last), (first, last))
+        key = alike, top, bottom
+        if key not in self._made:
+            self._make_room(bottom - top, source.shape[0])
+            # The flat is the calibrator's to keep.
+            self._made[key] = self._calibrator.band(*frame, top, bottom)._replace(flat=None)
+        self._made.move_to_end(key)
+        made = self._made[key].rows(first - top, last - top)
+        flat = self._calibrator.flat_of(source.record, source.calibration)
+        return made._replace(
+            flat=None if flat is None else flat[first:last],
+            bad_above=hot_step(source.noise_adu, source.record),
+        )
+
+    def _make_room(self, rows: int, ny: int) -> None:
+        """For so many rows more: half as much memory as darks that are kept whole take."""
+        most = self._calibrator.kept_darks * ny
+        while self._made and 2 * (rows + sum(end - top for _, top, end in self._made)) > most:
+            self._made.popitem(last=False)
+
+    def _shared(
+        self, tiles: Iterable[Sequence[Request]]
+    ) -> Iterator[tuple[Request, tuple[int, int]]]:
+        """Each band with the rows for which its dark is made: those of all bands of the tile that
+        need the same dark and overlap.
+        """
+        for tile in tiles:
+            groups = collections.defaultdict(list)
+            for position, first, last in tile:
+                groups[self._alike[position]].append((first, last, position))
+            for group in groups.values():
+                spans: list[tuple[int, int]] = []
+                for first, last, _ in sorted(group):
+                    if spans and first < spans[-1][1]:
+                        top, bottom = spans.pop()
+                        spans.append((top, max(bottom, last)))
+                    else:
+                        spans.append((first, last))
+                for first, last, position in group:
+                    yield (
+                        (position, first, last),
+                        next(span for span in spans if span[0] <= first <= last <= span[1]),
+                    )
 
 
 def _strips(ny: int) -> list[tuple[int, int]]:
@@ -322,6 +432,13 @@ def _strips(ny: int) -> list[tuple[int, int]]:
     rows = min(STRIP_ROWS, ny)
     tops = np.linspace(0, ny - rows, STRIPS).astype(int) // 2 * 2
     return [(int(top), int(top) + rows) for top in tops]
+
+
+class _Room(threading.local):
+    """Memory of a thread's own."""
+
+    def __init__(self) -> None:
+        self.raw, self.image, self.mask, self.planes = (Scratch() for _ in range(4))
 
 
 class Scratch:
@@ -334,5 +451,6 @@ class Scratch:
         """An array with anything in it."""
         needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if self._bytes.size < needed:
-            self._bytes = np.empty(needed, np.uint8)
+            self._bytes = np.empty(0, np.uint8)  # so that both are not in memory at once
+            self._bytes = np.empty(needed + needed // 8, np.uint8)  # bands differ by some rows
         return self._bytes[:needed].view(dtype).reshape(shape)

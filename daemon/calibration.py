@@ -465,19 +465,25 @@ class Calibrator:
 
     def arrays(self, noise_adu: float, record: FrameRecord, calibration: Calibration) -> Arrays:
         """What `apply` applies to a frame whose noise is `neighbour_noise` of its sampled rows."""
-        bayer = record.key.bayer_pattern is not None
         # The plane first: where a dark must be made for it, both are made at once.
         bad = self._bad(record, calibration)
-        subtract, flat_field = calibration.subtracted, calibration.flat
+        subtract = calibration.subtracted
         dark = self._image(subtract, record) if subtract else None
         # Whether or not this light's judgement led to what is kept now.
         self._darkroom.forget()
         return Arrays(
             dark=dark,
-            flat=self._flat(flat_field, calibration.sky_flat, bayer=bayer) if flat_field else None,
+            flat=self.flat_of(record, calibration),
             bad=bad,
-            bad_above=_hot_step(noise_adu, record),
+            bad_above=hot_step(noise_adu, record),
         )
+
+    def flat_of(self, record: FrameRecord, calibration: Calibration) -> Image | None:
+        """The flat of `arrays` alone."""
+        if calibration.flat is None:
+            return None
+        bayer = record.key.bayer_pattern is not None
+        return self._flat(calibration.flat, calibration.sky_flat, bayer=bayer)
 
     def band(
         self,
@@ -498,18 +504,15 @@ class Calibrator:
         bad_key = _bad_kept_as(model, calibration.dark)
         if self._darks.has(_dark_kept_as(model)) and self._masks.has(bad_key):
             return self.arrays(noise_adu, record, calibration).rows(first, last)
-        bayer = record.key.bayer_pattern is not None
         made = self._darkroom.make_rows(model, record, first, last)
         bad = made.bad
         nx = record.key.width
         jumping = self._jumping(calibration.dark)
         low, high = np.searchsorted(jumping, (first * nx, last * nx))
         bad.reshape(-1)[jumping[low:high] - first * nx] = DEAD
-        flat_field = None
-        if calibration.flat:
-            flats = calibration.flat, calibration.sky_flat
-            flat_field = self._flat(*flats, bayer=bayer)[first:last]
-        return Arrays(made.dark, flat_field, bad, _hot_step(noise_adu, record))
+        whole_flat = self.flat_of(record, calibration)
+        flat_field = None if whole_flat is None else whole_flat[first:last]
+        return Arrays(made.dark, flat_field, bad, hot_step(noise_adu, record))
 
     def _image(self, subtract: DarkPlan | MasterRecord, record: FrameRecord) -> Image:
         def make() -> Image:
@@ -597,7 +600,7 @@ def _flat_kept_as(what: str, master: MasterRecord, sky: MasterRecord | None) -> 
     return (what if sky is None else f"{what} with sky {sky.id}"), master.id
 
 
-def _hot_step(noise_adu: float, record: FrameRecord) -> int:
+def hot_step(noise_adu: float, record: FrameRecord) -> int:
     """Which threshold a hot pixel must exceed to do a frame harm: to double the noise.
 
     The shot noise of D e- of dark current is √D. In ADU²: excess/gain > (2² − 1) σ².

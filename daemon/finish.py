@@ -3,14 +3,16 @@
 The numbers with which the frames entered the growing stack, the masters they were calibrated with,
 and where they lie on the sky are in the ledger; the pixels are calibrated again. This goes band by
 band: for some rows of the stack, each frame gives the rows that lie under them, so that no
-calibrated frame is kept anywhere and memory does not grow with their number. A thread reads the
-next band while the present one is worked on.
+calibrated frame is kept anywhere and memory does not grow with their number. Several frames' bands
+are read, calibrated and resampled side by side.
 """
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from calib_library.errors import ImageError
 from calib_library.frame import Card
 from calib_library.images import product_file
-from daemon.bands import Bands, LostFrameError, Source, band_of, open_sources
+from daemon.bands import Band, Bands, LostFrameError, Source, band_of, open_sources
 from daemon.calibration import masters_in
 from daemon.ledger.stacks import Stack
 from daemon.light import warp
@@ -35,6 +37,10 @@ CORRELATED = (
     "VARIANCE: ADU^2 of each pixel of the image, by itself. Neighbours share",
     f"drops: sigma of a mean over many is up to {drizzle.CORRELATION:.2f} times what they say.",
 )
+
+
+DIFFERENCE_ROWS = 64
+"""Rows that are compared at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,42 +151,57 @@ def combine(
     ny, nx = sources[0].shape
     planes = 3 if sources[0].record.key.bayer_pattern else 1
     shape = (planes, ny, nx)
-    order = [
-        (position, *band_of(source, y0, y1, nx))
+    tiles = [
+        [(position, *band_of(source, y0, y1, nx)) for position, source in enumerate(sources)]
         for y0, y1, _, _ in final.tiles(shape, len(sources), memory_bytes)
-        for position, source in enumerate(sources)
     ]
-    with Bands(pipeline, sources, order) as bands:
+    # Not ahead: several threads read and calibrate, one its band while others do theirs.
+    with Bands(pipeline, sources, tiles, read_ahead=False) as bands:
         sigmas = np.array([bands.plane_sigmas(k, planes) for k in range(len(sources))])
 
-        def fill(position: int, y0: int, y1: int, out: Image) -> None:
+        def rows(position: int, y0: int, y1: int) -> final.RowFiller:
             source = sources[position]
             first, last = band_of(source, y0, y1, nx)
             if first == last:
-                out[:] = np.nan
-                return
-            image, mask = bands.calibrated(position, first, last)
-            lower = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, first], [0.0, 0.0, 1.0]])
-            for plane in range(planes):
-                warp.warp_rows(
-                    image[plane : plane + 1],
-                    source.member.matrix @ lower,
-                    rows=(y0, y1),
-                    width=nx,
-                    distortion=source.member.distortion,
-                    mask=mask,
-                    noise_adu=sigmas[position, plane] / source.member.terms.scale,
-                    out=out[plane : plane + 1],
-                )
+                return _nothing
+            noises = sigmas[position] / source.member.terms.scale
+            return functools.partial(_resample, bands, bands.at(position, first, last), noises, y0)
 
         return final.combine_into(
-            fill,
+            rows,
             [source.member.terms for source in sources],
             shape=shape,
             memory_bytes=memory_bytes,
             sigmas=sigmas,
             on_rejected=on_rejected,
             progress=progress,
+        )
+
+
+def _nothing(out: Image) -> None:
+    """A frame covers nothing of these rows."""
+    out[:] = np.nan
+
+
+def _resample(
+    bands: Bands, band: Band, noises_adu: npt.NDArray[np.float64], y0: int, out: Image
+) -> None:
+    """Fill `out` (planes, rows, nx), from row y0 of the stack on, with what a frame has there.
+    noises_adu: (planes,), of a pixel. Raises LostFrameError.
+    """
+    image, mask = bands.calibrated(band)
+    lower = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, band.first], [0.0, 0.0, 1.0]])
+    planes, rows, nx = out.shape
+    for plane in range(planes):
+        warp.warp_rows(
+            image[plane : plane + 1],
+            band.source.member.matrix @ lower,
+            rows=(y0, y0 + rows),
+            width=nx,
+            distortion=band.source.member.distortion,
+            mask=mask,
+            noise_adu=noises_adu[plane],
+            out=out[plane : plane + 1],
         )
 
 
@@ -203,10 +224,11 @@ def _write(
     cards += [Card("LKREJECT", round(rejected, 6), "share of the values left out")]
     if difference is not None:
         cards += [Card("LKLIVE", round(difference, 4), "[sigma] rms from the growing stack")]
-    product.write(root, path, image, cards, scale=pipeline.config.stack.scale)
-    product.write_preview(
-        root, folder / f"{stem}.png", image, max_px=pipeline.config.stack.preview_px
-    )
+    with ThreadPoolExecutor(1, "picture") as beside:
+        max_px = pipeline.config.stack.preview_px
+        picture = beside.submit(product.picture_of, image, max_px=max_px)
+        product.write(root, path, image, cards, scale=pipeline.config.stack.scale)
+        product.write_picture(root, folder / f"{stem}.png", picture.result())
     exposure_s = sum(member.exposure_s or 0.0 for member in members)
     compared = "" if difference is None else f", {difference:.2f} sigma from the growing stack"
     pipeline.log.info(
@@ -259,27 +281,35 @@ def difference_to_live(root: Path, stack: Stack, frames: int, image: StackImage)
     if stack.path is None or stack.published_frames != frames:
         return None
     try:
-        growing, cards = product_file.read_product(root / stack.path)
-        coverage = product_file.read_extra(root / stack.path, "COVERAGE")
+        with product_file.ProductImages(root / stack.path) as growing:
+            return _difference(growing, image)
     except (ImageError, OSError):
         return None
-    if growing.size != image.mean.size:
+
+
+def _difference(growing: product_file.ProductImages, image: StackImage) -> float | None:
+    planes, ny, nx = image.mean.shape
+    if growing.shape != ((planes, ny, nx) if planes > 1 else (ny, nx)):
         return None
-    growing = growing.reshape(image.mean.shape)
-    values = {card.keyword: card.value for card in cards}
-    pedestal = values.get("PEDESTAL")
     # What the file's scale cuts off is no difference.
-    limit = product_file.FULL_SCALE_ADU - (pedestal if isinstance(pedestal, float) else 0.0)
-    squares, count = 0.0, 0
-    for plane, exact, variance in zip(growing, image.mean, image.variance, strict=True):
-        for y in range(0, len(exact), 64):
-            rows = np.s_[y : y + 64]
-            both = (coverage[rows] > 0) & (image.coverage[rows] > 0) & (variance[rows] > 0)
-            both &= (plane[rows] < limit - 1) & (exact[rows] < limit - 1)
-            away = (plane[rows][both] - exact[rows][both]).astype(np.float64)
-            squares += float(np.sum(away**2 / variance[rows][both]))
-            count += away.size
-    return float(np.sqrt(squares / count)) if count else None
+    limit = product_file.FULL_SCALE_ADU - growing.pedestal_adu - 1
+
+    def part(plane: int, y: int) -> tuple[float, int]:
+        end = min(y + DIFFERENCE_ROWS, ny)
+        rows = np.s_[y:end]
+        shown, exact = growing.rows(plane * ny + y, plane * ny + end), image.mean[plane, rows]
+        variance = image.variance[plane, rows]
+        covered = growing.rows(y, end, extension="COVERAGE") > 0
+        both = covered & (image.coverage[rows] > 0) & (variance > 0)
+        both &= (shown < limit) & (exact < limit)
+        away = (shown[both] - exact[both]).astype(np.float64)
+        return float(np.sum(away**2 / variance[both])), away.size
+
+    places = [(plane, y) for plane in range(planes) for y in range(0, ny, DIFFERENCE_ROWS)]
+    with ThreadPoolExecutor(final.THREADS, "difference") as pool:
+        squares, counts = zip(*pool.map(part, *zip(*places, strict=True)), strict=True)
+    mean = sum(squares) / max(sum(counts), 1)
+    return float(np.sqrt(mean)) if sum(counts) and np.isfinite(mean) else None
 
 
 # --- the grid twice as fine ----------------------------------------------------------------------
@@ -395,13 +425,15 @@ def fill_drizzled(
     step = int(np.clip(affordable, 16, ny))
     spans = [(first, min(first + step, ny)) for first in range(0, ny, step)]
     around = 2  # rows of the reference from which a drop may reach into others
-    order = [
-        (position, *band_of(source, first - around, last + around, nx))
+    tiles = [
+        [
+            (position, *band_of(source, first - around, last + around, nx))
+            for position, source in enumerate(sources)
+        ]
         for first, last in spans
-        for position, source in enumerate(sources)
     ]
     skies = _skies(exact)
-    with Bands(pipeline, sources, order) as bands:
+    with Bands(pipeline, sources, tiles, read_ahead=True) as bands:
         sigmas = [bands.pixel_sigmas(k) for k in range(len(sources))]
         for first, last in spans:
             grid = drizzle.Grid.empty(planes, (first, last), nx)
@@ -410,7 +442,7 @@ def fill_drizzled(
                 low, high = band_of(source, first - around, last + around, nx)
                 if low == high:
                     continue
-                samples, mask = bands.mosaic(position, low, high)
+                samples, mask = bands.mosaic(bands.at(position, low, high))
                 drizzle.add(
                     grid,
                     samples,

@@ -124,7 +124,7 @@ def carry_out(config: Config, asked: Sequence[orders.Order]) -> int:
         for order in asked:
             orders.leave(root, order)
         log.info("START", f"Lightkeeper {calib_library.__version__} does what was asked")
-        worker = Worker(config=config, storage=library, log=log, inbox=Inbox())
+        worker = Worker(config=config, storage=library, log=log, inbox=Inbox(), frames_come=False)
         worker.hurry()
         worker.start()
         while worker.is_alive() and not worker.idle:

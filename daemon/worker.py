@@ -57,8 +57,11 @@ class Worker(threading.Thread):
         log: StatusLog,
         inbox: Inbox,
         innocent: int | None = None,
+        frames_come: bool = True,
     ) -> None:
-        """`innocent`: the frame whose attempt ended with the disk's trouble; it does not count."""
+        """`innocent`: the frame whose attempt ended with the disk's trouble; it does not count.
+        Without `frames_come` the kernels that frames need are not prepared.
+        """
         # A daemon thread: one that is wedged must not keep the process from ending.
         super().__init__(name="worker", daemon=True)
         self._config = config
@@ -66,6 +69,7 @@ class Worker(threading.Thread):
         self._log = log
         self._inbox = inbox
         self._innocent = innocent
+        self._frames_come = frames_come
         self._stopping = threading.Event()
         self._reconsidered = False
         """What an archive left out was judged again, at its end."""
@@ -145,7 +149,9 @@ class Worker(threading.Thread):
         if self._config.stack.memory_mb < SMALL_MB:
             memory.keep_little()
         self._beat("preparing the kernels")
-        warmup.kernels(lambda: self._beat("preparing the kernels"), stopping=self._stopping.is_set)
+        if self._frames_come:
+            doing = "preparing the kernels"
+            warmup.kernels(lambda: self._beat(doing), stopping=self._stopping.is_set)
         self._started_at = time.monotonic()
         while not self._stopping.is_set():
             self._storage.check()

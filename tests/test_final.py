@@ -1,6 +1,7 @@
 """The exact stack against simulated truth and against plain numpy."""
 
 import dataclasses
+import threading
 
 import numba
 import numpy as np
@@ -287,6 +288,60 @@ def test_a_hidden_mistake_in_the_rows_is_an_error():
             array_source([np.zeros((1, 8, 9), np.float32)]), [simple_terms(0)],
             shape=(1, 8, 8), skies=[0.0],
         )  # fmt: skip
+
+
+def test_rows_that_are_written_where_they_are_needed_give_the_same():
+    """By threads, each a frame of its own."""
+    shots, _ = night(9)
+    rows, terms = source_of(shots), [shot.terms for shot in shots]
+    threads = set()
+
+    def fillers(position, y0, y1):
+        def fill(out):
+            threads.add(threading.get_ident())
+            out[:] = rows(position, y0, y1)
+
+        return fill
+
+    shape = (1, SIZE, SIZE)
+    expected = final.combine(rows, terms, shape=shape)
+    made = final.combine_into(fillers, terms, shape=shape, memory_bytes=1_000_000)
+    for ours, theirs in zip(
+        dataclasses.astuple(made.image), dataclasses.astuple(expected.image), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(made.rejected, expected.rejected)
+    assert made.rejected.max() > 0
+    assert threads - {threading.get_ident()}  # this one measures the first frame's sky
+
+
+def test_what_goes_wrong_with_one_frame_s_rows_is_raised():
+    frames = [np.ones((1, 40, 50), np.float32)] * 6
+    before = threading.active_count()
+
+    def fillers(position, y0, y1):
+        def fill(out):
+            if position == 3:
+                raise OSError("the disk is gone")
+            out[:] = frames[position][:, y0:y1]
+
+        return fill
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        final.combine_into(
+            fillers, [simple_terms(k) for k in range(6)], shape=(1, 40, 50), skies=[1.0]
+        )
+    assert threading.active_count() == before
+
+
+def test_tiles_and_what_fills_them_share_the_memory():
+    """26 megapixels, 30 frames, 500 MB: rows of all of them, and of each thread's own."""
+    spans = final.tiles((1, 4176, 6248), 30, 500_000_000)
+    assert [span[2] for span in spans[1:]] == [span[3] for span in spans[:-1]]
+    assert (spans[0][2], spans[-1][3]) == (0, 4176)
+    rows = max(y1 - y0 for y0, y1, _, _ in spans)
+    own = final.THREADS * (2 + 4 + 1)  # raw, calibrated, mask
+    assert 0.9 < rows * 6248 * (30 * 4 + own) / 500e6 <= 1.0
 
 
 def test_the_helpers_of_the_simulation_know_what_they_say():

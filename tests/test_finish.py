@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from calib_library import flat
 from calib_library.images import frame_file, product_file
 from daemon import bands, finish, masters
+from daemon.calibration import Arrays, hot_step
+from daemon.darkroom import key_of
 from daemon.light import debayer, warp
 from daemon.simulator.night import noiseless, small_plan
 from daemon.simulator.writer import write_night
@@ -371,6 +374,46 @@ def test_a_band_is_what_lies_under_the_tile_and_little_more(mono):
         assert first <= max(y.min() - 10, 0)
         assert last >= min(y.max() + 11, 256)
     assert bands.band_of(sources[0], 5000, 5040, 320) == (0, 0)
+
+
+def test_frames_of_a_tile_share_the_dark_that_they_need(mono):
+    """Of more temperatures than are kept: made once for all bands that overlap, a turned frame's
+    for itself.
+    """
+    _, parts = mono
+    made = []
+
+    def band(*args):
+        first, last = args[3:]
+        made.append((first, last))
+        rows = np.arange(first, last)[:, np.newaxis]
+        return Arrays(rows, rows, rows, 0)
+
+    whole = np.arange(4000)[:, np.newaxis]
+    calibrator = SimpleNamespace(kept_darks=1, band=band, flat_of=lambda *_: whole)
+    opened = bands.open_sources(parts.pipeline, parts.stacks.members(stack_of(parts).id))
+    plans = {key_of(one.calibration.making.model): one.calibration for one in opened}
+    two = list(plans.values())[:2]
+    sources = [
+        dataclasses.replace(one, shape=(4000, 320), calibration=two[k % 2])
+        for k, one in enumerate(opened)
+    ]
+    places = range(len(sources) - 1)
+    turned = len(sources) - 1, 3000, 3200
+    tiles = [[(k, top + 6 * k, top + 200 + 6 * k) for k in places] for top in (500, 660)]
+    masters = bands._Masters(calibrator, sources, [[*tiles[0], turned], tiles[1]])
+    for tile in ([*tiles[0], turned], tiles[1]):
+        made.clear()
+        for position, first, last in tile:
+            dark, one_flat, bad, above = masters.arrays(position, first, last)
+            for rows in (dark, one_flat, bad):
+                assert rows[:, 0].tolist() == list(range(first, last))
+            source = sources[position]
+            assert above == hot_step(source.noise_adu, source.record)
+        here = [request for request in tile if request != turned]
+        groups = [here[0::2], here[1::2]]
+        expected = [(group[0][1], group[-1][2]) for group in groups]
+        assert made == expected + [turned[1:]] * (turned in tile)
 
 
 def in_blocks(fine):

@@ -21,7 +21,13 @@ from calib_library.fits_cards import format_card, parse_card
 from calib_library.frame import Card
 from calib_library.images import frame_file, hashing
 from calib_library.images.frame_file import load, probe
-from calib_library.images.product_file import RowWriter, read_extra, read_product, write_fits
+from calib_library.images.product_file import (
+    ProductImages,
+    RowWriter,
+    read_extra,
+    read_product,
+    write_fits,
+)
 from calib_library.images.row_reader import RowReader
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -615,6 +621,33 @@ def test_extensions_are_written_as_they_are(tmp_path):
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "WEIGHT", "COUNT"]
     with pytest.raises(ImageError, match="no image extension FLAT"):
         read_extra(path, "FLAT")
+
+
+@pytest.mark.parametrize("scale", ["unit", "adu", "uint16"])
+@pytest.mark.parametrize("shape", [(40, 61), (3, 20, 31)])
+def test_a_product_is_read_by_rows(tmp_path, scale, shape):
+    image = noise(shape, np.float32)
+    coverage = np.arange(shape[-2] * shape[-1], dtype=np.uint16).reshape(shape[-2:])
+    path = tmp_path / "stack.fits"
+    write_fits(path, image, [], scale=scale, pedestal_adu=100, extra={"COVERAGE": coverage})
+    rows, _ = read_product(path)
+    rows = rows.reshape(-1, shape[-1])
+    with ProductImages(path) as product:
+        assert (product.shape, product.pedestal_adu) == (shape, 100)
+        for y0, y1 in ((0, 7), (7, 33), (18, len(rows))):
+            assert np.array_equal(product.rows(y0, y1), rows[y0:y1])
+        assert np.array_equal(product.rows(3, 9, extension="COVERAGE"), coverage[3:9])
+        with pytest.raises(ImageError, match="no image extension FLAT"):
+            product.rows(0, 1, extension="FLAT")
+
+
+def test_what_is_no_product_is_not_read_by_rows(tmp_path):
+    path = tmp_path / "foreign.fits"
+    fits.PrimaryHDU(np.zeros((5, 6), np.int32)).writeto(path)
+    with pytest.raises(ImageError, match="no product"):
+        ProductImages(path)
+    with pytest.raises(FileNotFoundError):
+        ProductImages(tmp_path / "nothing.fits")
 
 
 def test_foreign_cards_cannot_break_a_product(tmp_path):

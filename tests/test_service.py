@@ -192,6 +192,22 @@ def test_hurried_right_after_its_last_look_it_is_not_idle(tmp_path, monkeypatch)
     assert idle_when_hurried[0] is False
 
 
+def test_an_order_is_carried_out_without_preparing_the_kernels_of_frames(tmp_path, monkeypatch):
+    from daemon import orders, service, warmup
+
+    def prepare(*_, **__):
+        raise AssertionError("nobody waits for frames")
+
+    monkeypatch.setattr(warmup, "kernels", prepare)
+    config = config_for(tmp_path)
+    config.library.path.mkdir()
+    order = orders.Order(orders.Action.REMOVE, 1)
+    assert service.carry_out(config, [order]) == 0
+    log = (config.library.path / "status.log").read_text()
+    assert "nothing to take out" in log
+    assert "FATAL" not in log
+
+
 def test_no_frame_is_worked_on_while_more_are_on_their_way_at_the_start(tmp_path, monkeypatch):
     """Whatever order a folder is read in: the first light is what all others register to."""
     from daemon import warmup

@@ -29,10 +29,10 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
         defects._trimmed_moments,
         defects._count_exceeded,
         dark_compose._mix,
-        final._combine_strips,
+        final._combine_strip,
         calibrate._calibrate,
         warp._mark_blocks,
-        warp._warp_rows,
+        warp._warp_bands,
         warp._split_coverage,
     )
     warmup.kernels()

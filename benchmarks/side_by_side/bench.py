@@ -148,6 +148,12 @@ class Bench:
         environment = {"OPENBLAS_NUM_THREADS": "1"}
         return self._python(self.python, "by_library.py", "master", task_input, environment)
 
+    def own_final(self, folder: Path, output: Path) -> Run:
+        """Let the exact stack be made of registered files."""
+        task_input = {"folder": str(folder), "output": str(output)}
+        environment = {"OPENBLAS_NUM_THREADS": "1"}
+        return self._python(self.python, "by_final.py", "finish", task_input, environment)
+
     def command(self, *words: str, config: Path) -> Run:
         """Run one of Lightkeeper's commands, such as `run --until-idle`."""
         return process.run(

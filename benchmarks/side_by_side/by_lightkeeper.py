@@ -23,7 +23,6 @@ from stages import Seconds, Stages, added, clocks, medians, since, without
 
 from calib_library import schema
 from calib_library.images import frame_file, product_file
-from calib_library.kernels import kernel, side_by_side
 from daemon import masters, warmup
 from daemon.config import Config, parse
 from daemon.errors import FrameQuarantinedError, FrameRejectedError
@@ -33,7 +32,6 @@ from daemon.ledger.states import State
 from daemon.light import cosmic, warp
 from daemon.log import StatusLog
 from daemon.parts import Parts, compose
-from daemon.stack import final, live
 
 Image = npt.NDArray[np.float32]
 
@@ -302,7 +300,7 @@ def rays(*, library: str, watched: str, path: str) -> dict[str, Any]:
 
 def registered(*, library: str, watched: str, output: str) -> dict[str, Any]:
     """Write the members of the library's stack, registered and brought to one level, as numbered
-    files: what `finish` below and siril's stacking both read.
+    files: what `by_final.py` and siril's stacking both read.
     """
     folder = Path(output)
     terms = []
@@ -341,48 +339,6 @@ def registered(*, library: str, watched: str, output: str) -> dict[str, Any]:
 FULL_SCALE = 65535.0
 
 
-def finish(*, folder: str, output: str) -> dict[str, Any]:
-    """Stack registered files exactly: two passes with hysteresis, from disk to disk."""
-    paths = sorted(Path(folder).glob("*.fit"))
-    terms = [
-        live.FrameTerms(**{**one, "planes": tuple(tuple(plane) for plane in one["planes"])})
-        for one in json.loads((Path(folder) / "terms.json").read_text())
-    ]
-    infos = [frame_file.probe(path) for path in paths]
-    ny, nx = infos[0].shape
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
-
-        def fill(position: int, y0: int, _y1: int, out: Image) -> None:
-            stored = out.view(np.uint32)
-            files[position].seek(infos[position].data_offset + 4 * nx * y0)
-            files[position].readinto(memoryview(stored).cast("B"))
-            lines = stored.reshape(-1, nx)
-            side_by_side(_native, len(lines), lines)
-
-        made = final.combine_into(fill, terms, shape=(1, ny, nx))
-    product_file.write_fits(Path(output), made.image.mean[0], (), scale="adu")
-    return {"frames": len(paths), "rejected": [float(share) for share in made.rejected]}
-
-
-@kernel()
-def _native(first: int, last: int, bits: npt.NDArray[np.uint32]) -> None:
-    """Turn rows of big-endian float32, seen as uint32 (rows, nx), round in place; what is 0, and so
-    not covered, becomes NaN.
-    """
-    for row in range(first, last):
-        line = bits[row]
-        for i in range(line.size):
-            b = line[i]
-            b = (
-                (b >> np.uint32(24))
-                | ((b >> np.uint32(8)) & np.uint32(0xFF00))
-                | ((b << np.uint32(8)) & np.uint32(0xFF0000))
-                | (b << np.uint32(24))
-            )
-            line[i] = b if b != np.uint32(0) else np.uint32(0x7FC00000)
-
-
 def kernels() -> dict[str, Any]:
     """Prepare the kernels as the worker does at its start."""
     began = time.perf_counter()
@@ -397,7 +353,6 @@ TASKS: Iterable[Any] = (
     resampling,
     rays,
     registered,
-    finish,
     kernels,
 )
 

@@ -210,7 +210,7 @@ def final(bench: Bench) -> Row:
 
     def ours() -> Run:
         output.unlink(missing_ok=True)
-        return bench.own("finish", folder=str(folder), output=str(output))
+        return bench.own_final(folder, output)
 
     def siril(*, normalise: bool) -> Run:
         return bench.run_siril(

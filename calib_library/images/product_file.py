@@ -1,11 +1,14 @@
 """The images that we write, and read again: with their scale and pedestal in the header."""
 
+import collections
 import contextlib
 import math
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
@@ -14,16 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library import atomic
-from calib_library.errors import ImageError
+from calib_library.errors import ImageError, IncompleteImageError
 from calib_library.fits_cards import CARD, format_card
 from calib_library.frame import Card
 from calib_library.images.astropy_fits import quiet
 from calib_library.images.checksums import folded, ones_sum
-from calib_library.images.fits_headers import padded, read_hdus, structural
+from calib_library.images.fits_headers import STORED, Hdu, padded, read_hdus, structural
 from calib_library.images.frame_file import load, opened, reader_of
 from calib_library.images.row_reader import RowReader
 
 FULL_SCALE_ADU = 65535.0
+ENCODERS = min(os.cpu_count() or 1, 4)
+"""Threads that encode rows which are written together."""
 Scale = Literal["unit", "adu", "uint16"]
 
 _PIXEL_SCALE = re.compile(r"BZERO|BSCALE|BLANK|DATAMIN|DATAMAX")
@@ -70,14 +75,81 @@ class ProductRows:
         self._reader.close()
 
 
+class ProductImages:
+    """Reads the images of what `write_fits` wrote by rows, any thread at any time. Checksums are
+    not looked at.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open; raises as `probe`, and ImageError where the first image is none of ours."""
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            file, status = stack.enter_context(opened(path))
+            self._read, self._name = reader_of(file.fileno()), path.name
+            self._hdus: dict[str | None, Hdu] = {}
+            for hdu in read_hdus(path, self._read, status.st_size):
+                name = hdu.value("EXTNAME")
+                self._hdus[name if hdu.index and isinstance(name, str) else None] = hdu
+            if self._hdu(None).bitpix not in (-32, 16):
+                raise ImageError(f"{path.name}: is no product of Lightkeeper")
+            self._stack = stack.pop_all()
+        self._cards = self._hdu(None).cards()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(ny, nx) or (3, ny, nx)."""
+        return self._hdu(None).axes
+
+    @property
+    def pedestal_adu(self) -> float:
+        """What was added to every pixel of the image."""
+        return _scale_of(self._cards)[1]
+
+    def rows(self, y0: int, y1: int, *, extension: str | None = None) -> npt.NDArray[np.float32]:
+        """Rows y0 to y1 (exclusive), (y1 − y0, nx), those of all planes counted through: of the
+        image in ADU, or of an extension (EXTNAME) as written. A new array.
+        """
+        hdu = self._hdu(extension)
+        stored = np.dtype(STORED[hdu.bitpix])
+        row_bytes = stored.itemsize * hdu.axes[-1]
+        raw = self._read(hdu.data_offset + y0 * row_bytes, (y1 - y0) * row_bytes)
+        if len(raw) < (y1 - y0) * row_bytes:
+            raise IncompleteImageError(f"{self._name}: became shorter while it was read")
+        values = np.frombuffer(raw, stored).reshape(-1, hdu.axes[-1]).astype(np.float32)
+        if hdu.bitpix == 16:
+            values += np.float32(32768)
+        if extension is None:
+            _undo_scale(values, self._cards)
+        return values
+
+    def _hdu(self, extension: str | None) -> Hdu:
+        if extension not in self._hdus:
+            raise ImageError(f"{self._name}: has no image extension {extension}")
+        return self._hdus[extension]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
 def _undo_scale(image: npt.NDArray[np.float32], cards: Sequence[Card]) -> None:
     """Bring the values of a product's file to ADU, in place."""
-    values = {card.keyword: card.value for card in cards}
-    if values.get("LKSCALE") == "unit":
-        image *= np.float32(FULL_SCALE_ADU)
-    pedestal = values.get("PEDESTAL")
-    if "LKSCALE" in values and isinstance(pedestal, int | float) and pedestal:
+    factor, pedestal = _scale_of(cards)
+    if factor != 1.0:
+        image *= np.float32(factor)
+    if pedestal:
         image -= np.float32(pedestal)
+
+
+def _scale_of(cards: Sequence[Card]) -> tuple[float, float]:
+    """(factor, pedestal in ADU): a value in the file × factor − pedestal is in ADU."""
+    values = {card.keyword: card.value for card in cards}
+    pedestal = values.get("PEDESTAL")
+    told = "LKSCALE" in values and isinstance(pedestal, int | float)
+    factor = FULL_SCALE_ADU if values.get("LKSCALE") == "unit" else 1.0
+    return factor, float(pedestal) if told and isinstance(pedestal, int | float) else 0.0
 
 
 def read_extra(path: Path, name: str) -> npt.NDArray[np.float32]:
@@ -167,11 +239,17 @@ class RowWriter:
         self._header = header
 
     def write(self, rows: npt.NDArray[Any]) -> None:
-        """Append rows, (…, nx) in ADU, float32 (of an extension any type)."""
+        """Append rows, (…, nx) in ADU, float32 (of an extension any type). Some threads encode."""
         rows = rows.reshape(-1, rows.shape[-1])
         step = max(1, 100_000 // max(1, rows.shape[1]))
-        for y in range(0, len(rows), step):
-            self.append(self.encoded(rows[y : y + step]))
+        begun: collections.deque[Future[Encoded]] = collections.deque()
+        with ThreadPoolExecutor(ENCODERS, "encode") as pool:
+            for y in range(0, len(rows), step):
+                begun.append(pool.submit(self.encoded, rows[y : y + step]))
+                if len(begun) > 2 * ENCODERS:
+                    self.append(begun.popleft().result())
+            while begun:
+                self.append(begun.popleft().result())
 
     def encoded(self, rows: npt.NDArray[Any]) -> Encoded:
         """Turn some rows, as for `write`, into what `append` takes. Any thread may do that."""

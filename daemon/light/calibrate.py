@@ -131,7 +131,8 @@ def _calibrate(
     saturation: np.float32, adu_per_e: np.float32, read_variance: np.float32,
     image: Floats, mask: npt.NDArray[np.uint8], variance: Floats,
 ) -> None:  # fmt: skip
-    """Fill `image`, `mask` and `variance`; a (0, 0) array stands for one that is not there.
+    """Fill rows begin … end of `image`, `mask` and `variance`; a (0, 0) array stands for one that
+    is not there.
 
     Row by row, each step over a row that is still in the first cache: one pass over memory.
     """

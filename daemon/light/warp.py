@@ -141,7 +141,8 @@ def warp_rows(
     if noise_adu is None:
         noise_adu = pixel_noise(image)
     tolerance = np.float32(CLAMP_SIGMA * noise_adu)
-    side_by_side(_warp_rows, -(-shape[1] // BLOCK_ROWS), image, way, tolerance, rows[0], out)
+    bands = -(-shape[1] // BLOCK_ROWS)
+    side_by_side(_warp_bands, bands, image, way, tolerance, rows[0], out)
     return out
 
 
@@ -214,19 +215,19 @@ def bad_pixels(mask: Mask | None, *, shape: tuple[int, int]) -> tuple[Mask, Mask
 
 
 @kernel()
-def _list_bad(top: int, bottom: int, mask: Mask, first: Place, columns: Place) -> None:
-    """Write the number of bad pixels of row y to first[y + 1], or, with `columns`, their columns
-    from there on. Most pixels are good, and looked at by the chunk.
+def _list_bad(begin: int, end: int, mask: Mask, first: Place, columns: Place) -> None:
+    """Of rows begin … end, write the number of bad pixels of row y to first[y + 1], or, with
+    `columns`, their columns from there on. Most pixels are good, and looked at by the chunk.
     """
     width = mask.shape[1]
-    for y in range(top, bottom):
+    for y in range(begin, end):
         row = mask[y]
         number = 0
-        for begin in range(0, width, CHUNK):
-            end = min(begin + CHUNK, width)
-            if not _flags(row[begin:end]) & BAD:
+        for left in range(0, width, CHUNK):
+            right = min(left + CHUNK, width)
+            if not _flags(row[left:right]) & BAD:
                 continue
-            for x in range(begin, end):
+            for x in range(left, right):
                 if row[x] & BAD:
                     if columns.size:
                         columns[first[y] + number] = x
@@ -264,11 +265,12 @@ def _check_image(image: Image) -> None:
 
 
 @kernel()
-def _warp_rows(
-    first: int, last: int, image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image
+def _warp_bands(
+    begin: int, end: int, image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image
 ) -> None:
+    """Fill bands begin … end of `out`, of BLOCK_ROWS rows each; it begins at `first_row`."""
     planes, height, width = out.shape
-    for band in range(first, last):
+    for band in range(begin, end):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
         for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):

@@ -12,15 +12,19 @@ frames; growing is then an "or" of words, for all frames together. Each pixel is
 the result depends neither on the tiles nor on the threads.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library.combine import LANES, sort_lanes, sorting_network
-from calib_library.kernels import kernel, side_by_side
+from calib_library.kernels import PROCESSORS, kernel, work_alone
 from daemon.stack.display import MODEL_FREEDOM
 from daemon.stack.live import SEEING_FLOOR, FrameTerms, StackImage, steepness
 from daemon.stack.settle import CENTRE_VARIANCE, CONTRAST_SHARE, EMPIRICAL_FROM
@@ -32,8 +36,11 @@ Numbers = npt.NDArray[np.float64]
 RowSource = Callable[[int, int, int], Image]
 """(position, y0, y1) → (planes, y1 − y0, nx) f32: rows of that frame on the reference grid, before
 scaling, NaN where it has nothing: `warp.warp_rows`."""
-RowFiller = Callable[[int, int, int, Image], None]
-"""(position, y0, y1, out): the same, written into `out`, C-contiguous."""
+RowFiller = Callable[[Image], None]
+"""Writes the same into the array that it is given, C-contiguous. Several threads call such at a
+time, each for a frame of its own; their kernels run in them alone (`kernels.work_alone`)."""
+RowFillers = Callable[[int, int, int], RowFiller]
+"""(position, y0, y1) → what writes these rows: called by the thread that wants the stack."""
 RejectedSink = Callable[[int, int, npt.NDArray[np.bool_]], None]
 """(position, y0, mask (planes, rows, nx)): the values of one frame left out of some rows."""
 
@@ -50,11 +57,15 @@ HALO = PASSES * LAG
 RING = 16
 """Rows of a strip that are kept: more than HALO + 1, and a power of two."""
 STRIP = 256
-"""px, width of a strip with its halo."""
+"""px, width of a strip with its halo …"""
 CORE = STRIP - 2 * HALO
-"""px, width of a strip without it."""
+"""… and without it: what a thread takes of a tile at a time."""
 WORD = 32
 """Frames in a word of bits."""
+THREADS = min(PROCESSORS, 8)
+"""Each that fills a tile needs memory of its own …"""
+FILLER_FRAMES = 7 / 4
+"""… for its frame's raw and calibrated pixels and their mask: as much as so many frames of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,22 +92,23 @@ def combine(
 
     rows: gives each frame's rows on the reference grid; asked tile by tile, for every frame in
     the order of `terms`, with 8 rows of overlap. terms: one for each frame, as for the live stack.
-    shape: (planes, ny, nx). memory_bytes: for the tiles; the result does not depend on it. skies:
-    ADU, the sky's level in each plane of the stack; None measures it on the first frame. sigmas:
-    (n, planes) ADU, noise of one pixel after scaling; None takes that of the terms for each plane.
+    shape: (planes, ny, nx). memory_bytes: for the tiles and for what the threads that fill them
+    need of their own; the result does not depend on it. skies: ADU, the sky's level in each plane
+    of the stack; None measures it on the first frame. sigmas: (n, planes) ADU, noise of one pixel
+    after scaling; None takes that of the terms for each plane.
     progress is called with the share done, 0 … 1.
 
     Raises ValueError without frames, or where `rows` gives a wrong shape.
     """
 
-    def fill(position: int, y0: int, y1: int, out: Image) -> None:
+    def fillers(position: int, y0: int, y1: int) -> RowFiller:
         part = rows(position, y0, y1)
-        if part.shape != out.shape:
+        if part.shape != (shape[0], y1 - y0, shape[2]):
             raise ValueError(f"rows of shape {part.shape} for frame {terms[position].index}")
-        out[:] = part
+        return lambda out: np.copyto(out, part)
 
     return combine_into(
-        fill,
+        fillers,
         terms,
         shape=shape,
         memory_bytes=memory_bytes,
@@ -108,7 +120,7 @@ def combine(
 
 
 def combine_into(
-    fill: RowFiller,
+    rows: RowFillers,
     terms: Sequence[FrameTerms],
     *,
     shape: tuple[int, int, int],
@@ -118,13 +130,15 @@ def combine_into(
     on_rejected: RejectedSink | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Final:
-    """As `combine`, from a source that writes its rows where they are needed: no copies."""
+    """As `combine`, from a source that writes its rows where they are needed, those of several
+    frames side by side. What one raises is raised once those that were begun have ended.
+    """
     if not terms:
         raise ValueError("there are no frames to combine")
     planes, height, width = shape
     number = len(terms)
     if skies is None:
-        skies = _measure_skies(fill, terms[0], shape)
+        skies = _measure_skies(rows, terms[0], shape)
     if sigmas is None:
         sigmas = np.repeat([[frame.sigma_adu] for frame in terms], planes, axis=1)
     places = np.array(
@@ -138,33 +152,56 @@ def combine_into(
         coverage=np.zeros((height, width), np.uint16),
     )
     words = -(-number // WORD) if on_rejected is not None else 0
-    tallies = np.zeros((number, 2), np.int64)
+    strips = -(-width // CORE)
+    tallies = np.zeros((strips, number, 2), np.int64)
     spans = tiles(shape, number, memory_bytes)
     buffer = np.empty(number * planes * max(y1 - y0 for y0, y1, *_ in spans) * width, np.float32)
-    for y0, y1, first, last in spans:
-        extent = (number, planes, y1 - y0, width)
-        values = buffer[: np.prod(extent)].reshape(extent)
-        for position in range(number):
-            fill(position, y0, y1, values[position])
-        rejected = np.zeros((planes, last - first, words, width), np.uint32)
-        for plane in range(planes):
-            table = _table(terms, sigmas[:, plane])
-            tallies += sum(
-                side_by_side(
-                    _combine_strips, -(-width // CORE), values, plane, y0, first - y0, last - y0,
-                    places[plane], table, table.astype(np.float32), _typical(table),
-                    np.float32(skies[plane]), network, image.mean[plane, first:last],
-                    image.weight[plane, first:last], image.variance[plane, first:last],
-                    image.coverage[first:last], rejected[plane],
-                )
-            )  # fmt: skip
-        if on_rejected is not None:
-            for position in range(number):
-                word, bit = divmod(position, WORD)
-                on_rejected(position, first, (rejected[:, :, word] >> bit & 1).astype(np.bool_))
-        if progress is not None:
-            progress(last / height)
-    return Final(image=image, rejected=tallies[:, 0] / np.maximum(tallies[:, 1], 1.0))
+    with ThreadPoolExecutor(THREADS, "final", initializer=work_alone) as pool:
+        ahead: list[RowFiller] = []
+        for (y0, y1, first, last), following in zip_longest(spans, spans[1:]):
+            extent = (number, planes, y1 - y0, width)
+            values = buffer[: np.prod(extent)].reshape(extent)
+            others = (rows(position, y0, y1) for position in range(len(ahead), number))
+            _fill(pool, chain(ahead, others), values)
+            rejected = np.zeros((planes, last - first, words, width), np.uint32)
+            for plane in range(planes):
+                table = _table(terms, sigmas[:, plane])
+                work = functools.partial(
+                    _combine_strip, values, plane, y0, first - y0, last - y0, places[plane], table,
+                    table.astype(np.float32), _typical(table), np.float32(skies[plane]), network,
+                    image.mean[plane, first:last], image.weight[plane, first:last],
+                    image.variance[plane, first:last], image.coverage[first:last], rejected[plane],
+                    tallies,
+                )  # fmt: skip
+                combined = pool.map(work, range(strips))
+                if plane == planes - 1 and following is not None:
+                    # What the next tile begins with is looked up meanwhile.
+                    few = range(min(2 * THREADS, number))
+                    ahead = [rows(position, *following[:2]) for position in few]
+                _wait_for(combined)
+            if on_rejected is not None:
+                for position in range(number):
+                    word, bit = divmod(position, WORD)
+                    on_rejected(position, first, (rejected[:, :, word] >> bit & 1).astype(np.bool_))
+            if progress is not None:
+                progress(last / height)
+    left_out, there = tallies.sum(axis=0).T
+    return Final(image=image, rejected=left_out / np.maximum(there, 1.0))
+
+
+def _fill(pool: ThreadPoolExecutor, fillers: Iterable[RowFiller], values: Image) -> None:
+    """Fill a tile (n, planes, rows, nx), each frame's rows by their filler."""
+    begun: collections.deque[Future[None]] = collections.deque()
+    for filler, out in zip(fillers, values, strict=True):
+        begun.append(pool.submit(filler, out))
+        if len(begun) > 2 * THREADS:
+            begun.popleft().result()
+    _wait_for(one.result() for one in begun)
+
+
+def _wait_for(results: Iterable[object]) -> None:
+    """Until all are there; what one of them raises is raised here."""
+    collections.deque(results, maxlen=0)
 
 
 def tiles(
@@ -174,8 +211,8 @@ def tiles(
     y0 … y1 are asked of every frame, rows first … last are finished with them.
     """
     planes, height, width = shape
-    affordable = memory_bytes // (4 * number * planes * width) - 2 * HALO
-    step = int(np.clip(affordable, 16, height))
+    row_bytes = 4 * planes * width * (number + FILLER_FRAMES * THREADS)
+    step = int(np.clip(memory_bytes // row_bytes - 2 * HALO, 16, height))
     return [
         (max(first - HALO, 0), min(first + step + HALO, height), first, min(first + step, height))
         for first in range(0, height, step)
@@ -183,14 +220,14 @@ def tiles(
 
 
 def _measure_skies(
-    fill: RowFiller, terms: FrameTerms, shape: tuple[int, int, int]
+    fillers: RowFillers, terms: FrameTerms, shape: tuple[int, int, int]
 ) -> tuple[float, ...]:
     """ADU, the median of each plane of one frame, in eight strips of four rows."""
     planes, height, width = shape
     strips = []
     for top in np.linspace(0, max(height - 4, 0), 8).astype(int):
         rows = np.empty((planes, min(4, height - top), width), np.float32)
-        fill(0, int(top), int(top) + rows.shape[1], rows)
+        fillers(0, int(top), int(top) + rows.shape[1])(rows)
         y, x = np.mgrid[top : top + rows.shape[1], :width]
         offsets = np.array([a + bx * x + by * y for a, bx, by in terms.planes])
         strips.append(terms.scale * rows + offsets)
@@ -272,45 +309,42 @@ def _new_strip(number: int) -> _Strip:
 
 
 @kernel()
-def _combine_strips(
-    begin: int, end: int, values: Image, plane: int, y0: int, first: int, last: int,
-    places: Numbers, table: Numbers, gates: Image, typical: Numbers, sky: np.float32,
-    network: npt.NDArray[np.int32], mean: Image, weight: Image, variance: Image, coverage: Count,
-    rejected: Bits,
-) -> npt.NDArray[np.int64]:  # fmt: skip
-    """Combine rows first … last of some strips of one plane of a tile (n, planes, rows, nx) whose
-    first row is row y0 of the image. Results are the rows of the tile that are finished. Returns
-    (n, 2), how many values were left out and how many there were.
+def _combine_strip(
+    values: Image, plane: int, y0: int, first: int, last: int, places: Numbers, table: Numbers,
+    gates: Image, typical: Numbers, sky: np.float32, network: npt.NDArray[np.int32],
+    mean: Image, weight: Image, variance: Image, coverage: Count, rejected: Bits,
+    tallies: npt.NDArray[np.int64], index: int,
+) -> None:  # fmt: skip
+    """Combine rows first … last of one plane of a tile (n, planes, rows, nx) whose first row is
+    row y0 of the image, in the strip of that index. Results are the rows of the tile that are
+    finished; `tallies` (strips, n, 2) is added to: values left out and values that there were.
     """
-    number, _, height, width = values.shape
-    tally = np.zeros((number, 2), np.int64)
-    for index in range(begin, end):
-        left = index * CORE
-        right = min(left + CORE, width)
-        x0, x1 = max(left - HALO, 0), min(right + HALO, width)
-        strip = _new_strip(number)
-        for step in range(height + HALO):
-            if step < height:
-                _centre(strip, values, plane, places, network, step, y0, x0, x1)
-            for turn in range(PASSES):
-                late = step - LAG * turn
-                if 0 <= late - 1 < height:
-                    _mark(strip, turn, late - 1, x1 - x0, height, gates, sky)
-                for times in range(GROW_TIMES):
-                    y = late - 2 - times
-                    if 0 <= y < height:
-                        _grow(strip, turn, times, y, x1 - x0, height)
-                if 0 <= late - LAG < height:
-                    _mean(strip, turn, late - LAG, x1 - x0, gates)
-            y = step - HALO
-            if first <= y < last:
-                _finish(
-                    strip, y, left - x0, table, typical, sky, mean[y - first, left:right],
-                    weight[y - first, left:right], variance[y - first, left:right],
-                    coverage[y - first, left:right], rejected[y - first, :, left:right],
-                    tally,
-                )  # fmt: skip
-    return tally
+    height, width = values.shape[2:]
+    left = index * CORE
+    right = min(left + CORE, width)
+    x0, x1 = max(left - HALO, 0), min(right + HALO, width)
+    strip = _new_strip(values.shape[0])
+    for step in range(height + HALO):
+        if step < height:
+            _centre(strip, values, plane, places, network, step, y0, x0, x1)
+        for turn in range(PASSES):
+            late = step - LAG * turn
+            if 0 <= late - 1 < height:
+                _mark(strip, turn, late - 1, x1 - x0, height, gates, sky)
+            for times in range(GROW_TIMES):
+                y = late - 2 - times
+                if 0 <= y < height:
+                    _grow(strip, turn, times, y, x1 - x0, height)
+            if 0 <= late - LAG < height:
+                _mean(strip, turn, late - LAG, x1 - x0, gates)
+        y = step - HALO
+        if first <= y < last:
+            _finish(
+                strip, y, left - x0, table, typical, sky, mean[y - first, left:right],
+                weight[y - first, left:right], variance[y - first, left:right],
+                coverage[y - first, left:right], rejected[y - first, :, left:right],
+                tallies[index],
+            )  # fmt: skip
 
 
 @kernel()

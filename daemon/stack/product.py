@@ -242,9 +242,19 @@ def write(
 
 def write_preview(root: Path, relative: Path, image: live.StackImage, *, max_px: int) -> None:
     """Write the auto-stretched picture to `relative`, a path in the library."""
+    write_picture(root, relative, picture_of(image, max_px=max_px))
+
+
+def picture_of(image: live.StackImage, *, max_px: int) -> bytes:
+    """The auto-stretched picture, a PNG file's bytes."""
+    return preview.png(image.mean, coverage=image.coverage, max_px=max_px)
+
+
+def write_picture(root: Path, relative: Path, picture: bytes) -> None:
+    """Write a picture to `relative`, a path in the library."""
     path = root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(path, preview.png(image.mean, coverage=image.coverage, max_px=max_px))
+    atomic.write_bytes(path, picture)
 
 
 def link_newest(root: Path, link_to: Path, newest: Path) -> None:
