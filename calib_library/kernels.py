@@ -25,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 from calib_library import __version__
 
 # numba brings seventy thousand objects, which stay: the collector of garbage need not look through
-# them again and again while they come.
+# them again and again while they come, nor ever after, nor at the process's end.
 _collecting = gc.isenabled()
 gc.disable()
 import numba  # noqa: E402
@@ -33,6 +33,7 @@ from numba import prange as prange  # noqa: E402, PLC0414
 from numba.core.caching import FunctionCache  # noqa: E402
 from numba.core.runtime.nrt import rtsys  # noqa: E402
 
+gc.freeze()
 if _collecting:
     gc.enable()
 
