@@ -606,6 +606,7 @@ def _clip_block(
     values: npt.NDArray[Any],
     totals: npt.NDArray[Any],
     squares: npt.NDArray[Any],
+    settled: npt.NDArray[np.bool_],
     eights: npt.NDArray[np.uint64],
     whole: int,
     widest: float,
@@ -619,14 +620,13 @@ def _clip_block(
 ) -> None:
     """Combine sorted `values` (n, LANES) into the three results, one element a lane.
 
-    `offset` is added to the mean; `whole`: the values are whole numbers; `totals`, `squares`
-    (LANES,) and `eights` (LANES / 8,) are scratch. In nineteen pixels of twenty nothing is
-    dropped: these are done together, the others one by one.
+    `offset` is added to the mean; `whole`: the values are whole numbers; the rest is `_Scratch`.
+    In nineteen pixels of twenty nothing is dropped: these are done together, the others one by one.
     """
     n = values.shape[0]
-    settled = eights.view(np.bool_)
-    settled[:] = False
-    if n > 1 and not want_median:
+    if want_median or n == 1:
+        settled[:] = False
+    else:
         _sums(values, totals, squares)
         _first_look(values, totals, squares, settled, widest, offset, sigma, mean, variance, count)
     for eight in range(eights.size):
@@ -667,18 +667,18 @@ class _Scratch(NamedTuple):
     """(LANES,)."""
     squares: npt.NDArray[Any]
     """(LANES,)."""
+    settled: npt.NDArray[np.bool_]
+    """(LANES,)."""
     eights: npt.NDArray[np.uint64]
-    """(LANES / 8,): flags of pixels, eight in a number."""
+    """(LANES / 8,): the memory of `settled`, eight pixels in a number."""
 
     @classmethod
     def of(cls, n: int, dtype: npt.DTypeLike, sums: npt.DTypeLike) -> Self:
         """For n frames of this type, whose sums are of that one."""
-        return cls(
-            _aligned((n, LANES), dtype),
-            _aligned((LANES,), sums),
-            _aligned((LANES,), sums),
-            _aligned((LANES // 8,), np.uint64),
-        )
+        values = _aligned((n, LANES), dtype)
+        totals, squares = _aligned((LANES,), sums), _aligned((LANES,), sums)
+        settled = _aligned((LANES,), np.bool_)
+        return cls(values, totals, squares, settled, settled.view(np.uint64))
 
 
 def _aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -697,6 +697,7 @@ def _clip_integers(
     values: npt.NDArray[np.uint16],
     totals: npt.NDArray[np.int32],
     squares: npt.NDArray[np.int32],
+    settled: npt.NDArray[np.bool_],
     eights: npt.NDArray[np.uint64],
     sigma: float,
     iterations: int,
@@ -724,8 +725,8 @@ def _clip_integers(
             sort_lanes(values, network)
             end = x + width
             _clip_block(
-                values, totals, squares, eights, 1, widest, offset, sigma, iterations, want_median,
-                mean[y, x:end], variance[y, x:end], count[y, x:end],
+                values, totals, squares, settled, eights, 1, widest, offset, sigma, iterations,
+                want_median, mean[y, x:end], variance[y, x:end], count[y, x:end],
             )  # fmt: skip
 
 
@@ -740,6 +741,7 @@ def _clip_floats(
     values: Floats,
     totals: npt.NDArray[np.float64],
     squares: npt.NDArray[np.float64],
+    settled: npt.NDArray[np.bool_],
     eights: npt.NDArray[np.uint64],
     sigma: float,
     iterations: int,
@@ -780,8 +782,8 @@ def _clip_floats(
             sort_lanes(values, network)
             end = x + width
             _clip_block(
-                values, totals, squares, eights, 0, np.inf, 0.0, sigma, iterations, want_median,
-                mean[y, x:end], variance[y, x:end], count[y, x:end],
+                values, totals, squares, settled, eights, 0, np.inf, 0.0, sigma, iterations,
+                want_median, mean[y, x:end], variance[y, x:end], count[y, x:end],
             )  # fmt: skip
 
 

@@ -29,9 +29,10 @@ from calib_library import __version__
 _collecting = gc.isenabled()
 gc.disable()
 import numba  # noqa: E402
+from llvmlite import binding  # type: ignore[import-untyped]  # noqa: E402
 from numba import prange as prange  # noqa: E402, PLC0414
 from numba.core.caching import FunctionCache  # noqa: E402
-from numba.core.runtime.nrt import rtsys  # noqa: E402
+from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]  # noqa: E402
 
 gc.freeze()
 if _collecting:
@@ -81,13 +82,14 @@ class _SharedCache(FunctionCache):
     list is free for whoever looks: of two processes that compile one function for different types
     at the same moment, one would find the other's code under its own types, for good.
 
-    And numba first gathers all it knows of numpy and scipy: two hundred modules, 0.2 s. What was
-    compiled once needs the memory manager of that alone; the compiler gathers it for itself.
+    And numba first gathers all it knows of numpy and scipy: two hundred modules, 0.2 s, and
+    compiles its memory manager. What was compiled once needs of all that only the manager's names;
+    the compiler gathers it for itself.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:  # noqa: ANN401 — numba's own
         """Load the machine code for a signature; None where it was never compiled."""
-        rtsys.initialize(target_context)
+        _name_memory_manager()
         with _alone(Path(self.cache_path)), self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
@@ -95,6 +97,13 @@ class _SharedCache(FunctionCache):
         """Keep what was compiled for a signature."""
         with _alone(Path(self.cache_path)):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _name_memory_manager() -> None:
+    """Tell the linker where numba's memory manager is, as numba does before it compiles that."""
+    for name, address in _nrt_python.c_helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 @contextlib.contextmanager
