@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from calib_library.kernels import PROCESSORS, kernel
 
 LANES = 64
 """Pixels sorted side by side: one cache line of uint16 twice, small enough for any first cache."""
+CACHE_LINE = 64
+"""bytes."""
 TILE_BYTES = 8_000_000
 """Of one tile's input: what each core can keep in its share of the last cache."""
 READ_BYTES = 64_000
@@ -285,9 +287,12 @@ def _pieces(
             if plain:
                 values = np.empty(tile.shape, np.float32)
                 _decode(tile, offset, values)
-            _clip_floats(values, y0, dark, scale, network, *clipping, *out)
+            factors = _aligned((n, LANES), np.float32)
+            scratch = _Scratch.of(n, np.float32, np.float64)
+            _clip_floats(values, y0, dark, scale, network, factors, *scratch, *clipping, *out)
         else:
-            _clip_integers(tile, offset, network, *clipping, *out)
+            scratch = _Scratch.of(n, np.uint16, np.int32)
+            _clip_integers(tile, offset, network, *scratch, *clipping, *out)
             if subtract is not None:
                 part.mean[:] -= dark  # a shift common to all frames does not move the clip
         return then(y0, part)
@@ -449,7 +454,11 @@ def sorting_network(n: int) -> npt.NDArray[np.int32]:
 # --- kernels -------------------------------------------------------------------------------------
 
 
-@kernel()
+_ALL_SETTLED = np.uint64(0x0101010101010101)
+"""Eight times True."""
+
+
+@kernel(allocates=False)
 def sort_lanes(values: npt.NDArray[Any], network: npt.NDArray[np.int32]) -> None:
     """Sort every column of `values` (n, LANES) in place, ascending."""
     for step in range(network.shape[0]):
@@ -462,7 +471,7 @@ def sort_lanes(values: npt.NDArray[Any], network: npt.NDArray[np.int32]) -> None
             high[lane] = max(a, b)
 
 
-@kernel()
+@kernel(allocates=False)
 def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> float:
     """Median of the sorted values first … last - 1 of one lane."""
     middle = (first + last) // 2
@@ -472,7 +481,7 @@ def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> fl
     return centre
 
 
-@kernel()
+@kernel(allocates=False)
 def _moments(
     values: npt.NDArray[Any], lane: int, first: int, last: int, centre: float
 ) -> tuple[float, float]:
@@ -486,40 +495,63 @@ def _moments(
     return total, squares
 
 
-@kernel()
+@kernel(allocates=False)
+def _moved(total: float, squares: float, count: int, step: float) -> tuple[float, float]:
+    """The moments of so many values about a centre that is higher by `step`."""
+    return total - count * step, squares + step * (count * step - 2.0 * total)
+
+
+@kernel(allocates=False)
 def _clip_lane(
-    values: npt.NDArray[Any], lane: int, last: int, sigma: float, iterations: int
+    values: npt.NDArray[Any],
+    lane: int,
+    last: int,
+    total: float,
+    squares: float,
+    whole: int,
+    sigma: float,
+    iterations: int,
 ) -> tuple[float, float, int]:
-    """(mean, variance of the mean, count) of what the clip keeps of values 0 … last - 1."""
+    """(mean, variance of the mean, count) of what the clip keeps of values 0 … last - 1, whose
+    moments about their median are `total` and `squares`.
+
+    `whole` numbers are summed without an error: what is dropped is taken off the moments. Those of
+    others are summed anew: beside a wild value the small ones are lost in rounding.
+    """
     first = 0
-    if last == 0:
-        return 0.0, 0.0, 0
-    origin = _median_of(values, lane, 0, last)
-    total, squares = _moments(values, lane, 0, last, origin)
+    centre = _median_of(values, lane, 0, last)
     for _ in range(iterations):
         kept = last - first
-        centre = _median_of(values, lane, first, last)
         reach = sigma * math.sqrt(max(0.0, squares - total * (total / kept)) / kept)
-        new_first, new_last = first, last
-        while new_first < last and np.float64(values[new_first, lane]) < centre - reach:
-            new_first += 1
-        while new_last > new_first and np.float64(values[new_last - 1, lane]) > centre + reach:
-            new_last -= 1
-        if new_first == first and new_last == last:
+        low, high = centre - reach, centre + reach
+        while first < last and np.float64(values[first, lane]) < low:
+            d = np.float64(values[first, lane]) - centre
+            total -= d
+            squares -= d * d
+            first += 1
+        while last > first and np.float64(values[last - 1, lane]) > high:
+            last -= 1
+            d = np.float64(values[last, lane]) - centre
+            total -= d
+            squares -= d * d
+        count = last - first
+        if count == kept:
             break
-        first, last = new_first, new_last
-        if first == last:
+        if count == 0:
             return 0.0, 0.0, 0
-        # Anew, not less what was dropped: beside a wild value the others are lost in rounding.
-        origin = _median_of(values, lane, first, last)
-        total, squares = _moments(values, lane, first, last, origin)
+        median = _median_of(values, lane, first, last)
+        if whole:
+            total, squares = _moved(total, squares, count, median - centre)
+        else:
+            total, squares = _moments(values, lane, first, last, median)
+        centre = median
     kept = last - first
     shift = total / kept
     about_mean = max(0.0, squares - total * shift)
-    return origin + shift, about_mean / (kept - 1) / kept if kept > 1 else 0.0, kept
+    return centre + shift, about_mean / (kept - 1) / kept if kept > 1 else 0.0, kept
 
 
-@kernel()
+@kernel(allocates=False)
 def _sums(values: npt.NDArray[Any], totals: npt.NDArray[Any], squares: npt.NDArray[Any]) -> None:
     """Σ d and Σ d² of the differences d of sorted `values` (n, LANES) from their middle one."""
     middle = values[values.shape[0] // 2]
@@ -533,26 +565,28 @@ def _sums(values: npt.NDArray[Any], totals: npt.NDArray[Any], squares: npt.NDArr
             squares[lane] += d * d
 
 
-@kernel()
+@kernel(allocates=False)
 def _first_look(
     values: npt.NDArray[Any],
     totals: npt.NDArray[Any],
     squares: npt.NDArray[Any],
+    settled: npt.NDArray[np.bool_],
     widest: float,
     offset: float,
     sigma: float,
     mean: Floats,
     variance: Floats,
     count: npt.NDArray[np.uint16],
-    settled: npt.NDArray[np.bool_],
 ) -> None:
     """Combine the lanes in which the clip drops nothing, all side by side; `settled` says which.
 
-    `widest` is the spread of values up to which the sums hold.
+    `widest` is the spread of values up to which the sums hold. What is so near the limit that
+    rounding could decide is left to the exact clip; so the limit needs no root and no quotient.
     """
     n = values.shape[0]
     lowest, highest = values[0], values[n - 1]
     below, middle = values[(n - 1) // 2], values[n // 2]
+    limit = sigma * sigma * (1.0 - 1e-6)
     for lane in range(mean.size):
         origin = np.float64(middle[lane])
         centre = 0.5 * (np.float64(below[lane]) + origin)
@@ -560,19 +594,21 @@ def _first_look(
         total = np.float64(totals[lane])
         shift = total / n
         about_mean = max(0.0, np.float64(squares[lane]) - total * shift)
-        reach = sigma * math.sqrt(about_mean / n)
-        settled[lane] = (low >= centre - reach) & (high <= centre + reach) & (high - low <= widest)
+        reach = max(centre - low, high - centre)
+        settled[lane] = (reach * reach * n <= limit * about_mean) & (high - low <= widest)
         mean[lane] = origin + shift + offset
         variance[lane] = about_mean / (n - 1) / n
         count[lane] = n
 
 
-@kernel()
+@kernel(allocates=False)
 def _clip_block(
     values: npt.NDArray[Any],
     totals: npt.NDArray[Any],
     squares: npt.NDArray[Any],
     settled: npt.NDArray[np.bool_],
+    eights: npt.NDArray[np.uint64],
+    whole: int,
     widest: float,
     offset: float,
     sigma: float,
@@ -584,35 +620,85 @@ def _clip_block(
 ) -> None:
     """Combine sorted `values` (n, LANES) into the three results, one element a lane.
 
-    `offset` is added to the mean; `totals`, `squares` and `settled` (LANES,) are scratch. In
-    nineteen pixels of twenty nothing is dropped: these are done together, the others one by one.
+    `offset` is added to the mean; `whole`: the values are whole numbers; the rest is `_Scratch`.
+    In nineteen pixels of twenty nothing is dropped: these are done together, the others one by one.
     """
     n = values.shape[0]
-    settled[:] = False
-    if n > 1 and not want_median:
+    if want_median or n == 1:
+        settled[:] = False
+    else:
         _sums(values, totals, squares)
-        _first_look(values, totals, squares, widest, offset, sigma, mean, variance, count, settled)
-    for lane in range(mean.size):
-        if settled[lane]:
+        _first_look(values, totals, squares, settled, widest, offset, sigma, mean, variance, count)
+    for eight in range(eights.size):
+        if eights[eight] == _ALL_SETTLED:
             continue
-        finite = n
-        while finite > 0 and not np.isfinite(values[finite - 1, lane]):
-            finite -= 1
-        if want_median:
-            mean[lane] = _median_of(values, lane, 0, finite) + offset if finite > 0 else 0.0
-            variance[lane] = 0.0
-            count[lane] = finite
-            continue
-        kept_mean, variance[lane], kept = _clip_lane(values, lane, finite, sigma, iterations)
-        mean[lane] = kept_mean + offset if kept > 0 else 0.0
-        count[lane] = kept
+        for lane in range(8 * eight, min(8 * eight + 8, mean.size)):
+            if settled[lane]:
+                continue
+            finite = n
+            while finite > 0 and not np.isfinite(values[finite - 1, lane]):
+                finite -= 1
+            if finite == 0:
+                mean[lane], variance[lane], count[lane] = 0.0, 0.0, 0
+                continue
+            centre = _median_of(values, lane, 0, finite)
+            if want_median:
+                mean[lane], variance[lane], count[lane] = centre + offset, 0.0, finite
+                continue
+            spread = np.float64(values[n - 1, lane]) - np.float64(values[0, lane])
+            if whole and n > 1 and spread <= widest:
+                step = centre - np.float64(values[n // 2, lane])
+                total, about = _moved(float(totals[lane]), float(squares[lane]), n, step)
+            else:
+                total, about = _moments(values, lane, 0, finite, centre)
+            kept_mean, variance[lane], kept = _clip_lane(
+                values, lane, finite, total, about, whole, sigma, iterations
+            )
+            mean[lane] = kept_mean + offset if kept > 0 else 0.0
+            count[lane] = kept
 
 
-@kernel()
+class _Scratch(NamedTuple):
+    """Memory for the kernels, which load in two thirds of the time where they make none."""
+
+    values: npt.NDArray[Any]
+    """(n, LANES)."""
+    totals: npt.NDArray[Any]
+    """(LANES,)."""
+    squares: npt.NDArray[Any]
+    """(LANES,)."""
+    settled: npt.NDArray[np.bool_]
+    """(LANES,)."""
+    eights: npt.NDArray[np.uint64]
+    """(LANES / 8,): the memory of `settled`, eight pixels in a number."""
+
+    @classmethod
+    def of(cls, n: int, dtype: npt.DTypeLike, sums: npt.DTypeLike) -> Self:
+        """For n frames of this type, whose sums are of that one."""
+        values = _aligned((n, LANES), dtype)
+        totals, squares = _aligned((LANES,), sums), _aligned((LANES,), sums)
+        settled = _aligned((LANES,), np.bool_)
+        return cls(values, totals, squares, settled, settled.view(np.uint64))
+
+
+def _aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeros that begin with a cache line: vectors across two of them take twice the time."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + CACHE_LINE, np.uint8)
+    first = -room.ctypes.data % CACHE_LINE
+    return room[first : first + size].view(dtype).reshape(shape)
+
+
+@kernel(allocates=False)
 def _clip_integers(
     tile: npt.NDArray[np.uint16],
     offset: float,
     network: npt.NDArray[np.int32],
+    values: npt.NDArray[np.uint16],
+    totals: npt.NDArray[np.int32],
+    squares: npt.NDArray[np.int32],
+    settled: npt.NDArray[np.bool_],
+    eights: npt.NDArray[np.uint64],
     sigma: float,
     iterations: int,
     want_median: int,
@@ -627,9 +713,6 @@ def _clip_integers(
     """
     n, height, nx = tile.shape
     widest = math.sqrt(2.0**31 / n)  # ADU, so that the sums of squares stay whole numbers of 32 bit
-    values = np.zeros((n, LANES), np.uint16)
-    totals, squares = np.empty(LANES, np.int32), np.empty(LANES, np.int32)
-    settled = np.empty(LANES, np.bool_)
     for y in range(height):
         for x in range(0, nx, LANES):
             width = min(LANES, nx - x)
@@ -642,18 +725,24 @@ def _clip_integers(
             sort_lanes(values, network)
             end = x + width
             _clip_block(
-                values, totals, squares, settled, widest, offset, sigma, iterations, want_median,
-                mean[y, x:end], variance[y, x:end], count[y, x:end],
+                values, totals, squares, settled, eights, 1, widest, offset, sigma, iterations,
+                want_median, mean[y, x:end], variance[y, x:end], count[y, x:end],
             )  # fmt: skip
 
 
-@kernel()
+@kernel(allocates=False)
 def _clip_floats(
     tile: Floats,
     y0: int,
     dark: Floats,
     scales: Floats,
     network: npt.NDArray[np.int32],
+    factors: Floats,
+    values: Floats,
+    totals: npt.NDArray[np.float64],
+    squares: npt.NDArray[np.float64],
+    settled: npt.NDArray[np.bool_],
+    eights: npt.NDArray[np.uint64],
     sigma: float,
     iterations: int,
     want_median: int,
@@ -663,15 +752,12 @@ def _clip_floats(
 ) -> None:
     """Combine (tile - dark) × scale, tile (n, rows, nx) whose first row is row y0 of the frame.
 
-    `dark` (rows, nx), or (0, 0) for none; `scales` (n, 4) by Bayer phase.
+    `dark` (rows, nx), or (0, 0) for none; `scales` (n, 4) by Bayer phase. `factors` (n, LANES) is
+    scratch too.
     """
     n, height, nx = tile.shape
     has_dark = dark.shape[0] > 0
     largest = np.float32(3.4e38)
-    values = np.zeros((n, LANES), np.float32)
-    totals, squares = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
-    settled = np.empty(LANES, np.bool_)
-    factors = np.empty((n, LANES), np.float32)
     for y in range(height):
         phase = 2 * ((y0 + y) % 2)
         for k in range(n):
@@ -696,12 +782,12 @@ def _clip_floats(
             sort_lanes(values, network)
             end = x + width
             _clip_block(
-                values, totals, squares, settled, np.inf, 0.0, sigma, iterations, want_median,
-                mean[y, x:end], variance[y, x:end], count[y, x:end],
+                values, totals, squares, settled, eights, 0, np.inf, 0.0, sigma, iterations,
+                want_median, mean[y, x:end], variance[y, x:end], count[y, x:end],
             )  # fmt: skip
 
 
-@kernel()
+@kernel(allocates=False)
 def _decode(tile: npt.NDArray[np.uint16], offset: float, out: Floats) -> None:
     """Big-endian int16 pixels as stored, (n, rows, nx) → stored + 32768 + offset."""
     n, height, nx = tile.shape

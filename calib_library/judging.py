@@ -70,21 +70,33 @@ def look_at_dark(strips: Sequence[Floats], *, step: int) -> DarkLook:
     together = np.stack(strips)
     thin = max(1, strips[0].size // (BLOCKS * BLOCK_PIXELS))
     some = strips[:: max(1, together.size // HOT_SAMPLE)]
-    values = together.reshape(len(strips), -1)
-    ordered = np.sort(values, axis=1)
-    middle = values.shape[1] // 2
-    distances = np.sort(np.abs(values - ordered[:, middle : middle + 1]), axis=1)
     blocks = [
         _trimmed_means(np.sort(block[:, :, ::thin].reshape(len(strips), -1), axis=1))
         for block in np.array_split(together, BLOCKS, axis=2)
     ]
+    ordered = together.reshape(len(strips), -1)
+    ordered.sort(axis=1)
     return DarkLook(
         levels=_trimmed_means(ordered).tolist(),
         noises=_noises(some, step),
-        spreads=(1.4826 * distances[:, middle]).tolist(),
+        spreads=(1.4826 * _median_distances(ordered)).tolist(),
         blocks=np.stack(blocks, axis=1).reshape(-1).tolist(),
         hot=suspects.above_neighbours(np.concatenate(some), step),
     )
+
+
+def _median_distances(ordered: Floats) -> Floats:
+    """The median distance from the median, of each row of sorted values (n, number): (n,).
+
+    The values nearest to the median stand side by side: it is the least, over all runs of so many,
+    of the larger distance at a run's two ends.
+    """
+    middle = ordered.shape[1] // 2
+    centre = ordered[:, middle : middle + 1]
+    below = centre - ordered[:, : ordered.shape[1] - middle]
+    above = ordered[:, middle:] - centre
+    least: Floats = np.fmin.reduce(np.maximum(below, above, out=below), axis=1)
+    return least
 
 
 def look_at_flat(strips: Sequence[Floats], *, step: int) -> Look:
@@ -173,6 +185,12 @@ def judge_levels(levels: Doubles, *, noise_adu: float, rows: Sequence[int]) -> l
                 f"where the others have {typical:.0f} ADU"
             )
     even = levels - offsets[:, None]
+    good = even[[reason is None for reason in reasons]]
+    if len(good) < 2:
+        return reasons
+    limit = _gap_limit(good, noise_adu=noise_adu)
+    if np.diff(np.sort(good, axis=0), axis=0).max() <= limit:
+        return reasons  # they agree on every strip
     for judge in (_cut_short, _outvoted):
         for strip, row in enumerate(rows):
             left = [i for i, reason in enumerate(reasons) if reason is None]
@@ -210,18 +228,24 @@ def _outvoted(levels: Doubles, strip: int, *, noise_adu: float) -> dict[int, str
     return {i: f"{here[i]:.0f} ADU where the others have {expected:.0f} ADU" for i in few}
 
 
+def _gap_limit(levels: Doubles, *, noise_adu: float) -> float:
+    """Return how far apart levels (frames, strips) may lie, ADU: half the pixel noise, 1 % of the
+    level or 6 times the frames' usual scatter.
+    """
+    scatter = 1.4826 * float(np.median(np.abs(levels - np.median(levels, axis=0))))
+    return max(0.5 * noise_adu, 0.01 * abs(float(np.median(levels))), 6.0 * scatter)
+
+
 def _two_groups(
     levels: Doubles, strip: int, *, noise_adu: float
 ) -> tuple[list[int], list[int], float] | None:
     """Split frames (frames, strips) at the widest gap between their levels in one strip.
 
-    Returns (the lower, the higher, the limit in ADU); None where the gap is within half the pixel
-    noise, 1 % of the level or 6 times the frames' usual scatter: they agree.
+    Returns (the lower, the higher, the limit in ADU); None where the gap is within it: they agree.
     """
     if len(levels) < 2:
         return None
-    scatter = 1.4826 * float(np.median(np.abs(levels - np.median(levels, axis=0))))
-    limit = max(0.5 * noise_adu, 0.01 * abs(float(np.median(levels))), 6.0 * scatter)
+    limit = _gap_limit(levels, noise_adu=noise_adu)
     order = np.argsort(levels[:, strip], kind="stable")
     gaps = np.diff(levels[order, strip])
     if gaps.max() <= limit:

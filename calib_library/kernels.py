@@ -28,13 +28,15 @@ from typing import Any, ParamSpec, TypeVar
 from calib_library import __version__
 
 # numba brings seventy thousand objects, which stay: the collector of garbage need not look through
-# them again and again while they come.
+# them again and again while they come, nor ever after, nor at the process's end.
 _collecting = gc.isenabled()
 gc.disable()
 import numba  # noqa: E402
+from llvmlite import binding  # type: ignore[import-untyped]  # noqa: E402
 from numba.core.caching import FunctionCache  # noqa: E402
-from numba.core.runtime.nrt import rtsys  # noqa: E402
+from numba.core.runtime import _nrt_python  # type: ignore[attr-defined]  # noqa: E402
 
+gc.freeze()
 if _collecting:
     gc.enable()
 
@@ -82,13 +84,14 @@ class _SharedCache(FunctionCache):
     list is free for whoever looks: of two processes that compile one function for different types
     at the same moment, one would find the other's code under its own types, for good.
 
-    And numba first gathers all it knows of numpy and scipy: two hundred modules, 0.2 s. What was
-    compiled once needs the memory manager of that alone; the compiler gathers it for itself.
+    And numba first gathers all it knows of numpy and scipy: two hundred modules, 0.2 s, and
+    compiles its memory manager. What was compiled once needs of all that only the manager's names;
+    the compiler gathers it for itself.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:  # noqa: ANN401 — numba's own
         """Load the machine code for a signature; None where it was never compiled."""
-        rtsys.initialize(target_context)
+        _name_memory_manager()
         with _alone(Path(self.cache_path)), self._guard_against_spurious_io_errors():
             return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call]
 
@@ -96,6 +99,13 @@ class _SharedCache(FunctionCache):
         """Keep what was compiled for a signature."""
         with _alone(Path(self.cache_path)):
             super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _name_memory_manager() -> None:
+    """Tell the linker where numba's memory manager is, as numba does before it compiles that."""
+    for name, address in _nrt_python.c_helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 @contextlib.contextmanager
@@ -110,12 +120,15 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def kernel(
-    *, parallel: bool = False, inline: bool = False
+    *, parallel: bool = False, inline: bool = False, allocates: bool = True
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a function of arrays and numbers; the first call with new types compiles.
 
-    `inline=True` is for small device functions that are called once a pixel.
+    `inline=True` is for small device functions that are called once a pixel. `allocates=False`
+    promises that neither it nor what it calls makes an array: numba then need not count who refers
+    to those that there are, which can cost a third of the time; a broken promise does not compile.
     """
+    counting: dict[str, Any] = {"_nrt": allocates}  # numba's name, which its types leave out
 
     def compile_lazily(function: Callable[P, R]) -> Callable[P, R]:
         compiled: Callable[P, R] = numba.njit(  # type: ignore[call-overload]
@@ -124,6 +137,7 @@ def kernel(
             error_model="numpy",
             inline="always" if inline else "never",
             no_cfunc_wrapper=True,  # for calls from C: a tenth of the time to compile
+            **counting,
         )(function)
         # As numba's `cache=True` does it, with a cache of its own.
         cache = _SharedCache(function)  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -93,6 +94,35 @@ def test_equals_astropy_with_other_options(sigma, iterations):
     result = sigma_clipped_mean(readers(frames), sigma=sigma, iterations=iterations)
     assert np.array_equal(result.count, count)
     assert np.allclose(result.mean, mean, rtol=2e-7)
+
+
+def exactly_clipped(values, sigma, iterations):
+    """(mean, variance of the mean, count) by the definition, in rational numbers."""
+    kept = sorted(map(Fraction, values))
+    for _ in range(iterations):
+        n = len(kept)
+        centre = (kept[(n - 1) // 2] + kept[n // 2]) / 2
+        mean = sum(kept) / n
+        squared = sum((value - mean) ** 2 for value in kept) / n
+        left = [value for value in kept if (value - centre) ** 2 <= sigma**2 * squared]
+        if len(left) == n:
+            break
+        kept = left
+    n, mean = len(kept), sum(kept) / len(kept)
+    return float(mean), float(sum((value - mean) ** 2 for value in kept) / (n - 1) / n), n
+
+
+@pytest.mark.parametrize("n", [15, 20])
+def test_wild_values_leave_no_rounding_in_the_mean_of_whole_numbers(n):
+    frames = cube(n, shape=(2, 100), seed=n)
+    rng = np.random.default_rng(n)
+    for wild, share in ((65535, 0.03), (0, 0.02), (30000, 0.02)):
+        frames[rng.random(frames.shape) < share] = wild
+    result = sigma_clipped_mean(readers(frames), sigma=2.5)
+    found = np.stack([result.mean, result.variance, result.count], axis=-1).reshape(-1, 3)
+    pixels = frames.reshape(n, -1).T.tolist()
+    expected = [exactly_clipped(pixel, Fraction(5, 2), 5) for pixel in pixels]
+    assert np.array_equal(found, np.array(expected, np.float32))
 
 
 def test_values_that_are_not_finite_are_left_out():

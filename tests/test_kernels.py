@@ -1,8 +1,13 @@
 """Compiled kernels on disk, as several processes write and read them at the same moment."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 from numba import float64, int64
 from numba.core.registry import cpu_target
@@ -64,6 +69,49 @@ def test_a_cache_that_cannot_be_locked_is_used_all_the_same(compiled, tmp_path, 
 
 def test_kernels_are_kept_in_that_cache():
     assert isinstance(kernels.kernel()(twice)._cache, kernels._SharedCache)
+
+
+MAKES_AN_ARRAY = """
+import numpy as np
+from calib_library.kernels import kernel
+
+@kernel()
+def squares(n):
+    found = np.empty(n)
+    for i in range(n):
+        found[i] = i * i
+    return found
+
+print(*squares(4), *(one.stats.cache_hits[one.signatures[0]] for one in [squares]))
+"""
+
+
+def test_a_kernel_that_makes_an_array_does_so_where_nothing_is_compiled(tmp_path):
+    """It is loaded with the names of numba's memory manager alone."""
+    script = tmp_path / "squares.py"
+    script.write_text(MAKES_AN_ARRAY)
+    environment = {
+        **os.environ,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(kernels.__file__).parents[1]),
+    }
+    told = [
+        subprocess.run(
+            [sys.executable, script], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert told == [["0.0", "1.0", "4.0", "9.0", "0"], ["0.0", "1.0", "4.0", "9.0", "1"]]
+
+
+def test_a_kernel_that_promised_to_make_no_array_and_does_is_not_compiled():
+    def total(image):
+        return np.zeros(image.size).sum() + (image + image).sum()
+
+    refused = kernels.kernel(allocates=False)(total)
+    refused._cache = numba.core.caching.NullCache()
+    with pytest.raises(numba.core.errors.NumbaError, match="array"):
+        refused(np.ones(3))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 100])

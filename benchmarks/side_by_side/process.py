@@ -22,8 +22,10 @@ from typing import Any
 from side_by_side.answer import MARK
 
 TAIL_LINES = 12
-OUR_OWN = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""What `daemon` sets for itself where it is imported: the peers' threads are their own affair."""
+NOT_INHERITED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONDONTWRITEBYTECODE")
+"""What `daemon` sets for itself where it is imported: the peers' threads are their own affair. And
+an installed program is not compiled anew at each start, as this one would be from its sources.
+"""
 
 
 class FailedError(Exception):
@@ -89,7 +91,7 @@ def run(
 
 
 def _inherited() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in OUR_OWN}
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
 
 
 def median(runs: Sequence[Run]) -> Run:
