@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import os
 import platform
+import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,8 @@ def cache_folder() -> Path:
 
 PROCESSORS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 """Threads that work at a time."""
+PARTS_EACH = 8
+"""Parts of a whole for each of them, where they work side by side."""
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 
@@ -131,18 +134,28 @@ def kernel(
 
 
 def side_by_side(work: Callable[..., object], count: int, *arguments: object) -> None:
-    """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, as many as numba
-    has threads, and wait for all of them.
+    """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, by as many threads
+    as numba has, and wait for all of them.
 
     It does what a parallel loop in the kernel does. That would be compiled three times over, with
     all that it calls: for the largest kernels it is not worth the first start of a small machine.
-    What a part raises is raised here, once all have ended.
+    A thread that has done its part takes the next one: processors are not equally quick, and some
+    have other work. What a part raises is raised here, once all have ended.
     """
-    parts = max(1, min(numba.get_num_threads(), count))
+    threads = max(1, min(numba.get_num_threads(), count))
+    parts = 1 if threads == 1 else min(PARTS_EACH * threads, count)
     ends = [count * part // parts for part in range(parts + 1)]
-    begun = [_threads().submit(work, *span, *arguments) for span in itertools.pairwise(ends[1:])]
+    spans: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+    for span in (*itertools.pairwise(ends), *[None] * threads):
+        spans.put(span)
+
+    def work_on() -> None:
+        for span in iter(spans.get, None):
+            work(*span, *arguments)
+
+    begun = [_threads().submit(work_on) for _ in range(threads - 1)]
     try:
-        work(ends[0], ends[1], *arguments)
+        work_on()
     finally:
         concurrent.futures.wait(begun)
     for one in begun:
