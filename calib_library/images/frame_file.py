@@ -15,7 +15,7 @@ from calib_library.errors import ImageError, IncompleteImageError
 from calib_library.images.checksums import check_sums
 from calib_library.images.fits_headers import BLOCK, Read, check_magic, read_hdus
 from calib_library.images.hashing import PART_BYTES, Hashing, fill, read_and_hash
-from calib_library.images.pixels import physical, stored_pixels
+from calib_library.images.pixels import physical, physical_into, stored_pixels
 from calib_library.images.structure import MAX_BYTES, ImageInfo, examine
 from calib_library.images.tiles import decompress
 
@@ -104,11 +104,11 @@ def _decoded(
     if not apart:
         return info, physical(info, stored_pixels(info, raw))
     stored = stored_pixels(info, raw).reshape(-1)
-    pixels, native = np.empty(stored.shape, info.storage), stored.dtype.newbyteorder("=")
+    pixels = np.empty(stored.shape, info.storage)
     # Each part is decoded while it is in the cache.
     for first in range(0, stored.size, PART_BYTES // stored.itemsize):
         part = slice(first, first + PART_BYTES // stored.itemsize)
-        pixels[part] = physical(info, stored[part].astype(native))
+        physical_into(info, stored[part], pixels[part])
     return info, pixels.reshape(info.shape)
 
 
