@@ -14,7 +14,6 @@ import fcntl
 import functools
 import gc
 import hashlib
-import itertools
 import os
 import platform
 import queue
@@ -71,8 +70,6 @@ def cache_folder() -> Path:
 
 PROCESSORS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 """Threads that work at a time."""
-PARTS_EACH = 8
-"""Parts of a whole for each of them, where they work side by side."""
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
 
 
@@ -133,25 +130,23 @@ def kernel(
     return compile_lazily
 
 
-def side_by_side(work: Callable[..., object], count: int, *arguments: object) -> None:
+def side_by_side(work: Callable[..., R], count: int, *arguments: object) -> list[R]:
     """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, by as many threads
-    as numba has, and wait for all of them.
+    as numba has, and wait for all of them. Returns what the parts return, in order.
 
     It does what a parallel loop in the kernel does. That would be compiled three times over, with
     all that it calls: for the largest kernels it is not worth the first start of a small machine.
-    A thread that has done its part takes the next one: processors are not equally quick, and some
-    have other work. What a part raises is raised here, once all have ended.
+    What a part raises is raised here, once all have ended. A part must not call this in its turn.
     """
     threads = max(1, min(numba.get_num_threads(), count))
-    parts = 1 if threads == 1 else min(PARTS_EACH * threads, count)
-    ends = [count * part // parts for part in range(parts + 1)]
     spans: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-    for span in (*itertools.pairwise(ends), *[None] * threads):
+    for span in (*_spans(count, threads), *[None] * threads):
         spans.put(span)
+    made: dict[int, R] = {}
 
     def work_on() -> None:
-        for span in iter(spans.get, None):
-            work(*span, *arguments)
+        for first, last in iter(spans.get, None):
+            made[first] = work(first, last, *arguments)
 
     begun = [_threads().submit(work_on) for _ in range(threads - 1)]
     try:
@@ -160,6 +155,18 @@ def side_by_side(work: Callable[..., object], count: int, *arguments: object) ->
         concurrent.futures.wait(begun)
     for one in begun:
         one.result()
+    return [made[first] for first in sorted(made)]
+
+
+def _spans(count: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Parts of 0 … `count`, for whichever thread is free, and smaller towards the end: processors
+    are not equally quick, some have other work, and none shall wait long for the last.
+    """
+    first, least = 0, -(-count // (8 * threads))
+    while first < count:
+        part = count if threads == 1 else max((count - first) // (2 * threads), least)
+        yield first, min(first + part, count)
+        first += part
 
 
 @functools.cache
