@@ -17,9 +17,9 @@ import fcntl
 import functools
 import gc
 import hashlib
-import itertools
 import os
 import platform
+import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,19 +148,40 @@ def kernel(
 
 
 def side_by_side(work: Callable[..., R], count: int, *arguments: object) -> list[R]:
-    """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, as many as numba
-    has threads, and wait for all of them. Returns what the parts return, in order.
+    """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, by as many threads
+    as numba has, and wait for all of them. Returns what the parts return, in order.
 
     What a part raises is raised here, once all have ended. A part must not call this in its turn.
     """
-    parts = max(1, min(numba.get_num_threads(), count))
-    ends = [count * part // parts for part in range(parts + 1)]
-    begun = [_threads().submit(work, *span, *arguments) for span in itertools.pairwise(ends[1:])]
+    threads = max(1, min(numba.get_num_threads(), count))
+    spans: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+    for span in (*_spans(count, threads), *[None] * threads):
+        spans.put(span)
+    made: dict[int, R] = {}
+
+    def work_on() -> None:
+        for first, last in iter(spans.get, None):
+            made[first] = work(first, last, *arguments)
+
+    begun = [_threads().submit(work_on) for _ in range(threads - 1)]
     try:
-        first = work(ends[0], ends[1], *arguments)
+        work_on()
     finally:
         concurrent.futures.wait(begun)
-    return [first, *(one.result() for one in begun)]
+    for one in begun:
+        one.result()
+    return [made[first] for first in sorted(made)]
+
+
+def _spans(count: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Parts of 0 … `count`, for whichever thread is free, and smaller towards the end: processors
+    are not equally quick, some have other work, and none shall wait long for the last.
+    """
+    first, least = 0, -(-count // (8 * threads))
+    while first < count:
+        part = count if threads == 1 else max((count - first) // (2 * threads), least)
+        yield first, min(first + part, count)
+        first += part
 
 
 def work_alone() -> None:

@@ -11,12 +11,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library import header, inspect
-from calib_library.catalogue import cameras, filing
+from calib_library.catalogue import by_hand, cameras, filing
 from calib_library.errors import HeaderError, ImageError, IncompleteImageError
 from calib_library.frame import FrameRecord, FrameType
 from calib_library.images import frame_file
@@ -30,7 +31,7 @@ from daemon.ledger import conditions
 from daemon.ledger.ledger import Explanation, Frame, Identity, Ledger
 from daemon.ledger.stacks import Member, Stacks
 from daemon.ledger.states import State
-from daemon.light import background, cosmic, debayer, quality, stars
+from daemon.light import background, calibrate, cosmic, debayer, quality, stars
 from daemon.light.background import Background
 from daemon.log import StatusLog
 from daemon.placing import Light
@@ -57,6 +58,16 @@ def stack_camera(record: FrameRecord) -> str:
     key = record.key
     parts = (key.camera, key.width, key.height, key.xbinning, key.ybinning, key.bayer_pattern)
     return "|".join("-" if part is None else str(part) for part in parts)
+
+
+class _Started(NamedTuple):
+    """A light, as far as it goes while its file is still being hashed."""
+
+    began: float
+    """s, of `time.perf_counter`."""
+    choice: Calibration
+    calibrated: calibrate.Calibrated | None
+    """None where it waits for a master."""
 
 
 class Pipeline:
@@ -114,18 +125,24 @@ class Pipeline:
         """Take a claimed frame to its end, and record it there. Returns the new state."""
         loaded = self._load(frame)
         explanation: Explanation = []
-        try:  # while the file is still being hashed
+        mark, old, same, started = "", None, False, None
+        try:  # while the file is still being hashed: nothing is recorded yet
             identity = self._recognised(frame, loaded, explanation)
             is_light = identity.record.frame_type is FrameType.LIGHT
-            mark = rewritten.mark_of(loaded.pixels) if is_light else ""
+            if is_light:
+                identity = self._with_gain(identity)
+                mark = rewritten.mark_of(loaded.pixels)
+                old, same = self._stacked_before(frame, mark, identity.record)
+            if is_light and not same:
+                started = self._start(loaded, identity, now)
         finally:  # of a copy nothing else is said, whatever may be wrong with it
             self._refuse_copy(frame, loaded)
-        if is_light:
-            identity = self._with_gain(identity)
-            old, same = self._stacked_before(frame, mark, identity.record)
-            if old is not None and same:
-                return self._once(frame, loaded, identity, explanation, now, old=old, mark=mark)
-            return self._light(frame, loaded, identity, explanation, now, old=old, mark=mark)
+        if started is not None:
+            return self._light(
+                frame, loaded, identity, explanation, now, started, old=old, mark=mark
+            )
+        if old is not None:
+            return self._once(frame, loaded, identity, explanation, now, old=old, mark=mark)
         return self._calibration_frame(frame, loaded, identity, explanation, now)
 
     def _recognised(
@@ -220,6 +237,25 @@ class Pipeline:
         self.log.info("FILED", explain.describe(identity.record), frame=frame.name)
         return State.FILED
 
+    def _start(self, loaded: frame_file.Loaded, identity: Identity, now: dt.datetime) -> _Started:
+        """Choose the masters of a light, and apply them if they are those it shall have."""
+        began = time.perf_counter()
+        record = identity.record
+        # Hardly ever does a person choose for a single frame: then the hash is waited for.
+        chosen = by_hand.for_single_frames(self.library)
+        choice = self.calibrator.choose(
+            record,
+            session=identity.night,
+            now=now,
+            target=identity.target,
+            sha256=loaded.sha256 if chosen else None,
+        )
+        if choice.pending_set is not None:
+            return _Started(began, choice, None)
+        choice = self.calibrator.settle(loaded.pixels, record, choice)
+        choice = self.calibrator.without_wrong_flat(loaded.pixels, record, choice)
+        return _Started(began, choice, self.calibrator.apply(loaded.pixels, record, choice))
+
     def _light(
         self,
         frame: Frame,
@@ -227,23 +263,16 @@ class Pipeline:
         identity: Identity,
         explanation: Explanation,
         now: dt.datetime,
+        started: _Started,
         *,
         old: Frame | None,
         mark: str,
     ) -> State:
-        """Calibrate, measure, register and stack one light; it stands for `old`, whose file was
-        written anew.
+        """Measure, register and stack one light; it stands for `old`, whose file was written
+        anew.
         """
-        began = time.perf_counter()
-        record = identity.record
-        choice = self.calibrator.choose(
-            record,
-            session=identity.night,
-            now=now,
-            target=identity.target,
-            sha256=loaded.sha256,
-        )
-        if choice.pending_set is not None:
+        record, choice = identity.record, started.choice
+        if started.calibrated is None:
             self.ledger.finish(
                 frame,
                 State.WAITING,
@@ -256,8 +285,6 @@ class Pipeline:
                 reason="its master is about to be built",
             )
             return State.WAITING
-        choice = self.calibrator.settle(loaded.pixels, record, choice)
-        choice = self.calibrator.without_wrong_flat(loaded.pixels, record, choice)
         explanation.extend(choice.explanation)
 
         stack = self.stacks.open(
@@ -270,7 +297,7 @@ class Pipeline:
         if old is not None and old.stack_id is not None:
             members = [one for one in members if one.frame_id != old.id]
             self.live.forget(old.stack_id)  # it holds what is counted no more
-        light = self.measure(loaded, record, choice, clean=self.cleans(len(members)))
+        light = self.measure(started.calibrated, record, choice, clean=self.cleans(len(members)))
         explanation.append(explain.measured(light))
         checked = self._selfcheck.look(useful_pixels(loaded.pixels, record.key), record, light)
         if checked.lines:
@@ -346,7 +373,7 @@ class Pipeline:
             "STACKED",
             f"{identity.target} {record.filter or 'no filter'}: frame {len(members) + 1}, "
             f"FWHM {light.quality.fwhm_px:.2f} px, {light.quality.stars} stars, "
-            f"{time.perf_counter() - began:.2f} s{flags}",
+            f"{time.perf_counter() - started.began:.2f} s{flags}",
             frame=frame.name,
         )
         self._say(changed)
@@ -467,34 +494,26 @@ class Pipeline:
         Everything that changes pixels before they are stacked happens here, from recorded
         decisions alone, so that a replay comes to the same bits.
         """
-        image, mask, _ = self._calibrated(loaded, record, calibration, clean=clean)
-        return image, mask
-
-    def _calibrated(
-        self,
-        loaded: frame_file.Loaded,
-        record: FrameRecord,
-        calibration: Calibration,
-        *,
-        clean: bool,
-    ) -> tuple[Image, npt.NDArray[np.uint8], Background | None]:
-        """`calibrated`, and the sky before cosmic rays were cleaned, where they were: it leaves
-        them out, and is the frame's with and without them.
-        """
         result = self.calibrator.apply(loaded.pixels, record, calibration)
-        if not clean or record.key.bayer_pattern is not None:
-            return result.image, result.mask, None
-        sky = background.measure_background(result.image)
+        if clean and record.key.bayer_pattern is None:
+            self._clean(result.image, record)
+        return result.image, result.mask
+
+    def _clean(self, image: Image, record: FrameRecord) -> Background:
+        """Clean a calibrated (ny, nx) image of cosmic rays, in place. Returns the sky as it was
+        before: it leaves them out, and is the frame's with and without them.
+        """
+        sky = background.measure_background(image)
         e_per_adu = record.e_per_adu or 1.0
-        cleaned, _ = cosmic.clean(
-            result.image,
+        cosmic.clean(
+            image,
             e_per_adu=e_per_adu,
             sky_adu=sky.level_adu,
             read_noise_e=cosmic.read_noise(sky.sigma_adu, sky.level_adu, e_per_adu),
             saturation_adu=record.saturation_adu,
-            out=result.image,
+            out=image,
         )
-        return cleaned, result.mask, sky
+        return sky
 
     def raw(self, frame: Frame) -> frame_file.Loaded | None:
         """The raw file of a frame that was stacked; None, and a line in the log, where it is gone
@@ -526,16 +545,19 @@ class Pipeline:
 
     def measure(
         self,
-        loaded: frame_file.Loaded,
+        calibrated: calibrate.Calibrated,
         record: FrameRecord,
         calibration: Calibration,
         *,
         clean: bool,
     ) -> Light:
-        """Calibrate a light, find its stars and its background."""
+        """Find the stars and the background of a light as `calibrator.apply` gives it; it is
+        cleaned of cosmic rays first, in place, where that is asked.
+        """
+        image, mask = calibrated.image, calibrated.mask
         pattern = record.key.bayer_pattern
         clean = clean and pattern is None
-        image, mask, sky = self._calibrated(loaded, record, calibration, clean=clean)
+        sky = self._clean(image, record) if clean else None
         if pattern is None:
             luminance, cells = image, background.cell_means(image)[np.newaxis]
         else:

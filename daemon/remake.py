@@ -88,7 +88,12 @@ def remake(pipeline: Pipeline, stack: Stack, growing: Growing, *, beat: Beat) ->
         )
         choice = pipeline.calibrator.settle(loaded.pixels, frame.record, choice)
         choice = pipeline.calibrator.without_wrong_flat(loaded.pixels, frame.record, choice)
-        light = pipeline.measure(loaded, frame.record, choice, clean=pipeline.cleans(len(members)))
+        light = pipeline.measure(
+            pipeline.calibrator.apply(loaded.pixels, frame.record, choice),
+            frame.record,
+            choice,
+            clean=pipeline.cleans(len(members)),
+        )
         steps = [*frame.explanation[:HEAD], *choice.explanation, explain.measured(light)]
         explanations[frame.id] = steps
         if reference is not None and frame.id == reference.frame_id:

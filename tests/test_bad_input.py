@@ -1,9 +1,13 @@
 """Bad files: each gets one clear line that names it, and the good frames are worked on."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 from astropy.io import fits
 
+from calib_library import schema
+from daemon.calibration import Calibrator
 from daemon.errors import FrameRejectedError
 from daemon.pipeline import Pipeline
 from daemon.simulator.night import frames, small_plan
@@ -83,8 +87,9 @@ def test_the_same_content_is_counted_once(outcome):
     assert "the same content as" in loser.reason
 
 
-def test_of_a_copy_nothing_else_is_said(tmp_path, monkeypatch):
-    """Though its pixels are looked at before the file is hashed."""
+@pytest.mark.parametrize("step", [(Pipeline, "_inspect"), (Calibrator, "apply")])
+def test_of_a_copy_nothing_else_is_said(tmp_path, monkeypatch, step):
+    """Though its pixels are looked at and calibrated before the file is hashed."""
     plan = small_plan(
         seed=6, shape=(384, 512), bias=0, darks=0, flats=0, flat_darks=0, lights=1, flip=False
     )
@@ -97,7 +102,7 @@ def test_of_a_copy_nothing_else_is_said(tmp_path, monkeypatch):
     def all_is_wrong(*_args):
         raise FrameRejectedError("all is wrong")
 
-    monkeypatch.setattr(Pipeline, "_inspect", all_is_wrong)
+    monkeypatch.setattr(*step, all_is_wrong)
     (folder / "copy.fits").write_bytes(fits_bytes(frame))
     run(config_for(tmp_path))
     outcome = Outcome(config_for(tmp_path))
@@ -108,3 +113,22 @@ def test_of_a_copy_nothing_else_is_said(tmp_path, monkeypatch):
     lines = [line for line in outcome.log.splitlines() if "copy.fits" in line]
     assert len(lines) == 1
     assert "all is wrong" not in lines[0]
+
+
+def test_a_copy_begins_no_stack(tmp_path):
+    """In the folder of another target, which is the only one to name it."""
+    plan = small_plan(
+        seed=6, shape=(384, 512), bias=0, darks=0, flats=0, flat_darks=0, lights=1, flip=False
+    )
+    (frame,) = frames(plan)
+    light = fits.PrimaryHDU.fromstring(fits_bytes(frame))
+    del light.header["OBJECT"]
+    for target in ("M 31", "M 33"):
+        (tmp_path / "in" / target / "LIGHT").mkdir(parents=True)
+        light.writeto(tmp_path / "in" / target / "LIGHT" / f"{target}.fits")
+        run(config_for(tmp_path))
+    outcome = Outcome(config_for(tmp_path))
+    assert outcome.frame("M 31").state == "stacked"
+    assert "the same content as M 31.fits" in outcome.frame("M 33").reason
+    with closing(schema.connect(outcome.root / schema.DATABASE_NAME, readonly=True).conn) as db:
+        assert db.execute("SELECT target FROM stack").fetchall() == [("M 31",)]

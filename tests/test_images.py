@@ -355,12 +355,28 @@ def test_a_file_that_changes_while_it_is_read_is_incomplete(tmp_path, monkeypatc
     path = put(tmp_path, whole(tmp_path))
     read = frame_file.read_and_hash
 
-    def read_while_it_is_touched(file, raw):
-        digest = read(file, raw)
+    def read_while_it_is_touched(file, raw, decode):
+        digest = read(file, raw, decode)
         os.utime(path, ns=(1, 1))
         return digest
 
     monkeypatch.setattr(frame_file, "read_and_hash", read_while_it_is_touched)
+    with pytest.raises(IncompleteImageError, match="changed"):
+        load(path)
+
+
+def test_pixels_are_not_decoded_by_a_header_that_has_changed_since(tmp_path, monkeypatch):
+    """In the instant between looking at the header and reading the file, whose clock is coarse."""
+    path = put(tmp_path, whole(tmp_path))
+    read = frame_file.read_and_hash
+
+    def read_another_header(file, raw, decode):
+        status, content = path.stat(), path.read_bytes()
+        path.write_bytes(content.replace(b"32768", b"32767", 1))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return read(file, raw, decode)
+
+    monkeypatch.setattr(frame_file, "read_and_hash", read_another_header)
     with pytest.raises(IncompleteImageError, match="changed"):
         load(path)
 
@@ -376,7 +392,6 @@ def test_a_product_is_read_without_the_hash_that_nobody_asks_for(tmp_path):
 @pytest.mark.parametrize("part", [512, 2880, 1 << 20])
 def test_files_of_many_parts_are_hashed_as_stored_and_decoded_whole(tmp_path, monkeypatch, part):
     monkeypatch.setattr(hashing, "PART_BYTES", part)
-    monkeypatch.setattr(frame_file, "PART_BYTES", part)
     path = put(tmp_path, whole(tmp_path))
     for _ in range(20):
         loaded = load(path)

@@ -126,6 +126,31 @@ def test_parts_side_by_side_are_the_whole_once(count, threads):
     assert sorted(done) == list(range(count))
 
 
+def test_what_the_parts_return_is_in_order():
+    parts = kernels.side_by_side(range, 100)
+    assert [number for part in parts for number in part] == list(range(100))
+
+
+@pytest.mark.skipif(numba.get_num_threads() < 2, reason="needs two threads")
+def test_others_go_on_where_one_is_held_up():
+    begun, done_by_others = threading.Event(), threading.Event()
+    others, held = [], []
+
+    def work(first, last):
+        if first == 0:
+            held.append(last)
+            begun.set()
+            assert done_by_others.wait(60)
+            return
+        assert begun.wait(60)
+        others.extend(range(first, last))
+        if len(others) == 100 - held[0]:
+            done_by_others.set()
+
+    kernels.side_by_side(work, 100)
+    assert held[0] < 100 // numba.get_num_threads()
+
+
 @pytest.mark.parametrize("failing", [0, 99])
 def test_what_fails_in_one_part_is_raised_after_the_others(failing):
     done = []

@@ -645,6 +645,7 @@ def test_no_question_of_a_night_reads_a_whole_table(library):
             library, record(LIGHT), kind, session="n", now=at(2), min_frames=5, quiet_s=60.0
         )
     by_hand.chosen(library, target="M 31", sha256=sha(1))
+    by_hand.for_single_frames(library)
     library.db.conn.set_trace_callback(None)
     tables = ("calibration_set", "calibration_frame", "master")
     asked = {sql for sql in statements if any(table in sql for table in tables)}

@@ -1,13 +1,20 @@
 """What a person asks of the library: a master chosen by hand, one made elsewhere taken in."""
 
 import dataclasses
+import datetime as dt
+import hashlib
 import json
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
+from calib_library import schema
+from calib_library.catalogue import by_hand
+from calib_library.frame import FrameType
+from calib_library.library import CalibrationLibrary
 from daemon import cli
 from tests import xisf_files
 from tests.daemons import write_config
@@ -64,6 +71,34 @@ def test_a_master_chosen_by_hand_is_used_and_given_up_again(night, scope):
     light, member, _ = used(config)
     assert member.masters["dark"] == masters[100.0].id
     assert "chosen by hand" not in told(light)
+
+
+def test_a_master_chosen_for_a_frame_is_used_when_the_frame_comes(night, tmp_path):
+    """By the hash of its file: a person may choose while the frame waits."""
+    config, _ = night
+    _, _, masters = used(config)
+    Situation(tmp_path / "aside", "later").light(INSTRUME=CAMERA, sky=310.0)
+    (later,) = (tmp_path / "aside" / "later").iterdir()
+    sha256 = hashlib.sha256(later.read_bytes()).hexdigest()
+    db = schema.connect(config.library.path / schema.DATABASE_NAME)
+    with closing(db.conn):
+        by_hand.use(
+            CalibrationLibrary(db, config.library.path),
+            masters[0.0].id,
+            FrameType.DARK,
+            scope="frame",
+            subject=sha256,
+            now=dt.datetime(2026, 1, 11, tzinfo=dt.UTC),
+        )
+    later.rename(tmp_path / "in" / later.name)
+    run(config)
+    outcome = Outcome(config)
+    darks = {
+        outcome.frame(name).id: masters[gain].id
+        for name, gain in (("cam_light", 100.0), ("later_light", 0.0))
+    }
+    members = [member for members in outcome.members.values() for member in members]
+    assert {member.frame_id: member.masters["dark"] for member in members} == darks
 
 
 def test_what_is_asked_wrongly_is_said(night, capsys):

@@ -81,6 +81,15 @@ def force_dark(
         )
 
 
+def for_single_frames(library: CalibrationLibrary) -> bool:
+    """Whether a person has chosen anything for a single frame, whichever."""
+    rows = library.db.execute(
+        "SELECT 1 FROM master_choice WHERE scope = 'frame'"
+        " UNION ALL SELECT 1 FROM forced_dark WHERE scope = 'frame'"
+    )
+    return rows.fetchone() is not None
+
+
 def is_dark_forced(library: CalibrationLibrary, *, target: str | None, sha256: str | None) -> bool:
     """Whether a person wants the dark of this frame extrapolated."""
     rows = library.db.execute(

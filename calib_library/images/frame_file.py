@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from calib_library.errors import ImageError, IncompleteImageError
 from calib_library.images.checksums import check_sums
-from calib_library.images.fits_headers import BLOCK, Read, check_magic, read_hdus
-from calib_library.images.hashing import PART_BYTES, Hashing, fill, read_and_hash
-from calib_library.images.pixels import physical, stored_pixels
+from calib_library.images.fits_headers import BLOCK, Read, check_magic
+from calib_library.images.hashing import Hashing, fill, read_and_hash
+from calib_library.images.pixels import physical, physical_into, stored_pixels
 from calib_library.images.structure import MAX_BYTES, ImageInfo, examine
 from calib_library.images.tiles import decompress
 
@@ -71,45 +71,55 @@ def load(path: Path, *, verify: bool = True, hashed: bool = True, awaited: bool 
                 f"{path.name}: {size / 1e9:.1f} GB is more than the {MAX_BYTES / 1e9:.1f} GB that "
                 "one frame may have; move it out of the folder"
             )
-        read_hdus(path, reader_of(file.fileno()), size)  # before anything is allocated for its size
+        # Before anything is allocated for its size.
+        before, _ = examine(path, reader_of(file.fileno()), size)
         raw = np.empty(size, np.uint8)
-        hashing = read_and_hash(file, raw) if hashed else None
+        # While the bytes are being hashed they must stay what they are.
+        apart = _Apart(before, raw) if hashed and awaited and not before.compressed else None
+        decode = apart.decode if apart else None
+        hashing = read_and_hash(file, raw, decode) if hashed else None
         whole = hashing is not None if hashed else fill(file, raw.data)
         after = os.fstat(file.fileno())
+    changed = IncompleteImageError(
+        f"{path.name}: changed while it was read; it will be read again once it rests"
+    )
     if not whole or (after.st_size, after.st_mtime_ns) != (size, status.st_mtime_ns):
-        raise IncompleteImageError(
-            f"{path.name}: changed while it was read; it will be read again once it rests"
-        )
+        raise changed
     if hashing and not awaited:
         hashing.hexdigest()
-    info, pixels = _decoded(path, raw, verify=verify, apart=hashed and awaited)
-    return Loaded(info, pixels, hashing, size, status.st_mtime_ns, status.st_ino)
-
-
-def _decoded(
-    path: Path, raw: npt.NDArray[np.uint8], *, verify: bool, apart: bool
-) -> tuple[ImageInfo, npt.NDArray[Any]]:
-    """The header and the physical pixels of a whole file; decoded in place where that can be, or
-    `apart`, in memory of their own: while the bytes are being hashed they must stay what they are.
-    """
     view = raw.data
-    info, hdus = examine(
-        path, lambda offset, length: bytes(view[offset : offset + length]), raw.size
-    )
+    info, hdus = examine(path, lambda offset, length: bytes(view[offset : offset + length]), size)
     if verify:
         for hdu in hdus:
             check_sums(path, hdu, raw)
-    if info.compressed:
-        return info, physical(info, decompress(info, raw))
-    if not apart:
-        return info, physical(info, stored_pixels(info, raw))
-    stored = stored_pixels(info, raw).reshape(-1)
-    pixels, native = np.empty(stored.shape, info.storage), stored.dtype.newbyteorder("=")
-    # Each part is decoded while it is in the cache.
-    for first in range(0, stored.size, PART_BYTES // stored.itemsize):
-        part = slice(first, first + PART_BYTES // stored.itemsize)
-        pixels[part] = physical(info, stored[part].astype(native))
-    return info, pixels.reshape(info.shape)
+    if apart is None:
+        pixels = physical(
+            info, decompress(info, raw) if info.compressed else stored_pixels(info, raw)
+        )
+    elif dataclasses.replace(info, cards=before.cards) == before:
+        pixels = apart.pixels
+    else:
+        raise changed
+    return Loaded(info, pixels, hashing, size, status.st_mtime_ns, status.st_ino)
+
+
+class _Apart:
+    """The physical pixels of an uncompressed image in memory of their own, decoded from a file's
+    bytes while these are being read.
+    """
+
+    def __init__(self, info: ImageInfo, raw: npt.NDArray[np.uint8]) -> None:
+        self.pixels = np.empty(info.shape, info.storage)
+        self._info = info
+        self._stored = stored_pixels(info, raw).reshape(-1)
+        self._done = 0
+
+    def decode(self, end: int) -> None:
+        """Decode what lies before byte `end` of the file and is not decoded yet."""
+        first, stored = self._done, self._stored
+        count = (end - self._info.data_offset) // stored.itemsize
+        self._done = last = min(max(count, first), stored.size)
+        physical_into(self._info, stored[first:last], self.pixels.reshape(-1)[first:last])
 
 
 def load_any(path: Path) -> Loaded:

@@ -1,7 +1,7 @@
-"""Reading a file's bytes while those before them are hashed."""
+"""Reading a file's bytes while those before them are hashed and decoded."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -28,21 +28,30 @@ class Hashing:
         return self._digest.hexdigest()
 
 
-def read_and_hash(file: BinaryIO, raw: npt.NDArray[np.uint8]) -> Hashing | None:
-    """Fill `raw` from the file, while what was read is being hashed; None where it ends early."""
+def read_and_hash(
+    file: BinaryIO, raw: npt.NDArray[np.uint8], decode: Callable[[int], None] | None = None
+) -> Hashing | None:
+    """Fill `raw` from the file, while what was read is being hashed, and `decode(end)` is called
+    by another thread whenever the bytes before `end` are there. None where the file ends early.
+    """
     view = raw.data
     digest = hashlib.sha256()
-    parts = []
-    pool = ThreadPoolExecutor(1, "hash")
+    hashed, decoded = [], []
+    hasher, decoder = ThreadPoolExecutor(1, "hash"), ThreadPoolExecutor(1, "decode")
     try:
         for first in range(0, len(view), PART_BYTES):
             part = view[first : first + PART_BYTES]
             if not fill(file, part):
                 return None
-            parts.append(pool.submit(digest.update, part))
+            hashed.append(hasher.submit(digest.update, part))
+            if decode is not None:
+                decoded.append(decoder.submit(decode, first + len(part)))
     finally:
-        pool.shutdown(wait=False)  # the thread ends with its last task
-    return Hashing(digest, parts)
+        decoder.shutdown()
+        hasher.shutdown(wait=False)  # the thread ends with its last task
+    for one in decoded:
+        one.result()
+    return Hashing(digest, hashed)
 
 
 def fill(file: BinaryIO, view: memoryview) -> bool:

@@ -30,6 +30,17 @@ def physical(info: ImageInfo, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.astype(info.storage, copy=False)
 
 
+def physical_into(info: ImageInfo, stored: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+    """The same as `physical` in memory of its own, `out` of dtype `info.storage`."""
+    if info.bzero == 0 and info.bscale == 1 and info.bitpix != 64:
+        out[...] = stored
+    elif info.storage == "uint16":
+        out.view(np.int16)[...] = stored
+        out ^= np.uint16(0x8000)
+    else:
+        out[...] = physical(info, stored.astype(stored.dtype.newbyteorder("=")))
+
+
 def _native(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if stored.dtype.isnative:
         return stored
