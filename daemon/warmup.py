@@ -1,7 +1,7 @@
 """Compile the kernels before the first frame of the night needs them; cached, it takes a second.
 
-The very first compilation costs a minute of processor time, and numba does it in one thread that
-holds the interpreter's lock. So processes of their own do it side by side, into the cache from
+The very first compilation costs most of a minute of processor time, and numba does it in one thread
+that holds the interpreter's lock. So processes of their own do it side by side, into the cache from
 which this one then loads: intake and heartbeats go on meanwhile.
 """
 
@@ -112,13 +112,16 @@ def _compiled(parts: Sequence[str], at_once: int, beat: Beat, stopping: Callable
 
 def _compile(at_once: int, parts: Sequence[str]) -> None:
     """Compile the parts in children of this process, which has imported what they need."""
-    forking = multiprocessing.get_context("fork")
-    # What a compiler leaves behind is no garbage: to look for it takes an eighth of the time.
-    with ProcessPoolExecutor(at_once, forking, initializer=gc.disable) as pool:
+    # To look for garbage all the time takes an eighth of the whole; between the parts is enough,
+    # and what was imported stays.
+    gc.disable()
+    gc.freeze()
+    with ProcessPoolExecutor(at_once, multiprocessing.get_context("fork")) as pool:
         list(pool.map(_compile_part, parts))
 
 
 def _compile_part(name: str) -> None:
+    gc.collect()
     globals()[name](lambda: None)
 
 

@@ -1,8 +1,10 @@
 """What is compiled ahead of time is what the work then calls: nothing is left for the dawn."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from calib_library import combine, dark_compose, dark_model, defects, kernels, l
 from calib_library.frame import FrameType
 from daemon import warmup
 from daemon.light import calibrate, warp
-from daemon.stack import final
+from daemon.stack import display, final, live
 from tests.records import KEY, master
 
 
@@ -20,7 +22,7 @@ def signatures(*compiled):
     return [list(kernel.signatures) for kernel in compiled]
 
 
-def test_masters_and_the_final_stack_find_their_kernels_compiled():
+def test_masters_and_stacks_find_their_kernels_compiled():
     used = (
         combine._clip_integers,
         combine._clip_floats,
@@ -34,6 +36,12 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
         warp._mark_blocks,
         warp._warp_bands,
         warp._split_coverage,
+        warp._list_bad,
+        warp._mark_blocks,
+        live._add_bands,
+        live._contrast_tiles,
+        live._remove_bands,
+        display.render_tiles,
     )
     warmup.kernels()
     warmup.later()
@@ -65,6 +73,11 @@ def test_masters_and_the_final_stack_find_their_kernels_compiled():
     moved = warp.bad_pixels(bad, shape=image.shape)
     assert moved[0].any()
     warp.warp(image[np.newaxis], np.eye(3), shape=image.shape)
+    stack = live.LiveStack.empty((1, *image.shape), high=2, low=1)
+    for index in range(5):
+        live.add(stack, image[np.newaxis], np.eye(3), warmup._terms(index, planes=1), mask=bad)
+    live.remove(stack, image[np.newaxis], np.eye(3), warmup._terms(0, planes=1), mask=bad)
+    live.render(stack)
     ends = [master(k, FrameType.DARK, temperature_c=-14.0 + 4.0 * k) for k in (1, 2)]
     plan = dark_model.plan(ends, exposure_s=300.0, temperature_c=-8.0)
     reader = {k: lambda first, last: dark[first:last] for k in (1, 2)}
@@ -100,6 +113,49 @@ def test_the_very_first_start_leaves_the_compiling_to_others(tmp_path):
     assert int(done.stdout) == 0
     (folder,) = tmp_path.iterdir()
     assert len(list(folder.glob("ready*"))) == 2
+
+
+def test_a_part_that_cannot_be_compiled_is_told(capfd):
+    assert not warmup._compiled(["_no_such_part"], 2, lambda: None, lambda: False)
+    assert "_no_such_part" in capfd.readouterr().err
+
+
+def living(group):
+    """The processes of a group that are no zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                found.append(path)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are listed by Linux")
+def test_compiling_ends_with_the_service_and_leaves_no_process(tmp_path, monkeypatch):
+    """The part would take seconds more."""
+    begun, most = [], []
+    original = subprocess.Popen
+
+    class Watched(original):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            begun.append(self.pid)
+
+    monkeypatch.setattr(warmup.subprocess, "Popen", Watched)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    def children_are_at_work():
+        most.append(len(living(begun[0])))
+        return most[-1] >= 3
+
+    assert not warmup._compiled(["_stack", "_stars"], 2, lambda: None, children_are_at_work)
+    assert most[-1] >= 3
+    for _ in range(20):  # they have been killed; that takes a moment
+        if not living(begun[0]):
+            break
+        time.sleep(0.1)
+    assert not living(begun[0])
 
 
 def test_each_version_of_the_kernels_has_a_cache_of_its_own(tmp_path, monkeypatch):
