@@ -121,8 +121,9 @@ def test_a_dark_is_extrapolated_far_only_by_hand(tmp_path, scope, capsys):
     camera = Situation(tmp_path / "in", "cam")
     camera.darks(**{"CCD-TEMP": -14.0, "SET-TEMP": -14.0})
     camera.darks(**{"CCD-TEMP": -18.0, "SET-TEMP": -18.0})
-    camera.light()
     config = config_for(tmp_path)
+    run(config)  # neither will serve the light, so it would not wait for their masters
+    camera.light()
     run(config)
     file = tmp_path / "config.toml"
     file.write_text(
