@@ -44,18 +44,19 @@ Part = Callable[[Beat], object]
 
 
 def kernels(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda: False) -> None:
-    """Take a small invented frame through every kernel of a light's way, in grey and in colour.
+    """Take a small invented frame through every kernel of a light's way, in grey and in colour, and
+    through those that make its dark.
 
     `beat` is called now and then: the very first start may take a minute on a small machine. Ends
     early where `stopping` says so.
     """
-    parts = _stack, _stars, _cosmics, _display, _frames, _registration, _colour
+    parts = _stack, _stars, _cosmics, _display, _frames, _registration, _darks, _colour
     _go_through(parts, beat, stopping)  # the longest first
 
 
 def later(beat: Beat = lambda: None, *, stopping: Callable[[], bool] = lambda: False) -> None:
     """Prepare what only masters and the end of the night need, when nothing else is to be done."""
-    _go_through((_final, _masters, _darks, _removal), beat, stopping)
+    _go_through((_final, _masters, _removal), beat, stopping)
 
 
 def _go_through(parts: Sequence[Part], beat: Beat, stopping: Callable[[], bool]) -> None:
