@@ -141,6 +141,7 @@ def lights(
             parts.publisher.tick(_now())
             writing.append(since(began)[0])
             stages.take()
+        parts.publisher.tick(_now(), flush=True)  # as at the end of a night
         counts = parts.ledger.count_states()
     # The first one reads the masters and begins the stack.
     return {
