@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from calib_library.combine import Rows
 from calib_library.defects import FLAT_FLOOR
+from calib_library.kernels import side_by_side
 from calib_library.made_dark import Mixed
 
 Floats = npt.NDArray[np.float32]
@@ -21,6 +22,9 @@ BLOCK = 32
 
 _SAMPLE = 250_000
 """Pixels of one phase that are enough for a level: 0.002 % of it at 30,000 e-."""
+
+_ROWS = 64
+"""An even number of rows that are in the cache while they are scaled."""
 
 
 def levels(
@@ -86,13 +90,17 @@ def normalise(master: Floats, *, bayer: bool) -> Floats:
         raise ValueError("the flat has no light in its centre")
     ny, nx = master.shape
     flat = np.empty((ny, nx), np.float32)
-    # The levels of the phases of two rows, or of all pixels: (2, nx).
+    # The levels of the phases of some rows, or of all pixels.
     phases = np.resize(level, (2, 2)) if bayer else np.full((2, 2), level[0])
-    scale = np.tile(phases.astype(np.float32), (1, nx // 2 + 1))[:, :nx]
-    for y in range(0, ny, 2):
-        rows = flat[y : y + 2]
-        np.divide(master[y : y + 2], scale[: len(rows)], out=rows)
-        rows[~((rows > FLAT_FLOOR) & np.isfinite(rows))] = 0.0
+    scale = np.tile(phases.astype(np.float32), (_ROWS // 2, nx // 2 + 1))[:, :nx]
+
+    def divide(first: int, last: int) -> None:
+        for y in range(first * _ROWS, min(last * _ROWS, ny), _ROWS):
+            rows = flat[y : y + _ROWS]
+            np.divide(master[y : y + _ROWS], scale[: len(rows)], out=rows)
+            rows[~((rows > FLAT_FLOOR) & np.isfinite(rows))] = 0.0
+
+    side_by_side(divide, -(-ny // _ROWS))
     return flat
 
 
