@@ -458,7 +458,7 @@ _ALL_SETTLED = np.uint64(0x0101010101010101)
 """Eight times True."""
 
 
-@kernel(allocates=False)
+@kernel()
 def sort_lanes(values: npt.NDArray[Any], network: npt.NDArray[np.int32]) -> None:
     """Sort every column of `values` (n, LANES) in place, ascending."""
     for step in range(network.shape[0]):
@@ -471,7 +471,7 @@ def sort_lanes(values: npt.NDArray[Any], network: npt.NDArray[np.int32]) -> None
             high[lane] = max(a, b)
 
 
-@kernel(allocates=False)
+@kernel()
 def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> float:
     """Median of the sorted values first … last - 1 of one lane."""
     middle = (first + last) // 2
@@ -481,7 +481,7 @@ def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> fl
     return centre
 
 
-@kernel(allocates=False)
+@kernel()
 def _moments(
     values: npt.NDArray[Any], lane: int, first: int, last: int, centre: float
 ) -> tuple[float, float]:
@@ -495,13 +495,13 @@ def _moments(
     return total, squares
 
 
-@kernel(allocates=False)
+@kernel()
 def _moved(total: float, squares: float, count: int, step: float) -> tuple[float, float]:
     """The moments of so many values about a centre that is higher by `step`."""
     return total - count * step, squares + step * (count * step - 2.0 * total)
 
 
-@kernel(allocates=False)
+@kernel()
 def _clip_lane(
     values: npt.NDArray[Any],
     lane: int,
@@ -551,7 +551,7 @@ def _clip_lane(
     return centre + shift, about_mean / (kept - 1) / kept if kept > 1 else 0.0, kept
 
 
-@kernel(allocates=False)
+@kernel()
 def _sums(values: npt.NDArray[Any], totals: npt.NDArray[Any], squares: npt.NDArray[Any]) -> None:
     """Σ d and Σ d² of the differences d of sorted `values` (n, LANES) from their middle one."""
     middle = values[values.shape[0] // 2]
@@ -565,7 +565,7 @@ def _sums(values: npt.NDArray[Any], totals: npt.NDArray[Any], squares: npt.NDArr
             squares[lane] += d * d
 
 
-@kernel(allocates=False)
+@kernel()
 def _first_look(
     values: npt.NDArray[Any],
     totals: npt.NDArray[Any],
@@ -601,7 +601,7 @@ def _first_look(
         count[lane] = n
 
 
-@kernel(allocates=False)
+@kernel()
 def _clip_block(
     values: npt.NDArray[Any],
     totals: npt.NDArray[Any],
@@ -689,7 +689,7 @@ def _aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return room[first : first + size].view(dtype).reshape(shape)
 
 
-@kernel(allocates=False)
+@kernel()
 def _clip_integers(
     tile: npt.NDArray[np.uint16],
     offset: float,
@@ -730,7 +730,7 @@ def _clip_integers(
             )  # fmt: skip
 
 
-@kernel(allocates=False)
+@kernel()
 def _clip_floats(
     tile: Floats,
     y0: int,
@@ -787,7 +787,7 @@ def _clip_floats(
             )  # fmt: skip
 
 
-@kernel(allocates=False)
+@kernel()
 def _decode(tile: npt.NDArray[np.uint16], offset: float, out: Floats) -> None:
     """Big-endian int16 pixels as stored, (n, rows, nx) → stored + 32768 + offset."""
     n, height, nx = tile.shape

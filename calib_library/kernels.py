@@ -120,7 +120,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def kernel(
-    *, parallel: bool = False, inline: bool = False, allocates: bool = True
+    *, parallel: bool = False, inline: bool = False, allocates: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a function of arrays and numbers; the first call with new types compiles.
 

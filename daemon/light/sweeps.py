@@ -127,7 +127,7 @@ def unpacked(numbers: Matrix) -> Sweeps:
     )  # fmt: skip
 
 
-@kernel()
+@kernel(allocates=True)
 def sweep_block(
     plane: Image,
     sweeps: Sweeps,
@@ -255,7 +255,7 @@ def _mended(plane: Image, bad: Mask, row: int, column: int) -> np.float32:
     return np.float32(np.nan)
 
 
-@kernel()
+@kernel(allocates=True)
 def _leave_out(
     sweeps: Sweeps,
     shares: Image,

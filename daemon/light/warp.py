@@ -264,7 +264,7 @@ def _check_image(image: Image) -> None:
         )
 
 
-@kernel()
+@kernel(allocates=True)
 def _warp_bands(
     begin: int, end: int, image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image
 ) -> None:
@@ -312,7 +312,7 @@ def columns_of(way: Way, block: int) -> tuple[int, int]:
     return begin, end
 
 
-@kernel()
+@kernel(allocates=True)
 def warp_block(
     plane: Image, way: Way, tolerance: np.float32, y0: int, y1: int, block: int
 ) -> Image:
@@ -334,7 +334,7 @@ def warp_block(
     return out
 
 
-@kernel()
+@kernel(allocates=True)
 def _warp_row(plane: Image, way: Way, tolerance: np.float32, y: int, x0: int, out: Image) -> None:
     """Resample one plane (ny, nx) onto row `y` of the reference from column x0 on, pixel by pixel:
     `out` (columns,), NaN where there is nothing.

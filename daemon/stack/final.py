@@ -293,7 +293,7 @@ class _Strip(NamedTuple):
     """(6, STRIP), scratch."""
 
 
-@kernel()
+@kernel(allocates=True)
 def _new_strip(number: int) -> _Strip:
     words = (number + WORD - 1) // WORD
     return _Strip(
@@ -308,7 +308,7 @@ def _new_strip(number: int) -> _Strip:
     )
 
 
-@kernel()
+@kernel(allocates=True)
 def _combine_strip(
     values: Image, plane: int, y0: int, first: int, last: int, places: Numbers, table: Numbers,
     gates: Image, typical: Numbers, sky: np.float32, network: npt.NDArray[np.int32],
@@ -560,7 +560,7 @@ def _mean(strip: _Strip, turn: int, y: int, width: int, table: Image) -> None:
         spread[x] = about_mean * n / (n - np.float32(1)) if many else zero
 
 
-@kernel()
+@kernel(allocates=True)
 def _finish(
     strip: _Strip, y: int, left: int, table: Numbers, typical: Numbers, sky: np.float32,
     mean: Image, weight: Image, variance: Image, coverage: Count, rejected: Bits,

@@ -422,7 +422,7 @@ def _refresh_contrast(stack: LiveStack) -> None:
     stack.contrast_due = frames + min(max(frames // 2, 1), 32)
 
 
-@kernel()
+@kernel(allocates=True)
 def _add_bands(
     first: int, last: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
     tolerances: Image, table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
@@ -483,7 +483,7 @@ def _add_bands(
                 settle.sum_up(out, share, away, quantum, sums, weights, squares, counts)
 
 
-@kernel()
+@kernel(allocates=True)
 def _remove_bands(
     first: int, last: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
     tolerances: Image, table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
@@ -558,7 +558,7 @@ def _delete_waiting(values: Image, frames: Count, plane: int, y: int, x: int, nu
     return found
 
 
-@kernel()
+@kernel(allocates=True)
 def _contrast_tiles(
     begin: int, end: int, quantum: float, contrast_unit: float, values: Image, frames: Count,
     total: Sums, weight: Weights, settled: Count, contrast: Count,
