@@ -24,12 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import PROCESSORS, kernel
+from calib_library.kernels import PROCESSORS, aligned, kernel
 
 LANES = 64
 """Pixels sorted side by side: one cache line of uint16 twice, small enough for any first cache."""
-CACHE_LINE = 64
-"""bytes."""
 TILE_BYTES = 8_000_000
 """Of one tile's input: what each core can keep in its share of the last cache."""
 READ_BYTES = 64_000
@@ -287,7 +285,7 @@ def _pieces(
             if plain:
                 values = np.empty(tile.shape, np.float32)
                 _decode(tile, offset, values)
-            factors = _aligned((n, LANES), np.float32)
+            factors = aligned((n, LANES), np.float32)
             scratch = _Scratch.of(n, np.float32, np.float64)
             _clip_floats(values, y0, dark, scale, network, factors, *scratch, *clipping, *out)
         else:
@@ -675,18 +673,10 @@ class _Scratch(NamedTuple):
     @classmethod
     def of(cls, n: int, dtype: npt.DTypeLike, sums: npt.DTypeLike) -> Self:
         """For n frames of this type, whose sums are of that one."""
-        values = _aligned((n, LANES), dtype)
-        totals, squares = _aligned((LANES,), sums), _aligned((LANES,), sums)
-        settled = _aligned((LANES,), np.bool_)
+        values = aligned((n, LANES), dtype)
+        totals, squares = aligned((LANES,), sums), aligned((LANES,), sums)
+        settled = aligned((LANES,), np.bool_)
         return cls(values, totals, squares, settled, settled.view(np.uint64))
-
-
-def _aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros that begin with a cache line: vectors across two of them take twice the time."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(size + CACHE_LINE, np.uint8)
-    first = -room.ctypes.data % CACHE_LINE
-    return room[first : first + size].view(dtype).reshape(shape)
 
 
 @kernel()
