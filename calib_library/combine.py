@@ -24,12 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from calib_library.errors import IncompatibleFramesError
-from calib_library.kernels import PROCESSORS, kernel
+from calib_library.kernels import PROCESSORS, aligned, kernel
 
 LANES = 64
 """Pixels sorted side by side: one cache line of uint16 twice, small enough for any first cache."""
-CACHE_LINE = 64
-"""bytes."""
 TILE_BYTES = 8_000_000
 """Of one tile's input: what each core can keep in its share of the last cache."""
 READ_BYTES = 64_000
@@ -287,7 +285,7 @@ def _pieces(
             if plain:
                 values = np.empty(tile.shape, np.float32)
                 _decode(tile, offset, values)
-            factors = _aligned((n, LANES), np.float32)
+            factors = aligned((n, LANES), np.float32)
             scratch = _Scratch.of(n, np.float32, np.float64)
             _clip_floats(values, y0, dark, scale, network, factors, *scratch, *clipping, *out)
         else:
@@ -458,7 +456,7 @@ _ALL_SETTLED = np.uint64(0x0101010101010101)
 """Eight times True."""
 
 
-@kernel(allocates=False)
+@kernel()
 def sort_lanes(values: npt.NDArray[Any], network: npt.NDArray[np.int32]) -> None:
     """Sort every column of `values` (n, LANES) in place, ascending."""
     for step in range(network.shape[0]):
@@ -471,7 +469,7 @@ def sort_lanes(values: npt.NDArray[Any], network: npt.NDArray[np.int32]) -> None
             high[lane] = max(a, b)
 
 
-@kernel(allocates=False)
+@kernel()
 def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> float:
     """Median of the sorted values first … last - 1 of one lane."""
     middle = (first + last) // 2
@@ -481,7 +479,7 @@ def _median_of(values: npt.NDArray[Any], lane: int, first: int, last: int) -> fl
     return centre
 
 
-@kernel(allocates=False)
+@kernel()
 def _moments(
     values: npt.NDArray[Any], lane: int, first: int, last: int, centre: float
 ) -> tuple[float, float]:
@@ -495,13 +493,13 @@ def _moments(
     return total, squares
 
 
-@kernel(allocates=False)
+@kernel()
 def _moved(total: float, squares: float, count: int, step: float) -> tuple[float, float]:
     """The moments of so many values about a centre that is higher by `step`."""
     return total - count * step, squares + step * (count * step - 2.0 * total)
 
 
-@kernel(allocates=False)
+@kernel()
 def _clip_lane(
     values: npt.NDArray[Any],
     lane: int,
@@ -551,7 +549,7 @@ def _clip_lane(
     return centre + shift, about_mean / (kept - 1) / kept if kept > 1 else 0.0, kept
 
 
-@kernel(allocates=False)
+@kernel()
 def _sums(values: npt.NDArray[Any], totals: npt.NDArray[Any], squares: npt.NDArray[Any]) -> None:
     """Σ d and Σ d² of the differences d of sorted `values` (n, LANES) from their middle one."""
     middle = values[values.shape[0] // 2]
@@ -565,7 +563,7 @@ def _sums(values: npt.NDArray[Any], totals: npt.NDArray[Any], squares: npt.NDArr
             squares[lane] += d * d
 
 
-@kernel(allocates=False)
+@kernel()
 def _first_look(
     values: npt.NDArray[Any],
     totals: npt.NDArray[Any],
@@ -601,7 +599,7 @@ def _first_look(
         count[lane] = n
 
 
-@kernel(allocates=False)
+@kernel()
 def _clip_block(
     values: npt.NDArray[Any],
     totals: npt.NDArray[Any],
@@ -675,21 +673,13 @@ class _Scratch(NamedTuple):
     @classmethod
     def of(cls, n: int, dtype: npt.DTypeLike, sums: npt.DTypeLike) -> Self:
         """For n frames of this type, whose sums are of that one."""
-        values = _aligned((n, LANES), dtype)
-        totals, squares = _aligned((LANES,), sums), _aligned((LANES,), sums)
-        settled = _aligned((LANES,), np.bool_)
+        values = aligned((n, LANES), dtype)
+        totals, squares = aligned((LANES,), sums), aligned((LANES,), sums)
+        settled = aligned((LANES,), np.bool_)
         return cls(values, totals, squares, settled, settled.view(np.uint64))
 
 
-def _aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Zeros that begin with a cache line: vectors across two of them take twice the time."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(size + CACHE_LINE, np.uint8)
-    first = -room.ctypes.data % CACHE_LINE
-    return room[first : first + size].view(dtype).reshape(shape)
-
-
-@kernel(allocates=False)
+@kernel()
 def _clip_integers(
     tile: npt.NDArray[np.uint16],
     offset: float,
@@ -730,7 +720,7 @@ def _clip_integers(
             )  # fmt: skip
 
 
-@kernel(allocates=False)
+@kernel()
 def _clip_floats(
     tile: Floats,
     y0: int,
@@ -787,7 +777,7 @@ def _clip_floats(
             )  # fmt: skip
 
 
-@kernel(allocates=False)
+@kernel()
 def _decode(tile: npt.NDArray[np.uint16], offset: float, out: Floats) -> None:
     """Big-endian int16 pixels as stored, (n, rows, nx) → stored + 32768 + offset."""
     n, height, nx = tile.shape

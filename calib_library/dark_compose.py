@@ -236,7 +236,7 @@ def _tiles(
         yield first, last, values, smooth
 
 
-@kernel()
+@kernel(allocates=True)
 def _mix(
     begin: int,
     end: int,
@@ -263,7 +263,7 @@ def _mix(
         )  # fmt: skip
 
 
-@kernel()
+@kernel(allocates=True)
 def _mix_row(
     y: int, values: Floats, smooth: Floats, hot: Floats, bulk: Floats,
     legs: npt.NDArray[np.float64], floors: Floats, relative: np.float32, relative_log: np.float32,
@@ -301,7 +301,7 @@ def _mix_row(
         _doubt_row(signal, wrong, noise, adu_per_e, doubt[y], counts[y])
 
 
-@kernel()
+@kernel(allocates=True)
 def _doubt_row(
     signal: Floats, wrong: Floats, noise: np.float32, adu_per_e: np.float32, doubt: Floats,
     counts: Counts,

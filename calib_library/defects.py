@@ -219,7 +219,7 @@ def _value_step(sample: npt.NDArray[Any]) -> float:
     return float(np.gcd.reduce(np.diff(values).astype(np.int64)))
 
 
-@kernel()
+@kernel(allocates=True)
 def _trimmed_moments(tile: npt.NDArray[Any], mean: Floats, variance: Floats) -> None:
     """Mean and sample variance of `tile` (n, rows, nx) over n, two highest and the lowest dropped.
 

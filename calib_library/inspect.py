@@ -312,7 +312,7 @@ def _falloff(levels: Floats, shape: tuple[int, ...]) -> float:
     return float(np.corrcoef(levels.ravel(), closeness.ravel())[0, 1])
 
 
-@kernel()
+@kernel(allocates=True)
 def _sources(flat: Floats, medians: Floats, noise: Floats) -> tuple[int, int]:
     """Count compact sources wider than a pixel, and hot pixels.
 

@@ -17,6 +17,7 @@ import fcntl
 import functools
 import gc
 import hashlib
+import math
 import os
 import platform
 import queue
@@ -24,6 +25,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from calib_library import __version__
 
@@ -72,6 +76,8 @@ def cache_folder() -> Path:
     return base / digest.hexdigest()[:16]
 
 
+CACHE_LINE = 64
+"""bytes."""
 PROCESSORS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 """Threads that work at a time."""
 numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
@@ -119,14 +125,24 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeros that begin with a cache line: vectors across two of them take twice the time."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(size + CACHE_LINE, np.uint8)
+    first = -room.ctypes.data % CACHE_LINE
+    return room[first : first + size].view(dtype).reshape(shape)
+
+
 def kernel(
-    *, parallel: bool = False, inline: bool = False, allocates: bool = True
+    *, parallel: bool = False, inline: bool = False, allocates: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Compile a function of arrays and numbers; the first call with new types compiles.
 
-    `inline=True` is for small device functions that are called once a pixel. `allocates=False`
-    promises that neither it nor what it calls makes an array: numba then need not count who refers
-    to those that there are, which can cost a third of the time; a broken promise does not compile.
+    `inline=True` is for small device functions that are called once a pixel. One that makes an
+    array, or calls another that does, must say so: `allocates=True`, or it does not compile. numba
+    then counts who refers to any array, also to the parts that it takes of those it was given, and
+    the threads wait for each other's counting, which can cost half the time. What is called often
+    gets its memory from outside (`side_by_side`, `scratch`).
     """
     counting: dict[str, Any] = {"_nrt": allocates}  # numba's name, which its types leave out
 
@@ -147,9 +163,16 @@ def kernel(
     return compile_lazily
 
 
-def side_by_side(work: Callable[..., R], count: int, *arguments: object) -> list[R]:
+def side_by_side(
+    work: Callable[..., R],
+    count: int,
+    *arguments: object,
+    scratch: Callable[[], object] | None = None,
+) -> list[R]:
     """Call a kernel as `work(first, last, *arguments)` for parts of 0 … `count`, by as many threads
     as numba has, and wait for all of them. Returns what the parts return, in order.
+
+    `scratch` makes memory of its own for each thread, which is then the third argument of `work`.
 
     What a part raises is raised here, once all have ended. A part must not call this in its turn.
     """
@@ -160,8 +183,9 @@ def side_by_side(work: Callable[..., R], count: int, *arguments: object) -> list
     made: dict[int, R] = {}
 
     def work_on() -> None:
+        own = () if scratch is None else (scratch(),)
         for first, last in iter(spans.get, None):
-            made[first] = work(first, last, *arguments)
+            made[first] = work(first, last, *own, *arguments)
 
     begun = [_threads().submit(work_on) for _ in range(threads - 1)]
     try:

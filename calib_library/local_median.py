@@ -30,13 +30,13 @@ def local_median(image: Floats, *, bayer: bool = False) -> Floats:
     return out
 
 
-@kernel()
+@kernel(allocates=True)
 def _local_median(begin: int, end: int, image: Floats, step: int, out: Floats) -> None:
     for band in range(begin, end):
         _median_rows(image, step, band * _ROWS, out)
 
 
-@kernel()
+@kernel(allocates=True)
 def _median_rows(image: Floats, step: int, first: int, out: Floats) -> None:
     """The medians of a few rows from `first` on."""
     ny, nx = image.shape

@@ -8,7 +8,7 @@ from daemon.light import clipped
 from daemon.light.noise import neighbour_noise
 
 
-@kernel()
+@kernel(allocates=True)
 def medians(values, counts, network):
     """The clipped median and deviation of each column."""
     out = np.zeros((clipped.SETS, 2))

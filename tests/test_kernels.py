@@ -75,7 +75,7 @@ MAKES_AN_ARRAY = """
 import numpy as np
 from calib_library.kernels import kernel
 
-@kernel()
+@kernel(allocates=True)
 def squares(n):
     found = np.empty(n)
     for i in range(n):
@@ -104,11 +104,11 @@ def test_a_kernel_that_makes_an_array_does_so_where_nothing_is_compiled(tmp_path
     assert told == [["0.0", "1.0", "4.0", "9.0", "0"], ["0.0", "1.0", "4.0", "9.0", "1"]]
 
 
-def test_a_kernel_that_promised_to_make_no_array_and_does_is_not_compiled():
+def test_a_kernel_that_makes_an_array_and_does_not_say_so_is_not_compiled():
     def total(image):
         return np.zeros(image.size).sum() + (image + image).sum()
 
-    refused = kernels.kernel(allocates=False)(total)
+    refused = kernels.kernel()(total)
     refused._cache = numba.core.caching.NullCache()
     with pytest.raises(numba.core.errors.NumbaError, match="array"):
         refused(np.ones(3))
@@ -129,6 +129,35 @@ def test_parts_side_by_side_are_the_whole_once(count, threads):
 def test_what_the_parts_return_is_in_order():
     parts = kernels.side_by_side(range, 100)
     assert [number for part in parts for number in part] == list(range(100))
+
+
+def test_each_thread_has_memory_of_its_own():
+    made, used = [], []
+
+    def scratch():
+        made.append(object())
+        return made[-1]
+
+    def work(_first, _last, own, given):
+        used.append((threading.get_ident(), own, given))
+
+    kernels.side_by_side(work, 100, "given", scratch=scratch)
+    assert {given for *_, given in used} == {"given"}
+    by_thread = {thread: own for thread, own, _ in used}
+    assert all(by_thread[thread] is own for thread, own, _ in used)
+    assert len(set(by_thread.values())) == len(by_thread)
+    assert len(made) <= numba.get_num_threads()
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 64), (5, 7, 11)])
+@pytest.mark.parametrize("dtype", [np.bool_, np.float32, np.float64])
+def test_aligned_memory_is_zero_and_begins_with_a_cache_line(shape, dtype):
+    made = [kernels.aligned(shape, dtype) for _ in range(10)]
+    for one in made:
+        assert (one.shape, one.dtype, one.flags.c_contiguous) == (shape, dtype, True)
+        assert one.ctypes.data % kernels.CACHE_LINE == 0
+        assert not one.any()
+        one[:] = 1
 
 
 @pytest.mark.skipif(numba.get_num_threads() < 2, reason="needs two threads")

@@ -118,7 +118,7 @@ def bilinear_cells(cells: F32, shape: tuple[int, int], x: F64, y: F64) -> F64:
 # Kernels. Each cell or row is worked out by itself, so the number of threads changes nothing.
 
 
-@kernel()
+@kernel(allocates=True)
 def _measure_levels(
     begin: int, end: int, image: F32, step: int, network: Network, cells: F32
 ) -> None:
@@ -127,7 +127,7 @@ def _measure_levels(
         _levels_of_some(image, step, network, group * SETS, cells)
 
 
-@kernel()
+@kernel(allocates=True)
 def _levels_of_some(image: F32, step: int, network: Network, first: int, cells: F32) -> None:
     """The levels of cells first …, so many as are sorted at once."""
     ny, nx = image.shape
@@ -156,7 +156,7 @@ def _levels_of_some(image: F32, step: int, network: Network, first: int, cells: 
         cells[cell // cx, cell % cx] = level
 
 
-@kernel()
+@kernel(allocates=True)
 def _measure_noise(
     begin: int, end: int, image: F32, step: int, network: Network, cells: F32, noise: F32
 ) -> None:
@@ -172,7 +172,7 @@ def _measure_noise(
         _noise_of_some(image, step, network, group * SETS, cells, noise)
 
 
-@kernel()
+@kernel(allocates=True)
 def _noise_of_some(
     image: F32, step: int, network: Network, first: int, cells: F32, noise: F32
 ) -> None:
@@ -242,14 +242,14 @@ def _between(cells: F32, nx: int, left: int, right: int, step: int, out: F64) ->
         out[k] = cells[i] + (u - i) * (cells[min(i + 1, cx - 1)] - cells[i])
 
 
-@kernel()
+@kernel(allocates=True)
 def _mean_cells(begin: int, end: int, image: F32, cells: F32) -> None:
     """Mean of each cell, which divide the image evenly."""
     for j in range(begin, end):
         _mean_row(image, j, cells)
 
 
-@kernel()
+@kernel(allocates=True)
 def _mean_row(image: F32, j: int, cells: F32) -> None:
     """The means of row `j` of the cells: first of each column of pixels, which is fast."""
     ny, nx = image.shape

@@ -234,7 +234,7 @@ def _any(marks: U8) -> bool:
     return bool(most > 0)
 
 
-@kernel()
+@kernel(allocates=True)
 def _divide(
     begin: int, end: int, image: F32, flags: U8, level: F32, noise: F32, samples: I64,
     network: I32, out: F32, medians: F32,
@@ -251,7 +251,7 @@ def _divide(
         _medians_of_row(out[first:last], samples, network, medians[j])
 
 
-@kernel()
+@kernel(allocates=True)
 def _divide_row(image: F32, flags: U8, level: F32, noise: F32, row: int, out: F32) -> None:
     """(mean of binning² good pixels − level) / its noise; 0 where none is good, or out of range."""
     my, mx = out.shape
@@ -292,7 +292,7 @@ def _divide_row(image: F32, flags: U8, level: F32, noise: F32, row: int, out: F3
                 target[col] = ratio if good and abs(ratio) < _HUGE else 0.0
 
 
-@kernel()
+@kernel(allocates=True)
 def _medians_of_row(rows: F32, samples: I64, network: I32, medians: F32) -> None:
     """The medians of a row of blocks, many at once."""
     side, bx = samples.shape
@@ -311,7 +311,7 @@ def _medians_of_row(rows: F32, samples: I64, network: I32, medians: F32) -> None
             medians[first + lane] = middle[lane]
 
 
-@kernel()
+@kernel(allocates=True)
 def _smooth_some(first: int, last: int, image: F32, residual: F32, step: int, out: F32) -> None:
     """Every `step`-th row, from the second one on, smoothed."""
     column = np.empty(image.shape[1], np.float32)
@@ -319,7 +319,7 @@ def _smooth_some(first: int, last: int, image: F32, residual: F32, step: int, ou
         _smooth_row(image, residual, 1 + k * step, column, out[k])
 
 
-@kernel()
+@kernel(allocates=True)
 def _smooth_and_mark(
     begin: int, end: int, image: F32, residual: F32, threshold: float, out: F32, counts: I64,
     places: I32,
@@ -369,7 +369,7 @@ def _smooth_row(image: F32, residual: F32, row: int, column: F32, target: F32) -
     target[0] = target[nx - 1] = 0.0
 
 
-@kernel()
+@kernel(allocates=True)
 def _mark_row(above: F32, here: F32, below: F32, limit: np.float32, start: int, places: I32) -> int:
     """The number of maxima of a row that begins at the place `start`, and `places` of them."""
     maximum = np.zeros(len(here), np.uint8)
@@ -439,7 +439,7 @@ def _follow(image: F32, nx: int, peak: int, level: float, seen: U8, queue: I64) 
     return count if alone else 0
 
 
-@kernel()
+@kernel(allocates=True)
 def _footprints(
     begin: int, end: int, raw: F32, image: F32, peaks: I32, sigma: float, out: F64
 ) -> None:

@@ -51,7 +51,7 @@ def sort(values: F32, counts: I64, network: Network) -> None:
     sort_lanes(values, network.steps)
 
 
-@kernel()
+@kernel(allocates=True)
 def median(sorted_: F32, place: int, count: int, samples: F32) -> tuple[float, float]:
     """Median and standard deviation, clipped at 3σ, of the first `count` values of a column that
     `sort` sorted; `samples` (room,) is overwritten.
@@ -61,7 +61,7 @@ def median(sorted_: F32, place: int, count: int, samples: F32) -> tuple[float, f
     return _clipped(samples[:count])
 
 
-@kernel()
+@kernel(allocates=True)
 def _clipped(samples: F32) -> tuple[float, float]:
     """Median and standard deviation of sorted samples, clipped at 3σ."""
     count = len(samples)
@@ -90,7 +90,7 @@ def _clipped(samples: F32) -> tuple[float, float]:
     return middle_value, sigma
 
 
-@kernel()
+@kernel(allocates=True)
 def _deviation(samples: F32, near: float) -> float:
     """Standard deviation, from what the samples are off a number near their mean."""
     sums, squares = np.zeros(_SUMS), np.zeros(_SUMS)

@@ -224,7 +224,7 @@ def _fill(first: int, last: int, image: F32, value: np.float32, out: F32) -> int
 # ---- flags: `image` in ADU; `gain` e-/ADU; `variance` the read noise's, e-² ---------------------
 
 
-@kernel()
+@kernel(allocates=True)
 def _flag(
     begin_strip: int,
     end_strip: int,
@@ -293,7 +293,7 @@ def _any_stands_out(above: F32, row: F32, below: F32, begin: int, step: F32) -> 
     return innocent < len(step)
 
 
-@kernel()
+@kernel(allocates=True)
 def _least_laplacian(
     image: F32, top: int, bottom: int, gain: np.float32, variance: np.float32, limit: F32, step: F32
 ) -> None:
@@ -343,7 +343,7 @@ def _laplacian(
     return total / _FOUR, _ROUNDING * sizes
 
 
-@kernel()
+@kernel(allocates=True)
 def _flag_round(
     image: F32,
     y: int,
@@ -439,7 +439,7 @@ def _median49_upto(image: F32, y: int, x: int, gain: np.float32, level: np.float
     return bool(number >= 25)
 
 
-@kernel()
+@kernel(allocates=True)
 def _flag_ray(
     image: F32,
     y: int,
@@ -479,7 +479,7 @@ def _spread(excess: F32, mask: Bool) -> None:
                             mask[b, a] = True
 
 
-@kernel()
+@kernel(allocates=True)
 def _excess(
     image: F32,
     y: int,
@@ -508,7 +508,7 @@ def _excess(
     return lowest[own] - _median(highest), highest[own] - _median(lowest)
 
 
-@kernel()
+@kernel(allocates=True)
 def _signal(
     image: F32, y: int, x: int, gain: np.float32, variance: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
@@ -536,7 +536,7 @@ def _in_noise(
     return signal, doubt / (_TWO * noise) + _ROUNDING * signal
 
 
-@kernel()
+@kernel(allocates=True)
 def _variance(image: F32, y: int, x: int, gain: np.float32, variance: np.float32) -> np.float32:
     """Variance (e-²) of a pixel from the median of 5×5; two pixels from an edge, from itself."""
     ny, nx = image.shape
@@ -546,7 +546,7 @@ def _variance(image: F32, y: int, x: int, gain: np.float32, variance: np.float32
     return max(level + variance, _LEAST_VARIANCE)
 
 
-@kernel()
+@kernel(allocates=True)
 def _fine(image: F32, y: int, x: int, noise: np.float32, gain: np.float32) -> np.float32:
     """F: a median of 3×3 less the median of 7×7 such, in units of the noise; at least 0.01."""
     ny, nx = image.shape
@@ -561,7 +561,7 @@ def _fine(image: F32, y: int, x: int, noise: np.float32, gain: np.float32) -> np
     return max((values[24] - _median(values)) / noise, _LEAST_FINE)
 
 
-@kernel()
+@kernel(allocates=True)
 def _near_saturated(image: F32, y: int, x: int, gain: np.float32, saturation_e: np.float32) -> bool:
     """Whether a saturated star is so near that astroscrappy takes the pixel for a part of it.
 
@@ -586,7 +586,7 @@ def _near_saturated(image: F32, y: int, x: int, gain: np.float32, saturation_e: 
     return False
 
 
-@kernel()
+@kernel(allocates=True)
 def _beside_saturated(
     image: F32, y: int, x: int, gain: np.float32, saturation_e: np.float32
 ) -> bool:
@@ -601,7 +601,7 @@ def _beside_saturated(
     return False
 
 
-@kernel()
+@kernel(allocates=True)
 def _is_saturated(image: F32, y: int, x: int, gain: np.float32, saturation_e: np.float32) -> bool:
     """Saturated itself, and the median of 5×5 above a tenth of saturation."""
     ny, nx = image.shape
@@ -613,7 +613,7 @@ def _is_saturated(image: F32, y: int, x: int, gain: np.float32, saturation_e: np
     return bool(level > np.float32(np.float64(saturation_e) / 10.0))
 
 
-@kernel()
+@kernel(allocates=True)
 def _repair(
     first: int,
     last: int,
@@ -659,7 +659,7 @@ def _median(values: F32) -> np.float32:
     return candidate
 
 
-@kernel()
+@kernel(allocates=True)
 def _median25(image: F32, y: int, x: int, gain: np.float32) -> np.float32:
     """Median of 5×5, e-."""
     values = np.empty(25, np.float32)

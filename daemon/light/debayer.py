@@ -118,7 +118,7 @@ def _checked(mosaic: Image, pattern: str) -> Colours:
     return np.array([_COLOURS[letter] for letter in pattern], dtype=np.int64).reshape(2, 2)
 
 
-@kernel()
+@kernel(allocates=True)
 def _superpixels(
     first: int, last: int, mosaic: Image, mask: Mask, colours: Colours, edge: int, planes: Image,
     bits: Mask,
@@ -185,7 +185,7 @@ def _continue_row(source: Image, row: Image) -> None:
     row[width + 1] = 2 * source[width - 2] - source[width - 4]
 
 
-@kernel()
+@kernel(allocates=True)
 def _padded_row(mosaic: Image, y: int, row: Image) -> None:
     """Row −1 … ny of a mosaic, one pixel wider at each end."""
     height, width = mosaic.shape
@@ -199,7 +199,7 @@ def _padded_row(mosaic: Image, y: int, row: Image) -> None:
     _continue_row(line, row)
 
 
-@kernel()
+@kernel(allocates=True)
 def _bilinear_row(
     mosaic: Image, colours: Colours, y: int, rows: Image, held: int,
     red: Image, green: Image, blue: Image,
@@ -226,7 +226,7 @@ def _bilinear_row(
         other[x] = upright if is_green else quarter * diagonal
 
 
-@kernel()
+@kernel(allocates=True)
 def _bilinear(begin: int, end: int, mosaic: Image, colours: Colours, out: Image) -> None:
     rows = np.empty((3, mosaic.shape[1] + 2), np.float32)
     for y in range(begin, end):
@@ -234,7 +234,7 @@ def _bilinear(begin: int, end: int, mosaic: Image, colours: Colours, out: Image)
         _bilinear_row(mosaic, colours, y, rows, held, out[0, y], out[1, y], out[2, y])
 
 
-@kernel()
+@kernel(allocates=True)
 def _measure(
     begin: int, end: int, mosaic: Image, colours: Colours, grey: Image, cells: Image
 ) -> None:

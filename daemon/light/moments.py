@@ -23,7 +23,7 @@ X, Y, FWHM, ELONGATION, PEAK, SATURATED, OK = range(7)
 _LEAST_WEIGHT = 0.7  # px², variance of the narrowest weight
 
 
-@kernel()
+@kernel(allocates=True)
 def ring_sky(
     begin: int, end: int, image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int,
     network: Network, fallback: F64, out: F64,
@@ -39,7 +39,7 @@ def ring_sky(
         )  # fmt: skip
 
 
-@kernel()
+@kernel(allocates=True)
 def _rings_of_some(
     image: F32, xs: F64, ys: F64, inner: float, outer: float, step: int, network: Network,
     fallback: F64, out: F64,
@@ -58,7 +58,7 @@ def _rings_of_some(
             out[star], _ = clipped.median(values, star, counts[star], samples)
 
 
-@kernel()
+@kernel(allocates=True)
 def _ring(image: F32, x: float, y: float, inner: float, outer: float, step: int, out: F32) -> int:
     """The pixels of a ring that are finite, and their number, of which `out` holds one more."""
     ny, nx = image.shape
@@ -237,7 +237,7 @@ def aperture_flux(
         out[star] = total
 
 
-@kernel()
+@kernel(allocates=True)
 def linear_fluxes(begin: int, end: int, image: F32, xs: F64, ys: F64, radii: F64, out: F64) -> None:
     """Light within each of `radii` over the mean of the ring from 4/3 to 9/5 of it, (n, radii); 0
     where the frame cuts it off.
@@ -249,7 +249,7 @@ def linear_fluxes(begin: int, end: int, image: F32, xs: F64, ys: F64, radii: F64
             out[star, k] = _linear_flux(image, xs[star], ys[star], radii[k])
 
 
-@kernel()
+@kernel(allocates=True)
 def _linear_flux(image: F32, x: float, y: float, radius: float) -> float:
     """Light within `radius` over the mean of its ring: sums of each column first, which is fast."""
     ny, nx = image.shape

@@ -19,7 +19,7 @@ def neighbour_noise(sample: npt.NDArray[Any], *, bayer: bool) -> float:
     return float(1.4826 * np.float32(_median_step(rows, 2 if bayer else 1)) / np.sqrt(2.0))
 
 
-@kernel()
+@kernel(allocates=True)
 def _median_step(rows: Floats, step: int) -> np.float32:
     """Median size of the differences of pixels `step` apart in a row.
 

@@ -28,7 +28,7 @@ def light_around(xy: F64, field: F64, flux: F64, reach: float) -> F64:
     return _light_around(xy, field, flux, reach)
 
 
-@kernel()
+@kernel(allocates=True)
 def _nearest(points: F64, others: F64, radius: float) -> Index:
     """(n,) for each point that of `others`, which are in the order of y, with which it is a pair;
     -1 where there is none.
@@ -58,7 +58,7 @@ def _nearest(points: F64, others: F64, radius: float) -> Index:
     return nearest
 
 
-@kernel()
+@kernel(allocates=True)
 def _light_around(xy: F64, field: F64, flux: F64, reach: float) -> F64:
     result = np.zeros(len(xy))
     for i in range(len(xy)):

@@ -611,7 +611,7 @@ def _most_voted(
     return most, dx / max(most, 1), dy / max(most, 1)
 
 
-@kernel()
+@kernel(allocates=True)
 def _count_votes(
     first: int, last: int, frame: F64, target: F64, angles: F64, cell: float, reach: float, out: F64
 ) -> None:

@@ -37,7 +37,7 @@ def fit(
     return answer if determined else None
 
 
-@kernel()
+@kernel(allocates=True)
 def _fit(design: F64, values: F64, rounds: int, least: int, median: float) -> tuple[F64, bool]:
     n, rows, numbers = design.shape
     columns = values.shape[2]

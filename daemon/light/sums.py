@@ -10,7 +10,7 @@ from calib_library.kernels import kernel
 Words = npt.NDArray[np.uint64]
 
 
-@kernel()
+@kernel(allocates=True)
 def of_rows_and_columns(words: npt.NDArray[Any]) -> tuple[Words, Words]:
     """Sums (ny,) of the rows and (nx,) of the columns of whole numbers (ny, nx), modulo 2^64."""
     rows = np.zeros(words.shape[0], np.uint64)

@@ -12,12 +12,12 @@ The ringing clamp of `warp` is applied in each sweep to the six pixels along it.
 # Minima and maxima are written out: the compiler vectorises them so, and NaN stays NaN.
 # ruff: noqa: FURB136
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.kernels import kernel
+from calib_library.kernels import CACHE_LINE, aligned, kernel
 from daemon.light.lanczos import (
     BAD,
     BAD_SHARE,
@@ -86,6 +86,30 @@ class Sweeps(NamedTuple):
     """Area of a reference pixel in frame pixels."""
 
 
+class Scratch(NamedTuple):
+    """Memory of a thread's own, for kernels."""
+
+    lines: Image
+    """(rows, columns), rows of the frame at the columns of a block."""
+    line: Image
+    """(columns,)."""
+    places: Places
+    """(2, columns)."""
+
+    @classmethod
+    def of(cls) -> Self:
+        """For a block of BLOCK_ROWS rows or fewer."""
+        rows = int(BLOCK_ROWS * (1 + MOST_STRETCH) + BLOCK_COLUMNS * MOST_SHEAR) + 12
+        # A cache line more: rows at a distance of 4 kB get in each other's way.
+        columns = BLOCK_COLUMNS + CACHE_LINE // 4
+        line = int(BLOCK_COLUMNS * (1 + MOST_STRETCH)) + 16
+        return cls(
+            aligned((rows, columns), np.float32),
+            aligned((line,), np.float32),
+            aligned((2, BLOCK_COLUMNS), np.int32),
+        )
+
+
 MIRRORED, AREA = Sweeps._fields.index("mirrored"), Sweeps._fields.index("area")
 NOT_UPRIGHT = Sweeps(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 """No sweeps (the area is 0): the frame is not upright."""
@@ -141,15 +165,18 @@ def sweep_block(
     y1: int,
     x0: int,
     x1: int,
+    scratch: Scratch,
     out: Image,
+    to: int,
 ) -> None:
     """Resample one plane (ny, nx) onto columns x0 … x1 (along the sweep: from the right where
-    mirrored) of rows y0 … y1 of the reference: `out` (y1 − y0, x1 − x0), in the reference's own
-    order, NaN where there is nothing.
+    mirrored) of rows y0 … y1 of the reference, into the first rows of `out`, from its column `to`
+    on, in the reference's own order, NaN where there is nothing.
 
-    For kernels. `sweeps` from `sweeps_of`, `tolerance` in ADU, `steps` is STEPS, `shares`
-    is `lanczos.SHARES`, the bad pixels are from `warp.bad_pixels`. A block has at most
-    BLOCK_COLUMNS columns, and starts at a multiple of them, so that its bits are always the same.
+    For kernels. `sweeps` from `sweeps_of`, `tolerance` in ADU, `steps` is STEPS, `shares` is
+    `lanczos.SHARES`, the bad pixels are from `warp.bad_pixels`, `scratch` is overwritten. A block
+    has at most BLOCK_COLUMNS columns, and starts at a multiple of them, so that its bits are always
+    the same.
     """
     ny, nx = plane.shape
     count = x1 - x0
@@ -160,40 +187,42 @@ def sweep_block(
     lowest = min(min(corners) + sweeps.top, 1e9)
     highest = max(max(corners) + sweeps.top, -1e9)
     if highest < -1.0 or lowest > ny:
-        out[:, :] = np.nan
+        for y in range(y1 - y0):
+            out[y, to : to + count] = np.nan
         return
     first = max(int(np.floor(lowest)), -2) - 3
     last = min(int(np.floor(highest)), ny + 1) + 5
-    lines = np.empty((last - first, count), np.float32)
-    line = np.empty(int(count * (1.0 + abs(sweeps.stretch))) + 16, np.float32)
+    lines = scratch.lines
+    line = scratch.line[: int(count * (1.0 + abs(sweeps.stretch))) + 16]
     some_bad = False
     for r in range(first, last):
         row = min(max(r, 0), ny - 1)
         left = x0 * (1.0 + sweeps.stretch) + (r * sweeps.lean + sweeps.left)
         right = left + (count - 1) * (1.0 + sweeps.stretch)
         if right < -1.0 or left > nx:
-            lines[r - first, :] = np.nan
+            lines[r - first, :count] = np.nan
             continue
         from_column = int(np.floor(left)) - 3
         _copy_line(plane[row], from_column, line)
         if bad_columns.size:
             some_bad |= _mend_line(plane, bad, first_bad, bad_columns, row, from_column, line)
-        _along(line, from_column, left, sweeps.stretch, tolerance, steps, lines[r - first])
-    flat = lines.reshape(-1)
+        _along(line, from_column, left, sweeps.stretch, tolerance, steps, lines[r - first, :count])
+    flat, stride = lines.reshape(-1), lines.shape[1]
     for y in range(y0, y1):
         _across(
-            flat, first, last, x0 * sweeps.fall + (y * sweeps.pace + sweeps.top), sweeps.fall,
-            tolerance, steps, out[y - y0],
+            flat, stride, first, last, x0 * sweeps.fall + (y * sweeps.pace + sweeps.top),
+            sweeps.fall, tolerance, steps, out[y - y0, to : to + count],
         )  # fmt: skip
     if some_bad:
-        _leave_out(sweeps, shares, first_bad, bad_columns, first, last, y0, x0, out)
+        _leave_out(
+            sweeps, shares, first_bad, bad_columns, first, last, y0, y1, x0, count, lines, out, to
+        )
     area = np.float32(sweeps.area)
     for y in range(y0, y1):
-        _finish(sweeps, nx, ny, x0, y, area, out[y - y0])
-    if sweeps.mirrored > 0.0:
-        turned = np.empty(count, np.float32)
-        for y in range(y1 - y0):
-            _reverse(out[y], turned)
+        row = out[y - y0, to : to + count]
+        _finish(sweeps, nx, ny, x0, y, area, row)
+        if sweeps.mirrored > 0.0:
+            _reverse(row, line)
 
 
 @kernel()
@@ -264,12 +293,18 @@ def _leave_out(
     first: int,
     last: int,
     y0: int,
+    y1: int,
     x0: int,
+    count: int,
+    lost: Image,
     out: Image,
+    to: int,
 ) -> None:
-    """NaN where bad pixels of frame rows first … last carry too much of a pixel."""
-    rows, count = out.shape
-    lost = np.zeros(out.shape, np.float32)
+    """NaN where bad pixels of frame rows first … last carry too much of a pixel; `lost` is
+    overwritten.
+    """
+    for y in range(y1 - y0):
+        lost[y, :count] = 0
     step = 1.0 + sweeps.stretch
     upright = TAPS / 2 / abs(sweeps.pace)
     for r in range(max(first, 0), min(last, first_bad.size - 1)):
@@ -283,11 +318,11 @@ def _leave_out(
                 top = (x0 + k) * sweeps.fall + sweeps.top
                 middle = (r - top) / sweeps.pace
                 lowest = max(int(np.ceil(middle - upright)), y0)
-                highest = min(int(np.floor(middle + upright)) + 1, y0 + rows)
+                highest = min(int(np.floor(middle + upright)) + 1, y1)
                 for y in range(lowest, highest):
                     lost[y - y0, k] += across * _share(shares, top + y * sweeps.pace, r)
                     if lost[y - y0, k] > BAD_SHARE:
-                        out[y - y0, k] = np.nan
+                        out[y - y0, to + k] = np.nan
 
 
 @kernel(inline=True)
@@ -370,6 +405,7 @@ def _along(
 @kernel()
 def _across(
     lines: Image,
+    stride: int,
     first: int,
     last: int,
     top: float,
@@ -378,8 +414,8 @@ def _across(
     steps: Image,
     out: Image,
 ) -> None:
-    """Resample the frame rows first … last, each already at the columns of `out`, at frame row
-    top + k · fall.
+    """Resample the frame rows first … last, each already at the columns of `out` and `stride` px
+    from the next, at frame row top + k · fall.
     """
     k = 0
     while k < out.size:
@@ -391,7 +427,7 @@ def _across(
             out[k : k + number] = np.nan
         else:
             _taps(
-                lines, np.uint64((row - 2 - first) * out.size + k), np.uint64(out.size), steps,
+                lines, np.uint64((row - 2 - first) * stride + k), np.uint64(stride), steps,
                 np.float32(between), np.float32(fall), tolerance, out, np.uint64(k),
                 np.uint64(number),
             )  # fmt: skip

@@ -34,6 +34,7 @@ from daemon.light.sweeps import (
     MIRRORED,
     NOT_UPRIGHT,
     STEPS,
+    Scratch,
     sweep_block,
     sweeps_of,
     unpacked,
@@ -142,7 +143,7 @@ def warp_rows(
         noise_adu = pixel_noise(image)
     tolerance = np.float32(CLAMP_SIGMA * noise_adu)
     bands = -(-shape[1] // BLOCK_ROWS)
-    side_by_side(_warp_bands, bands, image, way, tolerance, rows[0], out)
+    side_by_side(_warp_bands, bands, image, way, tolerance, rows[0], out, scratch=Scratch.of)
     return out
 
 
@@ -266,23 +267,20 @@ def _check_image(image: Image) -> None:
 
 @kernel()
 def _warp_bands(
-    begin: int, end: int, image: Image, way: Way, tolerance: np.float32, first_row: int, out: Image
-) -> None:
+    begin: int, end: int, scratch: Scratch, image: Image, way: Way, tolerance: np.float32,
+    first_row: int, out: Image,
+) -> None:  # fmt: skip
     """Fill bands begin … end of `out`, of BLOCK_ROWS rows each; it begins at `first_row`."""
     planes, height, width = out.shape
     for band in range(begin, end):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
         for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
-            x0, x1 = columns_of(way, block)
             for plane in range(planes):
-                made = warp_block(
-                    image[plane], way, tolerance, first_row + y0, first_row + y1, block
-                )
-                for y in range(y0, y1):
-                    source, target = made[y - y0], out[plane, y, x0:x1]
-                    for x in range(target.size):
-                        target[x] = source[x]
+                warp_block(
+                    image[plane], way, tolerance, first_row + y0, first_row + y1, block, scratch,
+                    out[plane, y0:y1],
+                )  # fmt: skip
 
 
 @kernel()
@@ -314,28 +312,30 @@ def columns_of(way: Way, block: int) -> tuple[int, int]:
 
 @kernel()
 def warp_block(
-    plane: Image, way: Way, tolerance: np.float32, y0: int, y1: int, block: int
-) -> Image:
-    """One plane (ny, nx) resampled onto rows y0 … y1 of the reference and the columns of a block,
-    as `columns_of` gives them: (rows, columns) f32, NaN where there is nothing. For kernels;
-    `tolerance` in ADU. The bits do not depend on which rows are asked for together.
+    plane: Image, way: Way, tolerance: np.float32, y0: int, y1: int, block: int, scratch: Scratch,
+    out: Image,
+) -> None:  # fmt: skip
+    """Resample one plane (ny, nx) onto rows y0 … y1 of the reference, BLOCK_ROWS at most, and the
+    columns of a block, as `columns_of` gives them, of `out` (rows, nx of the reference), whose
+    first row is y0; NaN where there is nothing. For kernels; `tolerance` in ADU. The bits do not
+    depend on which rows are asked for together.
     """
     x0, x1 = columns_of(way, block)
-    out = np.empty((y1 - y0, x1 - x0), np.float32)
     if way.sweeps[AREA] > 0.0:
         begin = block * BLOCK_COLUMNS
         sweep_block(
             plane, unpacked(way.sweeps), tolerance, way.steps, way.shares, way.bad, way.first_bad,
-            way.bad_columns, y0, y1, begin, begin + x1 - x0, out,
+            way.bad_columns, y0, y1, begin, begin + x1 - x0, scratch, out, x0,
         )  # fmt: skip
-        return out
+        return
     for y in range(y0, y1):
-        _warp_row(plane, way, tolerance, y, x0, out[y - y0])
-    return out
+        _warp_row(plane, way, tolerance, y, x0, scratch, out[y - y0, x0:x1])
 
 
 @kernel()
-def _warp_row(plane: Image, way: Way, tolerance: np.float32, y: int, x0: int, out: Image) -> None:
+def _warp_row(
+    plane: Image, way: Way, tolerance: np.float32, y: int, x0: int, scratch: Scratch, out: Image
+) -> None:
     """Resample one plane (ny, nx) onto row `y` of the reference from column x0 on, pixel by pixel:
     `out` (columns,), NaN where there is nothing.
     """
@@ -344,9 +344,8 @@ def _warp_row(plane: Image, way: Way, tolerance: np.float32, y: int, x0: int, ou
     stride = np.uint64(width)
     table, bad, near = way.table, way.bad, way.near
     masked = near.size > 0
-    at_x = np.empty(out.size, np.int32)
-    at_y = np.empty(out.size, np.int32)
-    area = np.empty(out.size, np.float32)
+    at_x, at_y = scratch.places[0], scratch.places[1]
+    area = scratch.line[: out.size]
     _positions(way.inverse, way.bend, y, x0, width, height, at_x, at_y, area)
     for x in range(out.size):
         if at_x[x] < 0:

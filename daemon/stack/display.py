@@ -127,7 +127,7 @@ def _beside_rejected(
     return False
 
 
-@kernel()
+@kernel(allocates=True)
 def render_tiles(
     begin: int, end: int, table: Matrix, typical: Matrix, skies: Numbers, quantum: float,
     weight_unit: float, values: Image, frames: Count, total: Sums, weight: Weights, spread: Image,
@@ -145,7 +145,7 @@ def render_tiles(
             )  # fmt: skip
 
 
-@kernel()
+@kernel(allocates=True)
 def _render_tile(
     first: int, plane: int, table: Matrix, typical: Numbers, sky: float, quantum: float,
     weight_unit: float, values: Image, frames: Count, total: Sums, weight: Weights, spread: Image,

@@ -200,7 +200,7 @@ def _reach(points: Matrix, y: int, width: int, out: Matrix) -> None:
             out[1] = v if v > out[1] else out[1]  # noqa: FURB136
 
 
-@kernel(parallel=True)
+@kernel(parallel=True, allocates=True)
 def _drop_rows(
     samples: Image, points: Matrix, mask: Mask, rejected: Bool, rejected_from: int,
     colours: Colours, planes: Matrix, variances: Matrix, per_adu: float, scale: float,

@@ -18,13 +18,13 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from calib_library.combine import LANES, sort_lanes, sorting_network
-from calib_library.kernels import PROCESSORS, kernel, work_alone
+from calib_library.kernels import PROCESSORS, aligned, kernel, work_alone
 from daemon.stack.display import MODEL_FREEDOM
 from daemon.stack.live import SEEING_FLOOR, FrameTerms, StackImage, steepness
 from daemon.stack.settle import CENTRE_VARIANCE, CONTRAST_SHARE, EMPIRICAL_FROM
@@ -167,7 +167,7 @@ def combine_into(
             for plane in range(planes):
                 table = _table(terms, sigmas[:, plane])
                 work = functools.partial(
-                    _combine_strip, values, plane, y0, first - y0, last - y0, places[plane], table,
+                    _work_on_strip, values, plane, y0, first - y0, last - y0, places[plane], table,
                     table.astype(np.float32), _typical(table), np.float32(skies[plane]), network,
                     image.mean[plane, first:last], image.weight[plane, first:last],
                     image.variance[plane, first:last], image.coverage[first:last], rejected[plane],
@@ -187,6 +187,11 @@ def combine_into(
                 progress(last / height)
     left_out, there = tallies.sum(axis=0).T
     return Final(image=image, rejected=left_out / np.maximum(there, 1.0))
+
+
+def _work_on_strip(values: Image, *arguments: Any) -> None:  # noqa: ANN401 - those of the kernel
+    """Call `_combine_strip` with memory of its own."""
+    _combine_strip(_Strip.of(len(values)), values, *arguments)
 
 
 def _fill(pool: ThreadPoolExecutor, fillers: Iterable[RowFiller], values: Image) -> None:
@@ -291,29 +296,34 @@ class _Strip(NamedTuple):
     """(n, LANES), scratch."""
     lanes: Image
     """(6, STRIP), scratch."""
+    weights: Numbers
+    """(CORE,), scratch."""
 
-
-@kernel()
-def _new_strip(number: int) -> _Strip:
-    words = (number + WORD - 1) // WORD
-    return _Strip(
-        np.empty((RING, number, STRIP), np.float32),
-        np.empty((RING, STRIP), np.float32),
-        np.full((PASSES + 1, RING, STRIP + 2), np.nan, np.float32),
-        np.empty((PASSES + 1, RING, STRIP), np.float32),
-        np.empty((PASSES, RING, words, STRIP), np.uint32),
-        np.zeros((PASSES, GROW_TIMES + 1, RING, words, STRIP + 2), np.uint32),
-        np.zeros((number, LANES), np.float32),
-        np.empty((6, STRIP), np.float32),
-    )
+    @classmethod
+    def of(cls, number: int) -> Self:
+        """For so many frames."""
+        words = -(-number // WORD)
+        centre = aligned((PASSES + 1, RING, STRIP + 2), np.float32)
+        centre[:] = np.nan
+        return cls(
+            aligned((RING, number, STRIP), np.float32),
+            aligned((RING, STRIP), np.float32),
+            centre,
+            aligned((PASSES + 1, RING, STRIP), np.float32),
+            aligned((PASSES, RING, words, STRIP), np.uint32),
+            aligned((PASSES, GROW_TIMES + 1, RING, words, STRIP + 2), np.uint32),
+            aligned((number, LANES), np.float32),
+            aligned((6, STRIP), np.float32),
+            aligned((CORE,), np.float64),
+        )
 
 
 @kernel()
 def _combine_strip(
-    values: Image, plane: int, y0: int, first: int, last: int, places: Numbers, table: Numbers,
-    gates: Image, typical: Numbers, sky: np.float32, network: npt.NDArray[np.int32],
-    mean: Image, weight: Image, variance: Image, coverage: Count, rejected: Bits,
-    tallies: npt.NDArray[np.int64], index: int,
+    strip: _Strip, values: Image, plane: int, y0: int, first: int, last: int, places: Numbers,
+    table: Numbers, gates: Image, typical: Numbers, sky: np.float32,
+    network: npt.NDArray[np.int32], mean: Image, weight: Image, variance: Image, coverage: Count,
+    rejected: Bits, tallies: npt.NDArray[np.int64], index: int,
 ) -> None:  # fmt: skip
     """Combine rows first … last of one plane of a tile (n, planes, rows, nx) whose first row is
     row y0 of the image, in the strip of that index. Results are the rows of the tile that are
@@ -323,7 +333,6 @@ def _combine_strip(
     left = index * CORE
     right = min(left + CORE, width)
     x0, x1 = max(left - HALO, 0), min(right + HALO, width)
-    strip = _new_strip(values.shape[0])
     for step in range(height + HALO):
         if step < height:
             _centre(strip, values, plane, places, network, step, y0, x0, x1)
@@ -571,7 +580,8 @@ def _finish(
     The variance weighs the measured spread and the noise model as the live stack does.
     """
     slot = y % RING
-    weights, count = np.zeros(mean.size), strip.lanes[1]
+    weights, count = strip.weights[: mean.size], strip.lanes[1]
+    weights[:] = 0.0
     count[:] = 0
     out_of = strip.rejected[PASSES - 1, GROW_TIMES, slot]
     for i in range(table.shape[0]):

@@ -17,14 +17,15 @@ each waiting value: 50 bytes with 3 high and 2 low.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.kernels import kernel, side_by_side
+from calib_library.kernels import CACHE_LINE, aligned, kernel, side_by_side
 from daemon.light import warp
-from daemon.light.sweeps import BLOCK_COLUMNS, BLOCK_ROWS
+from daemon.light.sweeps import BLOCK_COLUMNS, BLOCK_ROWS, Scratch
 from daemon.stack import settle
 from daemon.stack.display import TILE_ROWS, centre_row, contrast_row, render_tiles, smallest
 
@@ -228,11 +229,13 @@ def add(
         stack.sky = _plane_skies(image, terms, stack.shape)
     stack.terms[terms.index] = terms
     stack.sigmas[terms.index] = sigmas
+    table = _table(stack)
     side_by_side(
         _add_bands, -(-stack.shape[1] // BLOCK_ROWS), image, way,
-        *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky),
-        stack.quantum, stack.contrast_unit, stack.low, len(stack.terms) - 1, stack.values,
-        stack.frames, stack.total, stack.weight, stack.spread, stack.settled, stack.contrast,
+        *_frame_numbers(stack, terms, image), table, table[:, 0].astype(np.float32),
+        np.array(stack.sky), stack.quantum, stack.contrast_unit, stack.low, len(stack.terms) - 1,
+        stack.values, stack.frames, stack.total, stack.weight, stack.spread, stack.settled,
+        stack.contrast, scratch=functools.partial(_Rows.of, stack.shape[2]),
     )  # fmt: skip
     if len(stack.terms) >= stack.contrast_due:
         _refresh_contrast(stack)
@@ -263,7 +266,7 @@ def remove(
         _remove_bands, -(-stack.shape[1] // BLOCK_ROWS), image, way,
         *_frame_numbers(stack, terms, image), _table(stack), np.array(stack.sky), stack.quantum,
         stack.contrast_unit, stack.values, stack.frames, stack.total, stack.weight, stack.spread,
-        stack.settled, stack.contrast,
+        stack.settled, stack.contrast, scratch=functools.partial(_Rows.of, stack.shape[2]),
     )  # fmt: skip
     del stack.terms[terms.index], stack.sigmas[terms.index]
 
@@ -417,17 +420,49 @@ def _refresh_contrast(stack: LiveStack) -> None:
     side_by_side(
         _contrast_tiles, -(-stack.shape[1] // TILE_ROWS), stack.quantum, stack.contrast_unit,
         stack.values, stack.frames, stack.total, stack.weight, stack.settled, stack.contrast,
+        scratch=lambda: aligned((TILE_ROWS + 3, _whole_lines(stack.shape[2])), np.float32),
     )  # fmt: skip
     frames = len(stack.terms)
     stack.contrast_due = frames + min(max(frames // 2, 1), 32)
 
 
+class _Rows(NamedTuple):
+    """Memory of a thread's own: rows of the stack, which all begin with a cache line."""
+
+    warp: Scratch
+    made: Image
+    """(BLOCK_ROWS, columns)."""
+    pixels: Image
+    """(4, columns)."""
+    who: Count
+    """(columns,)."""
+    far: Mask
+    """(columns,)."""
+
+    @classmethod
+    def of(cls, width: int) -> Self:
+        """For a stack of that width, px."""
+        columns = _whole_lines(width)
+        return cls(
+            Scratch.of(),
+            aligned((BLOCK_ROWS, columns), np.float32),
+            aligned((4, columns), np.float32),
+            aligned((columns,), np.uint16),
+            aligned((columns,), np.uint8),
+        )
+
+
+def _whole_lines(width: int) -> int:
+    """Pixels of a row that ends with a cache line, so that the next one begins with one."""
+    return -(-width // CACHE_LINE) * CACHE_LINE
+
+
 @kernel()
 def _add_bands(
-    first: int, last: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
-    tolerances: Image, table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
-    low: int, most: int, values: Image, frames: Count, total: Sums, weight: Weights, spread: Image,
-    settled: Count, contrast: Count,
+    first: int, last: int, rows: _Rows, image: Image, way: warp.Way, number: int, scale: float,
+    planes: Matrix, tolerances: Image, table: Matrix, shares: Image, skies: Matrix,
+    quantum: float, contrast_unit: float, low: int, most: int, values: Image, frames: Count,
+    total: Sums, weight: Weights, spread: Image, settled: Count, contrast: Count,
 ) -> None:  # fmt: skip
     """Some bands of BLOCK_ROWS rows. A frame's registered pixels, which are in the cache, enter by
     whole rows: the state is larger than any cache, and memory is fastest where it is read on and
@@ -436,26 +471,19 @@ def _add_bands(
     depth, plane_count, height, width = values.shape
     blocks = (width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS
     frame = np.uint16(number)
-    shares = table[:, 0].astype(np.float32)
-    variances = np.empty(plane_count, np.float32)
-    for plane in range(plane_count):
-        variances[plane] = smallest(table[:, 4 + plane])
-    made = np.empty((BLOCK_ROWS, width), np.float32)
-    fresh, out = np.empty(width, np.float32), np.empty(width, np.float32)
-    away, share = np.empty(width, np.float32), np.empty(width, np.float32)
-    who = np.empty(width, np.uint16)
-    far = np.zeros((width + 7) // 8 * 8, np.uint8)
+    made, far = rows.made, rows.far
+    fresh, out, who = rows.pixels[0, :width], rows.pixels[1, :width], rows.who[:width]
+    away, share = rows.pixels[2, :width], rows.pixels[3, :width]
     for band in range(first, last):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
         for plane in range(plane_count):
             a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
+            variance = np.float32(smallest(table[:, 4 + plane]))
             for block in range(blocks):
-                x0, x1 = warp.columns_of(way, block)
-                part = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
-                for y in range(y1 - y0):
-                    for x in range(x1 - x0):
-                        made[y, x0 + x] = part[y, x]
+                warp.warp_block(
+                    image[plane], way, tolerances[plane], y0, y1, block, rows.warp, made
+                )
             for y in range(y0, y1):
                 for block in range(blocks):
                     x0, x1 = warp.columns_of(way, block)
@@ -473,9 +501,7 @@ def _add_bands(
                 if most < depth:
                     continue
                 settle.push(values, frames, plane, y, low, frame, fresh, out, who)
-                settle.measure(
-                    out, who, sums, weights, quantum, shares, variances[plane], away, share, far
-                )
+                settle.measure(out, who, sums, weights, quantum, shares, variance, away, share, far)
                 settle.judge(
                     out, who, table, plane, skies[plane], contrast_unit, depth, weights, squares,
                     counts, contrast[plane, y], away, share, far,
@@ -485,15 +511,14 @@ def _add_bands(
 
 @kernel()
 def _remove_bands(
-    first: int, last: int, image: Image, way: warp.Way, number: int, scale: float, planes: Matrix,
-    tolerances: Image, table: Matrix, skies: Matrix, quantum: float, contrast_unit: float,
-    values: Image, frames: Count, total: Sums, weight: Weights, spread: Image, settled: Count,
-    contrast: Count,
+    first: int, last: int, rows: _Rows, image: Image, way: warp.Way, number: int, scale: float,
+    planes: Matrix, tolerances: Image, table: Matrix, skies: Matrix, quantum: float,
+    contrast_unit: float, values: Image, frames: Count, total: Sums, weight: Weights,
+    spread: Image, settled: Count, contrast: Count,
 ) -> None:  # fmt: skip
     depth, plane_count, height, width = values.shape
     share = int(table[number, 0])
     per_adu = 1.0 / quantum
-    scratch = np.empty(BLOCK_COLUMNS, np.float32)
     for band in range(first, last):
         y0 = band * BLOCK_ROWS
         y1 = min(y0 + BLOCK_ROWS, height)
@@ -501,11 +526,18 @@ def _remove_bands(
             a, bx, by = planes[plane, 0], planes[plane, 1], planes[plane, 2]
             for block in range((width + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS):
                 x0, x1 = warp.columns_of(way, block)
-                made = warp.warp_block(image[plane], way, tolerances[plane], y0, y1, block)
-                fresh = scratch[: x1 - x0]
+                warp.warp_block(
+                    image[plane], way, tolerances[plane], y0, y1, block, rows.warp, rows.made
+                )
+                fresh = rows.pixels[0, : x1 - x0]
                 for y in range(y0, y1):
                     settle.scale_row(
-                        made[y - y0], scale, a + by * y + bx * x0, bx, way.steps, fresh
+                        rows.made[y - y0, x0:x1],
+                        scale,
+                        a + by * y + bx * x0,
+                        bx,
+                        way.steps,
+                        fresh,
                     )
                     for x in range(x0, x1):
                         value = fresh[x - x0]
@@ -560,12 +592,11 @@ def _delete_waiting(values: Image, frames: Count, plane: int, y: int, x: int, nu
 
 @kernel()
 def _contrast_tiles(
-    begin: int, end: int, quantum: float, contrast_unit: float, values: Image, frames: Count,
-    total: Sums, weight: Weights, settled: Count, contrast: Count,
+    begin: int, end: int, scratch: Image, quantum: float, contrast_unit: float, values: Image,
+    frames: Count, total: Sums, weight: Weights, settled: Count, contrast: Count,
 ) -> None:  # fmt: skip
     _, plane_count, height, width = values.shape
-    centres = np.empty((TILE_ROWS + 2, width), np.float32)
-    row = np.empty(width, np.float32)
+    row = scratch[TILE_ROWS + 2, :width]
     for tile in range(begin, end):
         first = tile * TILE_ROWS
         last = min(first + TILE_ROWS, height)
@@ -574,11 +605,13 @@ def _contrast_tiles(
                 inside = min(max(y, 0), height - 1)
                 centre_row(
                     values, frames, total, weight, settled, quantum, plane, inside,
-                    centres[y - first + 1],
+                    scratch[y - first + 1, :width],
                 )  # fmt: skip
             for y in range(first, last):
                 k = y - first + 1
-                contrast_row(centres[k - 1], centres[k], centres[k + 1], row)
+                contrast_row(
+                    scratch[k - 1, :width], scratch[k, :width], scratch[k + 1, :width], row
+                )
                 for x in range(width):
                     steps = row[x] / contrast_unit
                     contrast[plane, y, x] = np.uint16(min(steps + 0.5, 65535.0))
