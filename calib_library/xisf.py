@@ -307,7 +307,8 @@ def _unpack_lz4(packed: Bytes, out: Bytes) -> int:
         literals, at = _length(packed, at + 1, token >> 4)
         if literals < 0 or at + literals > packed.size or done + literals > out.size:
             break
-        out[done : done + literals] = packed[at : at + literals]
+        for k in range(literals):
+            out[done + k] = packed[at + k]
         at += literals
         done += literals
         if at == packed.size:
