@@ -294,7 +294,7 @@ def _inflate(packed: Bytes, out: Bytes) -> bool:
     return True
 
 
-@kernel()
+@kernel(allocates=True)
 def _unpack_lz4(packed: Bytes, out: Bytes) -> int:
     """Unpack one LZ4 block into `out`; returns how many bytes came, −1 for a damaged one.
 
