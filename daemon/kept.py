@@ -64,17 +64,15 @@ def variance(
     a value was made up: repaired, or cleaned of a cosmic ray.
 
     The photons' share is reckoned from `e_per_adu`, e-/ADU. All the rest (reading, dark current,
-    the masters' own noise) is what the light itself shows beyond it in its background.
+    the masters' own noise) is what the light itself shows beyond it in its background. A background
+    that is quieter than its photons tells that the gain is wrong (a header's need not be that of
+    the binning): then the least is taken with which it could be so quiet.
     """
     sample = light.image[sampled_rows(len(light.image))]
-    noise = calibrate.Noise(
-        e_per_adu=e_per_adu,
-        read_noise_e=cosmic.read_noise(
-            neighbour_noise(sample, bayer=light.pattern is not None),
-            float(np.median(sample)),
-            e_per_adu,
-        ),
-    )
+    sigma_adu = neighbour_noise(sample, bayer=light.pattern is not None)
+    sky_adu = float(np.median(sample))
+    gain = max(e_per_adu, sky_adu / sigma_adu**2) if sigma_adu > 0 else e_per_adu
+    noise = calibrate.Noise(gain, cosmic.read_noise(sigma_adu, sky_adu, gain))
     plain = calibrator.apply(raw, record, light.calibration, noise=noise)
     assert plain.variance is not None
     spread = plain.variance

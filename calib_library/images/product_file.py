@@ -191,8 +191,12 @@ def write_fits(
         with RowWriter(file, image.shape, cards, scale=scale, pedestal_adu=pedestal_adu) as writer:
             writer.write(image)
         for name, plane in (extra or {}).items():
-            with RowWriter(file, plane.shape, (), extension=name) as writer:
+            with RowWriter(file, plane.shape, _TOLD.get(name, ()), extension=name) as writer:
                 writer.write(plane)
+
+
+_TOLD = {"VARIANCE": (Card("UTYPE", "VarianceUncertainty", "what astropy's CCDData calls it"),)}
+"""Cards of extensions."""
 
 
 class Encoded(NamedTuple):
