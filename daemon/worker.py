@@ -148,9 +148,9 @@ class Worker(threading.Thread):
         self.started.set()
         if self._config.stack.memory_mb < SMALL_MB:
             memory.keep_little()
-        self._beat("preparing the kernels")
         if self._frames_come:
             doing = "preparing the kernels"
+            self._beat(doing)
             warmup.kernels(lambda: self._beat(doing), stopping=self._stopping.is_set)
         self._started_at = time.monotonic()
         while not self._stopping.is_set():

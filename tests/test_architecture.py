@@ -22,6 +22,7 @@ PURE = {
     "calib_library.judging",
     "calib_library.overscan",
     "calib_library.robust",
+    "calib_library.clip",
     "calib_library.combine",
     "calib_library.flat",
     "calib_library.flat_checks",

@@ -10,13 +10,8 @@ from astropy.io import fits
 from astropy.stats import sigma_clip
 
 from calib_library import combine
-from calib_library.combine import (
-    ArrayRows,
-    median,
-    sigma_clipped_mean,
-    sigma_clipped_rows,
-    sorting_network,
-)
+from calib_library.clip import sorting_network
+from calib_library.combine import ArrayRows, median, sigma_clipped_mean, sigma_clipped_rows
 from calib_library.errors import IncompatibleFramesError
 from calib_library.images.row_reader import RowReader
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib_library import combine, dark_compose, dark_model, defects, kernels, local_median
+from calib_library import clip, combine, dark_compose, dark_model, defects, kernels, local_median
 from calib_library.frame import FrameType
 from daemon import warmup
 from daemon.light import calibrate, warp
@@ -24,9 +24,9 @@ def signatures(*compiled):
 
 def test_masters_and_stacks_find_their_kernels_compiled():
     used = (
-        combine._clip_integers,
-        combine._clip_floats,
-        combine._decode,
+        clip.clip_integers,
+        clip.clip_floats,
+        clip.decode,
         local_median._local_median,
         defects._trimmed_moments,
         defects._count_exceeded,

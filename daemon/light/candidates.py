@@ -16,7 +16,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.combine import LANES, sort_lanes, sorting_network
+from calib_library.clip import LANES, sort_lanes, sorting_network
 from calib_library.kernels import kernel, side_by_side
 
 F32 = npt.NDArray[np.float32]

@@ -1,7 +1,7 @@
 """Clipped medians of many small sets of samples: the cells of a background, rings round stars.
 
 The sets lie side by side and are sorted together by one network of comparisons
-(`combine.sort_lanes`), which branches on no value: a tenth of the time that it takes to sort one
+(`clip.sort_lanes`), which branches on no value: a tenth of the time that it takes to sort one
 after the other.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.combine import LANES, sort_lanes, sorting_network
+from calib_library.clip import LANES, sort_lanes, sorting_network
 from calib_library.kernels import kernel
 
 F32 = npt.NDArray[np.float32]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from calib_library.combine import LANES, sort_lanes, sorting_network
+from calib_library.clip import LANES, sort_lanes, sorting_network
 from calib_library.kernels import PROCESSORS, aligned, kernel, work_alone
 from daemon.stack.display import MODEL_FREEDOM
 from daemon.stack.live import SEEING_FLOOR, FrameTerms, StackImage, steepness
